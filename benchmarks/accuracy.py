@@ -1,0 +1,242 @@
+"""Dice of supervised training and of CPS on Dataset904 (hippocampus), small configuration, test cases.
+
+    python benchmarks/accuracy.py run [--only NAME ...]     train and evaluate what is not done yet; resumable
+    python benchmarks/accuracy.py report                    tables of what is done, and what is owed
+
+Needs the folder of the environment variable NNUNET_EXT_DATA (default ../shared/data). Each run is a process of its
+own with one thread, loader in the same process (repeatable), and its own seed. Results: benchmarks/results/accuracy.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import os
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+HERE = Path(__file__).resolve().parent
+DATA = Path(os.environ.get("NNUNET_EXT_DATA", HERE.parent.parent / "shared" / "data"))
+WORK = Path(os.environ.get("NNUNET_EXT_BENCH", HERE / "results")) / "accuracy"
+NAME = "Dataset904_HippocampusSSL"
+CLASSES = {1: "anterior", 2: "posterior"}
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training: trainer name, seed, bfloat16 or not, and attributes that differ from the defaults."""
+
+    name: str
+    trainer: str
+    seed: int = 0
+    bf16: bool = True
+    attributes: dict = field(default_factory=dict)
+
+
+SUP, CPS = "nnUNetTrainer_20epochs_250iterations", "nnUNetTrainerCPS_20epochs_250iterations"
+SUP_SHORT, CPS_SHORT = "nnUNetTrainer_15epochs_100iterations", "nnUNetTrainerCPS_15epochs_100iterations"
+RUNS = [
+    Run("supervised_5000_seed0", SUP, 0),
+    Run("cps_5000_seed0", CPS, 0),
+    Run("supervised_5000_seed1", SUP, 1),
+    Run("cps_5000_seed1", CPS, 1),
+    Run("supervised_1500_bf16", SUP_SHORT, 0),
+    Run("supervised_1500_fp32", SUP_SHORT, 0, bf16=False),
+    Run("cps_1500_ramp050", CPS_SHORT, 0),
+    Run("cps_1500_ramp100", CPS_SHORT, 0, attributes={"ramp_fraction": 1.0}),
+    Run("cps_1500_ramp000", CPS_SHORT, 0, attributes={"ramp_fraction": 0.0}),
+    Run("cps_1500_weight010", CPS_SHORT, 0, attributes={"cps_weight": 0.1}),
+]
+
+
+def environment(run: Run | None = None) -> dict[str, str]:
+    """Return the environment of a run, folders and seeds included."""
+    env = os.environ | {
+        "nnUNet_raw": str(WORK / "raw"),
+        "nnUNet_preprocessed": str(WORK / "preprocessed"),
+        "nnUNet_results": str(WORK / "runs" / (run.name if run else "none")),
+        "nnUNet_n_proc_DA": "0",
+        "nnUNet_def_n_proc": "2",
+        "OMP_NUM_THREADS": "1",
+        "MKL_NUM_THREADS": "1",
+    }
+    if run is not None:
+        env |= {"nnUNet_ext_seed": str(run.seed), "nnUNet_ext_cpu_bf16": str(int(run.bf16))}
+    return env
+
+
+def prepare() -> None:
+    """Plan and preprocess with the stock command, then add the small configuration."""
+    if not (DATA / NAME).is_dir():
+        sys.exit(f"{DATA / NAME} is missing; set NNUNET_EXT_DATA to the folder that has it")
+    (WORK / "raw").mkdir(parents=True, exist_ok=True)
+    link = WORK / "raw" / NAME
+    if not link.exists():
+        link.symlink_to((DATA / NAME).resolve())
+    plans_file = WORK / "preprocessed" / NAME / "SemiSupervisedPlans.json"
+    if plans_file.is_file() and "3d_small" in json.loads(plans_file.read_text())["configurations"]:
+        return
+    command = "nnUNetv2_plan_and_preprocess -d 904 -pl SemiSupervisedPlanner -c 3d_fullres -np 2 -npfp 2"
+    subprocess.run(
+        [str(Path(sys.executable).parent / command.split()[0]), *command.split()[1:]], env=environment(), check=True
+    )
+    plans = json.loads(plans_file.read_text())
+    architecture = copy.deepcopy(plans["configurations"]["3d_fullres"]["architecture"])
+    architecture["arch_kwargs"]["features_per_stage"] = [8, 16, 32, 64]
+    plans["configurations"]["3d_small"] = {"inherits_from": "3d_fullres", "batch_size": 2, "architecture": architecture}
+    plans_file.write_text(json.dumps(plans, indent=1))
+
+
+def train_and_evaluate(run: Run) -> None:
+    """Train one run (continuing where it was stopped) and write its result; runs in a process of its own."""
+    import torch
+    from batchgenerators.utilities.file_and_folder_operations import load_json
+
+    from nnunet_ext.training.composition import find_trainer
+
+    torch.set_num_threads(1)
+    preprocessed = WORK / "preprocessed" / NAME
+    plans = load_json(str(preprocessed / "SemiSupervisedPlans.json")) | {"continue_training": False}
+    dataset_json = load_json(str(preprocessed / "dataset.json"))
+    # All ten labelled cases are for training; nothing is selected on validation cases.
+    trainer = find_trainer(run.trainer)(plans, "3d_small", "all", dataset_json, torch.device("cpu"))
+    for key, value in run.attributes.items():
+        setattr(trainer, key, value)
+    checkpoint = Path(trainer.output_folder) / "checkpoint_latest.pth"
+    final = Path(trainer.output_folder) / "checkpoint_final.pth"
+    seconds = time.time()
+    trainer.initialize()
+    if final.is_file():
+        trainer.load_checkpoint(str(final))
+    else:
+        if checkpoint.is_file():
+            trainer.load_checkpoint(str(checkpoint))
+        trainer.run_training()
+    seconds = time.time() - seconds
+    networks = {"network 1": trainer.network}
+    if hasattr(trainer, "network_2"):
+        from nnunet_ext.inference.averaging import AverageOfNetworks
+
+        networks |= {"network 2": trainer.network_2, "average": AverageOfNetworks(trainer.network, trainer.network_2)}
+    trainer.set_deep_supervision_enabled(False)
+    dice = {title: evaluate(trainer, network.eval()) for title, network in networks.items()}
+    steps = trainer.num_epochs * trainer.num_iterations_per_epoch
+    result = {"run": run.__dict__, "steps": steps, "seconds_last_part": seconds, "dice": dice}
+    target = WORK / "done" / f"{run.name}.json"
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.with_suffix(".tmp").write_text(json.dumps(result, indent=1))
+    target.with_suffix(".tmp").replace(target)
+
+
+def evaluate(trainer, network) -> dict[str, list[float]]:
+    """Return the Dice of each test case and class, predicted as nnU-Net does (mirroring, step 0.5)."""
+    import torch
+    from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
+    from tqdm import tqdm
+
+    predictor = nnUNetPredictor(device=torch.device("cpu"), perform_everything_on_device=False, allow_tqdm=False)
+    predictor.manual_initialization(
+        network,
+        trainer.plans_manager,
+        trainer.configuration_manager,
+        None,
+        trainer.dataset_json,
+        type(trainer).__name__,
+        trainer.inference_allowed_mirroring_axes,
+    )
+    reader = trainer.plans_manager.image_reader_writer_class()
+    dice = {}
+    for label in tqdm(sorted((WORK / "raw" / NAME / "labelsTs").glob("*.nii.gz")), "test cases"):
+        case = label.name[: -len(".nii.gz")]
+        image, properties = reader.read_images([str(label.parent.parent / "imagesTs" / f"{case}_0000.nii.gz")])
+        truth = reader.read_seg(str(label))[0][0]
+        found = predictor.predict_single_npy_array(image, properties)
+        dice[case] = [
+            float(2 * ((found == c) & (truth == c)).sum() / max(1, (found == c).sum() + (truth == c).sum()))
+            for c in CLASSES
+        ]
+    return dice
+
+
+def interval(values: np.ndarray, seed: int = 0) -> tuple[float, float]:
+    """Return the 95 % percentile bootstrap interval of the mean over cases."""
+    rng = np.random.default_rng(seed)
+    means = values[rng.integers(0, len(values), (10000, len(values)))].mean(1)
+    return tuple(np.percentile(means, [2.5, 97.5]))
+
+
+def report() -> None:
+    """Print what is done as Markdown, and name what is owed."""
+    print("| run | seed | steps | network | anterior [95 %] | posterior [95 %] | mean [95 %] | worst case |")
+    print("|---|---|---|---|---|---|---|---|")
+    owed, means = [], {}
+    for run in RUNS:
+        target = WORK / "done" / f"{run.name}.json"
+        if not target.is_file():
+            owed.append(run.name)
+            continue
+        result = json.loads(target.read_text())
+        for network, dice in result["dice"].items():
+            table = np.array([dice[case] for case in sorted(dice)])
+            means[run.name, network] = table.mean(1)
+            cells = []
+            for values in (*table.T, table.mean(1)):
+                low, high = interval(values)
+                cells.append(f"{values.mean():.3f} [{low:.3f}, {high:.3f}]")
+            print(
+                f"| {run.name} | {run.seed} | {result['steps']} | {network} | {' | '.join(cells)} "
+                f"| {table.mean(1).min():.3f} |"
+            )
+    print("\nPaired differences of the mean Dice over the cases:\n")
+    for first, second in PAIRS:
+        if first in means and second in means:
+            difference = means[second] - means[first]
+            low, high = interval(difference)
+            print(f"- {' '.join(second)} minus {' '.join(first)}: {difference.mean():+.3f} [{low:+.3f}, {high:+.3f}]")
+    print("\nOwed:", ", ".join(owed) or "nothing")
+
+
+PAIRS = [
+    (("supervised_5000_seed0", "network 1"), ("cps_5000_seed0", "network 1")),
+    (("supervised_5000_seed0", "network 1"), ("cps_5000_seed0", "average")),
+    (("supervised_5000_seed1", "network 1"), ("cps_5000_seed1", "network 1")),
+    (("supervised_5000_seed1", "network 1"), ("cps_5000_seed1", "average")),
+    (("supervised_1500_fp32", "network 1"), ("supervised_1500_bf16", "network 1")),
+    (("supervised_1500_bf16", "network 1"), ("cps_1500_ramp050", "network 1")),
+    (("cps_1500_ramp050", "network 1"), ("cps_1500_ramp100", "network 1")),
+    (("cps_1500_ramp050", "network 1"), ("cps_1500_ramp000", "network 1")),
+    (("cps_1500_ramp050", "network 1"), ("cps_1500_weight010", "network 1")),
+]
+
+
+def main() -> None:
+    """Parse and run."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("command", choices=["run", "report", "one"])
+    parser.add_argument("--only", nargs="+", default=[run.name for run in RUNS], help="names of runs")
+    arguments = parser.parse_args()
+    by_name = {run.name: run for run in RUNS}
+    unknown = [name for name in arguments.only if name not in by_name]
+    if unknown:
+        parser.error(f"unknown run {unknown[0]!r}; there are {', '.join(by_name)}")
+    if arguments.command == "report":
+        report()
+    elif arguments.command == "one":
+        train_and_evaluate(by_name[arguments.only[0]])
+    else:
+        prepare()
+        for name in arguments.only:
+            if not (WORK / "done" / f"{name}.json").is_file():
+                print(f"=== {name}", flush=True)
+                command = [sys.executable, __file__, "one", "--only", name]
+                subprocess.run(command, env=environment(by_name[name]), check=True)
+
+
+if __name__ == "__main__":
+    main()

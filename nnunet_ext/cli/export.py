@@ -1,0 +1,57 @@
+"""Writes a trained model that plain nnU-Net, without this plugin, predicts with.
+
+Of a CPS training either network can be exported, or both as two folds, so that stock prediction averages them.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from nnunet_ext.cli.values import natural
+
+
+def _fold(text: str) -> int | str:
+    return text if text == "all" else natural(text)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of ``nnUNetv2_ext export``."""
+    parser.add_argument(
+        "-m",
+        type=Path,
+        required=True,
+        metavar="MODEL",
+        help="model folder: nnUNet_results/DATASET/TRAINER__PLANS__CONF",
+    )
+    parser.add_argument("-o", type=Path, required=True, metavar="OUTPUT", help="folder to write, or a file *.zip")
+    parser.add_argument("--network", choices=["1", "2", "both"], default="1", help="of CPS (default: %(default)s)")
+    parser.add_argument(
+        "-f", nargs="+", type=_fold, default=None, metavar="FOLD", help="folds (default: all there are)"
+    )
+    parser.add_argument("-chk", default="checkpoint_final.pth", metavar="FILE", help="(default: %(default)s)")
+    parser.add_argument("--stock", action="store_true", help="fail rather than write a model that needs this plugin")
+    parser.add_argument("--overwrite", action="store_true", help="replace what is at OUTPUT")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Export and say how to predict with the result."""
+    from nnunet_ext.inference.export import export_model
+
+    folds = export_model(
+        arguments.m,
+        arguments.o,
+        network=arguments.network,
+        folds=arguments.f,
+        checkpoint_name=arguments.chk,
+        overwrite=arguments.overwrite,
+    )
+    print(f"Wrote {arguments.o} with fold(s) {' '.join(map(str, folds))}.")
+    if arguments.o.suffix == ".zip":
+        print(f"Install it with: nnUNetv2_install_pretrained_model_from_zip {arguments.o}")
+    else:
+        print(
+            f"Predict with: nnUNetv2_predict_from_modelfolder -i IMAGES -o PREDICTIONS -m {arguments.o} "
+            f"-f {' '.join(map(str, folds))}"
+        )
+    return 0

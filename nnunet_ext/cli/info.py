@@ -1,0 +1,95 @@
+"""Prints versions, whether the plugin is active, the seams it holds, and the environment variables that count."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+from importlib import import_module, metadata
+from pathlib import Path
+from typing import Any
+
+PACKAGES = (
+    "nnunetv2-ext",
+    "nnunetv2",
+    "torch",
+    "dynamic-network-architectures",
+    "batchgenerators",
+    "batchgeneratorsv2",
+    "SimpleITK",
+    "numpy",
+)
+VARIABLES = {
+    "nnUNet_raw": "raw datasets",
+    "nnUNet_preprocessed": "preprocessed datasets and plans",
+    "nnUNet_results": "trained models",
+    "nnUNet_extTrainer": "folders with trainers of your own; they win over ours",
+    "nnUNet_compile": "torch.compile on (default) or off",
+    "nnUNet_n_proc_DA": "loader processes",
+    "nnUNet_def_n_proc": "processes of pools",
+    "nnUNet_wandb_enabled": "log to Weights & Biases",
+    "nnUNet_ext_seed": "seed of our trainers (default 0)",
+    "nnUNet_ext_cpu_bf16": "bfloat16 on CPUs, 1 or 0 (default)",
+    "NNUNET_EXT_DISABLE": "1 switches the plugin off",
+}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of ``nnUNetv2_ext info``."""
+    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+
+
+def collect() -> dict[str, Any]:
+    """Return what the command prints."""
+    from nnunet_ext import discovery_folder
+    from nnunet_ext.plugin import startup
+    from nnunet_ext.training.precision import cpu_has_bf16_units
+
+    for module in startup.SEAMS:
+        import_module(module)  # a seam shows its state once the module that it extends is there
+    seams = [dict(zip(("name", "module", "state"), row, strict=True)) for row in startup.status()]
+    return {
+        "python": platform.python_version(),
+        "packages": {name: _version(name) for name in PACKAGES},
+        "active": all(seam["state"] == "active" for seam in seams),
+        "seams": seams,
+        "discovery_folder": discovery_folder(),
+        "cpu_has_bf16_units": cpu_has_bf16_units(),
+        "environment": {name: os.environ.get(name) for name in VARIABLES},
+    }
+
+
+def _version(name: str) -> str | None:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Print the state."""
+    found = collect()
+    if arguments.json:
+        print(json.dumps(found, indent=1))
+        return 0
+    print(f"Python {found['python']}")
+    for name, version in found["packages"].items():
+        print(f"  {name:<30} {version or 'not installed'}")
+    print(f"\nPlugin {'active' if found['active'] else 'NOT active'}; seams:")
+    for seam in found["seams"]:
+        print(f"  {seam['name']:<20} {seam['module']:<62} {seam['state']}")
+    print(f"\nTrainers for nnUNet_extTrainer, where the plugin cannot be active:\n  {found['discovery_folder']}")
+    print(f"\nbfloat16 units in this CPU: {'yes' if found['cpu_has_bf16_units'] else 'no'}")
+    print("\nEnvironment variables:")
+    for name, meaning in VARIABLES.items():
+        value = found["environment"][name]
+        note = (
+            "" if value is None or not name.startswith(("nnUNet_raw", "nnUNet_pre", "nnUNet_res")) else _folder(value)
+        )
+        print(f"  {name:<22} {'not set' if value is None else value}{note}  ({meaning})")
+    return 0
+
+
+def _folder(path: str) -> str:
+    return "" if Path(path).is_dir() else " [no such folder]"

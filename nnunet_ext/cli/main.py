@@ -1,0 +1,45 @@
+"""``nnUNetv2_ext``: what the stock commands cannot express, one subcommand each."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+
+from nnunet_ext import __version__
+
+COMMANDS = {
+    "trainers": "list trainers and the parts that trainer names are made of",
+    "info": "versions, state of the plugin, environment variables",
+    "preprocess_unlabeled": "preprocess the unlabelled cases of a dataset for any plans",
+    "export": "write a trained model that plain nnU-Net predicts with",
+    "demo": "generate phantoms, train supervised and CPS with the stock commands, and compare",
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line and return the exit status.
+
+    Args:
+        argv: Arguments without the program's name; None takes those of the process.
+    """
+    parser = argparse.ArgumentParser(prog="nnUNetv2_ext", description=__doc__)
+    parser.add_argument("--version", action="version", version=f"nnunetv2-ext {__version__}")
+    subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, summary in COMMANDS.items():
+        module = import_module(f"nnunet_ext.cli.{name}")
+        subparser = subparsers.add_parser(name, help=summary, description=module.__doc__)
+        module.add_arguments(subparser)
+        subparser.set_defaults(run=module.run)
+    arguments = parser.parse_args(argv)
+    try:
+        return int(arguments.run(arguments))
+    except (ValueError, OSError, RuntimeError) as error:
+        # Wrong input is reported in a sentence; a traceback is for our own mistakes.
+        print(f"nnUNetv2_ext {arguments.command}: error: {error}", file=sys.stderr)
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,42 @@
+"""Preprocesses the unlabelled cases of a dataset for any plans, stock ones too, and touches nothing else.
+
+Cases that are up to date are kept, so a run that was stopped continues; changed scans and changed plans are noticed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from nnunet_ext.cli.values import positive_int
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of ``nnUNetv2_ext preprocess_unlabeled``."""
+    parser.add_argument("-d", required=True, metavar="DATASET", help="dataset number or name")
+    parser.add_argument("-p", default="nnUNetPlans", metavar="PLANS", help="plans (default: %(default)s)")
+    parser.add_argument("-c", nargs="+", default=["3d_fullres"], metavar="CONFIGURATION", help="configurations")
+    parser.add_argument("-np", type=positive_int, default=4, metavar="N", help="processes (default: %(default)s)")
+    parser.add_argument("--clean", action="store_true", help="start over instead of continuing")
+    parser.add_argument("--no_pbar", action="store_true", help="no progress bar")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Preprocess; the exit status is 1 if a case failed."""
+    from nnunet_ext.data.failures import format_report
+    from nnunet_ext.data.preprocess import preprocess_unlabeled
+
+    dataset = int(arguments.d) if arguments.d.isdigit() else arguments.d
+    failures = []
+    for configuration in arguments.c:
+        summary = preprocess_unlabeled(
+            dataset, arguments.p, configuration, arguments.np, arguments.clean, not arguments.no_pbar
+        )
+        print(
+            f"{configuration}: {len(summary.done)} preprocessed, {len(summary.kept)} up to date, "
+            f"{len(summary.removed)} removed, {len(summary.failures)} failed, in {summary.folder}"
+        )
+        failures += summary.failures
+    if failures:
+        print(format_report(failures), file=sys.stderr)
+    return 1 if failures else 0

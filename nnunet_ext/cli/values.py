@@ -1,0 +1,27 @@
+"""Types of command line values, with errors that say what was expected."""
+
+from __future__ import annotations
+
+import argparse
+
+
+def positive_int(text: str) -> int:
+    """Return a positive integer.
+
+    Raises:
+        argparse.ArgumentTypeError: If the text is not one.
+    """
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected a positive integer, got {text!r}")
+    return int(text)
+
+
+def natural(text: str) -> int:
+    """Return an integer that is not negative.
+
+    Raises:
+        argparse.ArgumentTypeError: If the text is not one.
+    """
+    if not text.isdigit():
+        raise argparse.ArgumentTypeError(f"expected an integer of 0 or more, got {text!r}")
+    return int(text)

@@ -1,0 +1,153 @@
+"""The two-stream loader: labelled and unlabelled patches in one batch."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from batchgenerators.dataloading.nondet_multi_threaded_augmenter import NonDetMultiThreadedAugmenter
+from batchgenerators.dataloading.single_threaded_augmenter import SingleThreadedAugmenter
+from nnunetv2.training.dataloading.data_loader import nnUNetDataLoader
+from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
+
+from nnunet_ext.data.transforms import with_validity
+
+
+class TwoStreamLoader:
+    """Yields a labelled and an unlabelled batch of equal size as one dictionary.
+
+    Both loaders end their targets with a validity mask (:func:`nnunet_ext.data.transforms.with_validity`).
+
+    Args:
+        labelled: Loader of the labelled stream.
+        unlabelled: Loader of the unlabelled stream, or None.
+    """
+
+    def __init__(self, labelled: nnUNetDataLoader, unlabelled: nnUNetDataLoader | None) -> None:
+        self.labelled = labelled
+        self.unlabelled = unlabelled
+
+    def set_thread_id(self, thread_id: int) -> None:
+        """Pass the number of the loader process on."""
+        for loader in (self.labelled, self.unlabelled):
+            if loader is not None:
+                loader.set_thread_id(thread_id)
+
+    def __iter__(self) -> TwoStreamLoader:
+        """Return itself."""
+        return self
+
+    def __next__(self) -> dict[str, Any]:
+        """Return ``data`` (B, C, *S), ``target``, ``unlabeled`` (B, C, *S), ``valid`` (2B, 1, *S) or None, ``keys``.
+
+        ``target`` is nnU-Net's (a list with deep supervision). ``valid`` is None if every voxel is valid, so that the
+        common case costs nothing.
+        """
+        batch = next(self.labelled)
+        *targets, valid = batch["target"]
+        batch["target"] = targets if len(targets) > 1 else targets[0]
+        if self.unlabelled is not None:
+            other = next(self.unlabelled)
+            batch["unlabeled"] = other["data"]
+            valid = torch.cat([valid, other["target"][-1]])
+            batch["keys"] = [*batch["keys"], *other["keys"]]
+        batch["valid"] = None if bool(valid.all()) else valid
+        return batch
+
+
+def two_stream_loader(trainer: Any, unlabelled_dataset: Any) -> TwoStreamLoader:
+    """Build the training loader of a semi-supervised trainer from its own transforms.
+
+    Args:
+        trainer: An initialised nnU-Net trainer.
+        unlabelled_dataset: :class:`~nnunet_ext.data.dataset.UnlabeledDataset` or None.
+    """
+    rotation, dummy_2d, initial_patch_size, mirror_axes = (
+        trainer.configure_rotation_dummyDA_mirroring_and_inital_patch_size()
+    )
+    patch_size = trainer.configuration_manager.patch_size
+    labels = trainer.label_manager
+
+    def loader(dataset: Any, unlabelled: bool) -> nnUNetDataLoader:
+        transforms = trainer.get_training_transforms(
+            patch_size,
+            rotation,
+            None if unlabelled else trainer._get_deep_supervision_scales(),
+            mirror_axes,
+            dummy_2d,
+            use_mask_for_norm=trainer.configuration_manager.use_mask_for_norm,
+            is_cascaded=False,
+            foreground_labels=labels.foreground_labels,
+            regions=labels.foreground_regions if labels.has_regions and not unlabelled else None,
+            ignore_label=labels.ignore_label,
+        )
+        result = nnUNetDataLoader(
+            dataset,
+            trainer.batch_size,
+            initial_patch_size,
+            patch_size,
+            labels,
+            oversample_foreground_percent=0.0 if unlabelled else trainer.oversample_foreground_percent,
+            sampling_probabilities=None,
+            pad_sides=None,
+            transforms=with_validity(transforms, unlabelled),
+            probabilistic_oversampling=not unlabelled and trainer.probabilistic_oversampling,
+        )
+        if unlabelled:
+            result.has_ignore = False  # with an ignore label nnU-Net samples annotated voxels; here there are none
+        return result
+
+    dataset_tr, _ = trainer.get_tr_and_val_datasets()
+    return TwoStreamLoader(
+        loader(dataset_tr, False), None if unlabelled_dataset is None else loader(unlabelled_dataset, True)
+    )
+
+
+def validation_loader(trainer: Any) -> nnUNetDataLoader:
+    """Build nnU-Net's own validation loader."""
+    labels = trainer.label_manager
+    _, dataset_val = trainer.get_tr_and_val_datasets()
+    transforms = trainer.get_validation_transforms(
+        trainer._get_deep_supervision_scales(),
+        is_cascaded=False,
+        foreground_labels=labels.foreground_labels,
+        regions=labels.foreground_regions if labels.has_regions else None,
+        ignore_label=labels.ignore_label,
+    )
+    patch_size = trainer.configuration_manager.patch_size
+    return nnUNetDataLoader(
+        dataset_val,
+        trainer.batch_size,
+        patch_size,
+        patch_size,
+        labels,
+        oversample_foreground_percent=trainer.oversample_foreground_percent,
+        sampling_probabilities=None,
+        pad_sides=None,
+        transforms=transforms,
+        probabilistic_oversampling=trainer.probabilistic_oversampling,
+    )
+
+
+def in_background(loader: Any, pin_memory: bool, train: bool, seed: int) -> Any:
+    """Let loader processes fill a queue, as nnU-Net does; with ``nnUNet_n_proc_DA=0`` work in this process.
+
+    Args:
+        loader: Endless batch source.
+        pin_memory: Copy batches to page-locked memory.
+        train: Training gets all of nnU-Net's loader processes, validation half of them.
+        seed: Each process draws from a seed of its own that follows from this one.
+    """
+    allowed = get_allowed_n_proc_DA()
+    if allowed == 0:
+        return SingleThreadedAugmenter(loader, None)
+    processes = allowed if train else max(1, allowed // 2)
+    return NonDetMultiThreadedAugmenter(
+        data_loader=loader,
+        transform=None,
+        num_processes=processes,
+        num_cached=max(6, allowed // 2) if train else max(3, allowed // 4),
+        seeds=[(seed + 7919 * i) % 2**32 for i in range(processes)],
+        pin_memory=pin_memory,
+        wait_time=0.002,
+    )

@@ -1,0 +1,188 @@
+"""Where unlabelled cases lie: ``imagesUnlabeled/`` and the key ``"unlabeled"`` of dataset.json."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from nnunet_ext.data.failures import UNLABELLED, Failure
+
+FOLDER = "imagesUnlabeled"
+KEY = "unlabeled"
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+
+
+@dataclass(frozen=True)
+class UnlabeledCase:
+    """One unlabelled case.
+
+    Attributes:
+        name: Case name.
+        images: One file a channel, in the order of the channels.
+        hidden_label: True if the case is a labelled one whose label ``splits_final.json`` withholds.
+    """
+
+    name: str
+    images: tuple[str, ...]
+    hidden_label: bool = False
+
+
+def name_problem(name: str) -> str | None:
+    """Return why ``name`` cannot be a case name, or None if it can."""
+    if not _NAME.fullmatch(name):
+        return (
+            f"{name!r} is not a valid case name; expected a letter or digit followed by letters, digits, '.', '_' "
+            "or '-'. Rename it."
+        )
+    if name.endswith("_seg"):
+        return f"the case name {name!r} ends in '_seg', which nnU-Net reserves for segmentations. Rename it."
+    return None
+
+
+def number_of_channels(dataset_json: dict[str, Any]) -> int:
+    """Return the number of image channels that dataset.json declares."""
+    return len(dataset_json["channel_names"] if "channel_names" in dataset_json else dataset_json["modality"])
+
+
+def labelled_images(raw_folder: str | Path, dataset_json: dict[str, Any]) -> dict[str, tuple[str, ...]]:
+    """Return the image files of every labelled case by name; the labels are neither named nor read."""
+    raw_folder = Path(raw_folder)
+    if "dataset" in dataset_json:
+        return {
+            name: tuple(_resolve(raw_folder, image) for image in entry["images"])
+            for name, entry in dataset_json["dataset"].items()
+        }
+    folder = raw_folder / "imagesTr"
+    if not folder.is_dir():
+        return {}
+    cases, _ = _cases_of_folder(folder, dataset_json)
+    return {name: case.images for name, case in cases.items()}
+
+
+def find_unlabeled_cases(
+    raw_folder: str | Path, dataset_json: dict[str, Any], hidden: Iterable[str] = ()
+) -> tuple[dict[str, UnlabeledCase], list[Failure]]:
+    """Find the unlabelled cases of a dataset.
+
+    Args:
+        raw_folder: The dataset's folder in ``nnUNet_raw``.
+        dataset_json: Its dataset.json.
+        hidden: Names of labelled cases that are to be used without their labels (``"unlabeled"`` of a split).
+
+    Returns:
+        The cases by name, sorted, and a failure for every file or entry that could not be used.
+
+    Raises:
+        ValueError: If a name occurs twice, or among the labelled cases as well, or a hidden case does not exist.
+    """
+    raw_folder = Path(raw_folder)
+    cases: dict[str, UnlabeledCase] = {}
+    failures: list[Failure] = []
+    if (raw_folder / FOLDER).is_dir():
+        cases, failures = _cases_of_folder(raw_folder / FOLDER, dataset_json)
+    listed, more = _cases_of_json(raw_folder, dataset_json)
+    failures += more
+    labelled = labelled_images(raw_folder, dataset_json)
+    _refuse_duplicates(cases, listed, labelled, raw_folder)
+    cases.update(listed)
+    for name in hidden:
+        if name not in labelled:
+            raise ValueError(
+                f"splits_final.json lists {name!r} under 'unlabeled', but there is no such case among the labelled "
+                f"ones of {raw_folder}. Correct the name in splits_final.json."
+            )
+        cases[name] = UnlabeledCase(name, labelled[name], hidden_label=True)
+    return dict(sorted(cases.items())), failures
+
+
+def where_looked(raw_folder: str | Path) -> str:
+    """Return a sentence that says where unlabelled cases are looked for and how to provide them."""
+    return (
+        f"Looked in {Path(raw_folder) / FOLDER} and for the key {KEY!r} in {Path(raw_folder) / 'dataset.json'}. "
+        f"Provide unlabelled scans as {FOLDER}/CASE_0000.nii.gz (one file a channel, the dataset's file ending), or "
+        f'as "{KEY}": {{"CASE": {{"images": ["path_0000.nii.gz"]}}}} in dataset.json.'
+    )
+
+
+def _resolve(raw_folder: Path, path: str) -> str:
+    """Expand environment variables; relative paths count from the dataset's folder."""
+    return os.path.abspath(os.path.join(raw_folder, os.path.expandvars(path)))
+
+
+def _cases_of_folder(folder: Path, dataset_json: dict[str, Any]) -> tuple[dict[str, UnlabeledCase], list[Failure]]:
+    ending, channels = dataset_json["file_ending"], number_of_channels(dataset_json)
+    pattern = re.compile(r"(.+)_(\d{4})" + re.escape(ending))
+    found: dict[str, dict[int, str]] = {}
+    failures = []
+    for entry in sorted(os.listdir(folder)):
+        match = pattern.fullmatch(entry)
+        if match:
+            found.setdefault(match[1], {})[int(match[2])] = str(folder / entry)
+        elif entry.endswith(ending) and not entry.startswith("."):
+            failures.append(
+                Failure(entry, UNLABELLED, f"{folder / entry} has no channel suffix; expected CASE_0000{ending}.")
+            )
+        elif re.search(r"_\d{4}\.[A-Za-z.]+$", entry) and not entry.startswith("."):
+            failures.append(
+                Failure(
+                    entry,
+                    UNLABELLED,
+                    f"{folder / entry} does not end in {ending!r}, the file ending of this dataset (dataset.json). "
+                    "Convert it.",
+                )
+            )
+    cases = {}
+    for name, files in found.items():
+        problem = name_problem(name)
+        if problem is None and sorted(files) != list(range(channels)):
+            problem = (
+                f"{folder / name}: found channels {sorted(files)}, expected {list(range(channels))} "
+                f"({channels} channel(s) in dataset.json). Add the missing files or remove the surplus."
+            )
+        if problem is None:
+            cases[name] = UnlabeledCase(name, tuple(files[c] for c in range(channels)))
+        else:
+            failures.append(Failure(name, UNLABELLED, problem))
+    return cases, failures
+
+
+def _cases_of_json(raw_folder: Path, dataset_json: dict[str, Any]) -> tuple[dict[str, UnlabeledCase], list[Failure]]:
+    ending, channels = dataset_json["file_ending"], number_of_channels(dataset_json)
+    cases, failures = {}, []
+    for name, entry in dataset_json.get(KEY, {}).items():
+        images = tuple(_resolve(raw_folder, image) for image in entry.get("images", ()))
+        problem = name_problem(name)
+        wrong = [image for image in images if not image.endswith(ending)]
+        missing = [image for image in images if not os.path.isfile(image)]
+        if problem is None and len(images) != channels:
+            problem = f"dataset.json gives {len(images)} image(s) for it, expected {channels} (one a channel)."
+        if problem is None and wrong:
+            problem = f"{wrong[0]} does not end in {ending!r}, the file ending of this dataset. Convert it."
+        if problem is None and missing:
+            problem = f"{missing[0]} does not exist. Correct the path in dataset.json."
+        if problem is None:
+            cases[name] = UnlabeledCase(name, images)
+        else:
+            failures.append(Failure(name, UNLABELLED, problem))
+    return cases, failures
+
+
+def _refuse_duplicates(
+    cases: dict[str, UnlabeledCase], listed: dict[str, UnlabeledCase], labelled: dict[str, Any], raw_folder: Path
+) -> None:
+    twice = sorted(cases.keys() & listed.keys())
+    if twice:
+        raise ValueError(
+            f"unlabelled case names must be unique, but {twice[:5]} lie(s) in {raw_folder / FOLDER} and is listed "
+            f"under {KEY!r} in dataset.json as well. Remove one of the two."
+        )
+    both = sorted((cases.keys() | listed.keys()) & labelled.keys())
+    if both:
+        raise ValueError(
+            f"{both[:5]} is a labelled case (imagesTr) and an unlabelled one at once. Rename or remove the unlabelled "
+            "one; to train without the label of a labelled case, list it under 'unlabeled' in splits_final.json."
+        )

@@ -1,0 +1,1 @@
+"""The demo: phantoms instead of a download, stock commands, supervised training against cross pseudo supervision."""

@@ -1,0 +1,97 @@
+"""The phantoms as an nnU-Net raw data set: few labelled cases, many unlabelled ones, labelled test cases."""
+
+import json
+import os
+from pathlib import Path
+
+import SimpleITK
+from tqdm import tqdm
+
+from nnunet_ext.demo.phantom import LABELS, make_phantom
+
+DATASET_ID = 901
+DATASET_NAME = f"Dataset{DATASET_ID}_PhantomCT"
+FILE_ENDING = ".nii.gz"
+# Each group counts from a number of its own, so that a case stays the same when another group grows.
+_FIRST_INDEX = {"labeled": 0, "unlabeled": 10_000, "test": 20_000}
+
+
+def write_dataset(raw_folder: Path, seed: int = 0, labeled: int = 5, unlabeled: int = 40, test: int = 12) -> Path:
+    """Write the phantom data set, or what is missing of it.
+
+    A file appears under its name only when it is complete, so a killed run is continued by calling this again.
+
+    Args:
+        raw_folder: nnU-Net's ``nnUNet_raw``; the data set becomes a folder in it.
+        seed: Of the data set; the same seed gives the same patients.
+        labeled: Cases in ``imagesTr`` and ``labelsTr``.
+        unlabeled: Cases in ``imagesUnlabeled``.
+        test: Cases in ``imagesTs`` and ``labelsTs``.
+
+    Returns:
+        The folder of the data set.
+
+    Raises:
+        ValueError: If the folder holds a phantom data set made with other arguments.
+    """
+    folder = raw_folder / DATASET_NAME
+    counts = {"labeled": labeled, "unlabeled": unlabeled, "test": test}
+    _claim(folder, {"seed": seed, **counts})
+    cases = [(group, number) for group, count in counts.items() for number in range(count)]
+    for group, number in tqdm(cases, desc="phantoms", unit="case"):
+        _write_case(folder, group, number, seed)
+    return folder
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write a text file that is either complete or not there."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + ".part")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def _claim(folder: Path, made_with: dict[str, int]) -> None:
+    """Write dataset.json first: it records what the cases are made with."""
+    path = folder / "dataset.json"
+    if path.is_file():
+        found = json.loads(path.read_text(encoding="utf-8")).get("phantom")
+        if found != made_with:
+            raise ValueError(f"{folder} holds phantoms made with {found}, expected {made_with}; use another folder")
+        return
+    content = {
+        "channel_names": {"0": "CT"},
+        "labels": LABELS,
+        "numTraining": made_with["labeled"],
+        "file_ending": FILE_ENDING,
+        "name": DATASET_NAME,
+        "description": "Phantoms that look like an abdominal CT, made by nnU-Net extensions. No patient data.",
+        "phantom": made_with,
+    }
+    write_atomically(path, json.dumps(content, indent=2))
+
+
+def _write_case(folder: Path, group: str, number: int, seed: int) -> None:
+    name = f"{group}_{number:03d}"
+    images, labels = {
+        "labeled": ("imagesTr", "labelsTr"),
+        "unlabeled": ("imagesUnlabeled", None),
+        "test": ("imagesTs", "labelsTs"),
+    }[group]
+    image_path = folder / images / f"{name}_0000{FILE_ENDING}"
+    label_path = folder / labels / f"{name}{FILE_ENDING}" if labels else None
+    if image_path.is_file() and (label_path is None or label_path.is_file()):
+        return
+    image, segmentation = make_phantom(seed, _FIRST_INDEX[group] + number).to_images()
+    _write_image(image, image_path, folder)
+    if label_path:
+        _write_image(segmentation, label_path, folder)
+
+
+def _write_image(image: SimpleITK.Image, path: Path, folder: Path) -> None:
+    # nnU-Net takes every file with the right ending for a case, so unfinished ones lie where it does not look
+    temporary = folder / "unfinished" / path.name
+    for parent in (temporary.parent, path.parent):
+        parent.mkdir(parents=True, exist_ok=True)
+    SimpleITK.WriteImage(image, str(temporary))
+    os.replace(temporary, path)

@@ -1,0 +1,291 @@
+"""What the demo found: a table, two figures and the same numbers as JSON."""
+
+import json
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from nnunet_ext.demo.dataset import FILE_ENDING, write_atomically
+from nnunet_ext.demo.figures import OverlayRow, dice_figure, overlay_figure, read_slices
+from nnunet_ext.demo.phantom import LABELS
+
+Array = npt.NDArray[np.float64]
+
+ORGANS = tuple(name for name in LABELS if name != "background")
+_RESAMPLES = 10_000
+_BOOTSTRAP_SEED = 0
+
+
+@dataclass(frozen=True)
+class Method:
+    """One of the two trainings.
+
+    Attributes:
+        title: For tables and figures.
+        trainer: The name after ``-tr``.
+        predictions: Folder with its segmentations of the test cases and nnU-Net's ``summary.json``.
+        seconds: Wall-clock time of the training.
+        peak_memory_mb: Of the training.
+        curves: nnU-Net's ``progress.png``.
+    """
+
+    title: str
+    trainer: str
+    predictions: Path
+    seconds: float
+    peak_memory_mb: float
+    curves: Path
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Dice of both methods, case by case.
+
+    Attributes:
+        cases: Names of the test cases.
+        baseline: ``(cases, organs)``.
+        candidate: ``(cases, organs)``.
+    """
+
+    cases: tuple[str, ...]
+    baseline: Array
+    candidate: Array
+
+    def differences(self) -> Array:
+        """Mean Dice of the candidate minus that of the baseline, for each case."""
+        return np.nanmean(self.candidate, axis=1) - np.nanmean(self.baseline, axis=1)
+
+    def interval(self, organ: int | None = None) -> tuple[float, float, float]:
+        """Mean difference and its 95 % interval, from a bootstrap over the cases that keeps pairs together.
+
+        Args:
+            organ: Column; ``None`` for the mean over organs.
+
+        Returns:
+            Mean, lower and upper end.
+        """
+        pairs = self.differences() if organ is None else self.candidate[:, organ] - self.baseline[:, organ]
+        return paired_bootstrap(pairs)
+
+
+def paired_bootstrap(differences: Array) -> tuple[float, float, float]:
+    """Mean of paired differences with its 95 % percentile bootstrap interval.
+
+    Args:
+        differences: One per case; NaN is left out.
+
+    Returns:
+        Mean, lower and upper end; the seed is fixed, so the same input gives the same interval.
+    """
+    values = differences[~np.isnan(differences)]
+    if not len(values):
+        return float("nan"), float("nan"), float("nan")
+    rng = np.random.default_rng(_BOOTSTRAP_SEED)
+    means = values[rng.integers(0, len(values), (_RESAMPLES, len(values)))].mean(axis=1)
+    low, high = np.quantile(means, [0.025, 0.975])
+    return float(values.mean()), float(low), float(high)
+
+
+def compare(baseline: Path, candidate: Path) -> Comparison:
+    """Read the two ``summary.json`` of nnU-Net's evaluation.
+
+    Args:
+        baseline: File of the first method.
+        candidate: File of the second method.
+
+    Returns:
+        Dice for each case and organ.
+
+    Raises:
+        ValueError: If the two were not evaluated on the same cases.
+    """
+    first, second = _dice_by_case(baseline), _dice_by_case(candidate)
+    if first.keys() != second.keys():
+        unpaired = ", ".join(sorted(first.keys() ^ second.keys()))
+        raise ValueError(
+            f"{baseline} and {candidate} differ in their cases: {unpaired}; evaluate both on the same folder"
+        )
+    cases = tuple(sorted(first))
+    return Comparison(cases, np.array([first[case] for case in cases]), np.array([second[case] for case in cases]))
+
+
+def _dice_by_case(summary: Path) -> dict[str, list[float]]:
+    content = json.loads(summary.read_text(encoding="utf-8"))
+    return {
+        Path(case["prediction_file"]).name.removesuffix(FILE_ENDING): [
+            float(case["metrics"][str(LABELS[organ])]["Dice"]) for organ in ORGANS
+        ]
+        for case in content["metric_per_case"]
+    }
+
+
+def verdict(comparison: Comparison, baseline: str, candidate: str) -> str:
+    """Say in one sentence what the comparison shows, and what it does not.
+
+    Args:
+        comparison: Of the two methods.
+        baseline: Name of the first.
+        candidate: Name of the second.
+
+    Returns:
+        The sentence.
+    """
+    mean, low, high = comparison.interval()
+    measured = f"mean Dice {mean:+.3f}, 95 % interval {low:+.3f} to {high:+.3f} over {len(comparison.cases)} test cases"
+    if low > 0:
+        return f"{candidate} was better than {baseline} here ({measured})."
+    if high < 0:
+        return f"{candidate} was worse than {baseline} here ({measured})."
+    return f"{candidate} was not distinguishable from {baseline} here ({measured})."
+
+
+def write_report(folder: Path, dataset: Path, baseline: Method, candidate: Method, setup: dict[str, Any]) -> None:
+    """Print the table and write ``report.md``, ``report.json`` and the figures.
+
+    Args:
+        folder: Where to write.
+        dataset: Raw data set with the test images and labels.
+        baseline: The supervised training.
+        candidate: The semi-supervised training.
+        setup: Settings, versions and machine; ``commands`` is a list of commands to show.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    comparison = compare(baseline.predictions / "summary.json", candidate.predictions / "summary.json")
+    table = markdown_table(comparison, baseline, candidate)
+    sentence = verdict(comparison, baseline.title, candidate.title)
+    titles = (baseline.title, candidate.title)
+    dice_figure(ORGANS, comparison.baseline, comparison.candidate, titles).savefig(
+        folder / "dice_per_organ.png", dpi=130
+    )
+    rows = _overlay_rows(comparison, dataset, (baseline, candidate))
+    overlay_figure(rows, ("CT", "ground truth", *titles)).savefig(folder / "overlays.png", dpi=130)
+    for method in (baseline, candidate):
+        if method.curves.is_file():
+            shutil.copyfile(method.curves, folder / f"progress_{method.title.lower()}.png")
+    write_atomically(
+        folder / "report.json", json.dumps(_numbers(comparison, baseline, candidate, setup, sentence), indent=2)
+    )
+    write_atomically(folder / "report.md", _page(table, sentence, setup, sorted(folder.glob("*.png"))))
+    print(f"\n{table}\n\n{sentence}\n\nIn {folder}:")
+    for path in sorted(folder.iterdir()):
+        print(f"  {path.name}")
+
+
+def markdown_table(comparison: Comparison, baseline: Method, candidate: Method) -> str:
+    """Dice per organ, their mean, time and memory, in columns that line up.
+
+    Args:
+        comparison: Of the two methods.
+        baseline: The first.
+        candidate: The second.
+
+    Returns:
+        A Markdown table.
+    """
+    rows = [["Dice", baseline.title, candidate.title, "difference (95 % interval)"]]
+    for column, organ in enumerate((*ORGANS, "mean")):
+        first, second = (
+            np.nanmean(values if organ == "mean" else values[:, column])
+            for values in (comparison.baseline, comparison.candidate)
+        )
+        mean, low, high = comparison.interval(None if organ == "mean" else column)
+        rows.append([organ, f"{first:.3f}", f"{second:.3f}", f"{mean:+.3f} ({low:+.3f} to {high:+.3f})"])
+    ratio = candidate.seconds / baseline.seconds if baseline.seconds else float("nan")
+    rows.append(["training time", _minutes(baseline.seconds), _minutes(candidate.seconds), f"{ratio:.1f} times"])
+    memory = [f"{method.peak_memory_mb / 1000:.2f} GB" for method in (baseline, candidate)]
+    change = (candidate.peak_memory_mb - baseline.peak_memory_mb) / 1000
+    rows.append(["peak host memory", *memory, f"{change:+.2f} GB"])
+    widths = [max(len(row[column]) for row in rows) for column in range(4)]
+    lines = [
+        "| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |" for row in rows
+    ]
+    lines.insert(1, "|" + "|".join("-" * (width + 2) for width in widths) + "|")
+    return "\n".join(lines)
+
+
+def _minutes(seconds: float) -> str:
+    return f"{int(seconds // 60)} min {seconds % 60:02.0f} s"
+
+
+def _overlay_rows(comparison: Comparison, dataset: Path, methods: Sequence[Method]) -> list[OverlayRow]:
+    """The cases with the worst, the median and the best difference."""
+    differences = comparison.differences()
+    order = np.argsort(differences)
+    picks = {
+        "worst difference": order[0],
+        "median difference": order[(len(order) - 1) // 2],
+        "best difference": order[-1],
+    }
+    rows = []
+    for reason, index in picks.items():
+        name = comparison.cases[index] + FILE_ENDING
+        image = dataset / "imagesTs" / f"{comparison.cases[index]}_0000{FILE_ENDING}"
+        hu, maps, aspect = read_slices(image, [dataset / "labelsTs" / name, *(m.predictions / name for m in methods)])
+        dice = [np.nanmean(values[index]) for values in (comparison.baseline, comparison.candidate)]
+        captions = ("", "", *(f"mean Dice {value:.3f}" for value in dice))
+        title = f"{comparison.cases[index]}\n{reason} ({differences[index]:+.3f})"
+        rows.append(OverlayRow(title, hu, maps, aspect, captions))
+    return rows
+
+
+def _numbers(
+    comparison: Comparison, baseline: Method, candidate: Method, setup: dict[str, Any], sentence: str
+) -> dict[str, Any]:
+    def difference(organ: int | None) -> dict[str, float]:
+        return dict(zip(("mean", "low", "high"), comparison.interval(organ), strict=True))
+
+    return {
+        "verdict": sentence,
+        "setup": setup,
+        "methods": {
+            method.title: {
+                "trainer": method.trainer,
+                "training_seconds": round(method.seconds, 1),
+                "peak_host_memory_mb": round(method.peak_memory_mb, 1),
+                "mean_dice": float(np.nanmean(values)),
+                "dice": {
+                    case: dict(zip(ORGANS, row, strict=True))
+                    for case, row in zip(comparison.cases, values.tolist(), strict=True)
+                },
+            }
+            for method, values in ((baseline, comparison.baseline), (candidate, comparison.candidate))
+        },
+        "difference": {
+            "mean": difference(None),
+            "organs": {organ: difference(column) for column, organ in enumerate(ORGANS)},
+        },
+    }
+
+
+def _page(table: str, sentence: str, setup: dict[str, Any], figures: Sequence[Path]) -> str:
+    commands = "\n".join(setup["commands"])
+    pictures = "\n\n".join(f"![{path.stem.replace('_', ' ')}]({path.name})" for path in figures)
+    return f"""# Demo: phantoms of an abdominal CT
+
+{sentence}
+
+{table}
+
+{setup["labeled"]} labelled cases ({setup["labeled"] - 1} to train, 1 to validate), {setup["unlabeled"]} unlabelled,
+{setup["test"]} test cases that no training saw; seed {setup["seed"]}. Both trainings: {setup["epochs"]} epochs of
+{setup["iterations"]} iterations on {setup["device"]} ({setup["machine"]}; nnunetv2 {setup["nnunetv2"]}, torch
+{setup["torch"]}).
+
+```
+{commands}
+```
+
+Dice is nnU-Net's own (`nnUNetv2_evaluate_folder`). The interval is a paired bootstrap over the test cases
+({_RESAMPLES} resamples): it holds for new phantoms with these two trained networks, not for another training run.
+Time is wall-clock time of `nnUNetv2_train`, its final validation included. Memory is that of the command with its
+workers, shared pages counted once, sampled twice a second, without GPU memory. Phantoms are no patients, and this
+training is far shorter than nnU-Net's default of 250 000 iterations: read this as a check that everything works, not
+as a result on real data.
+
+{pictures}
+"""

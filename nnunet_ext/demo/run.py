@@ -1,0 +1,332 @@
+"""The demo from nothing to a report: phantoms, planning, two trainings with stock commands, prediction, evaluation."""
+
+import json
+import os
+import platform
+import shutil
+import sys
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from nnunet_ext.demo.dataset import DATASET_ID, DATASET_NAME, write_atomically, write_dataset
+from nnunet_ext.demo.process import DemoError, Usage, run_command
+from nnunet_ext.demo.progress import PredictionBar, StageBar, TrainingBar
+from nnunet_ext.demo.report import Method, write_report
+
+DEFAULT_EPOCHS = 20
+DEFAULT_ITERATIONS = 40
+
+PLANNER = "SemiSupervisedPlanner"
+PLANS = "SemiSupervisedPlans"
+CONFIGURATION = "3d_demo"
+FOLD = 0
+_LARGEST_WIDTH = 64  # features of the deepest stages: a quarter of nnU-Net's widths, so that a CPU trains in minutes
+_SETTINGS_FILE = "demo.json"
+_OWN_FOLDERS = ("stages", "raw", "preprocessed", "results", "predictions", "logs", "report")  # the records go first
+
+
+@dataclass(frozen=True)
+class DemoSettings:
+    """What decides the figures of a demo; a folder holds the demo of one choice.
+
+    Attributes:
+        seed: Of the phantoms.
+        epochs: Of both trainings.
+        iterations: Per epoch.
+        device: ``cpu``, ``cuda`` or ``mps``.
+        labeled: Labelled cases; the last one is nnU-Net's validation case.
+        unlabeled: Unlabelled cases.
+        test: Labelled cases that no training sees.
+    """
+
+    seed: int = 0
+    epochs: int = DEFAULT_EPOCHS
+    iterations: int = DEFAULT_ITERATIONS
+    device: str = "cpu"
+    labeled: int = 5
+    unlabeled: int = 40
+    test: int = 12
+
+    def trainer(self, method: str) -> str:
+        """Name after ``-tr``: the same length for both methods."""
+        first = {"supervised": "nnUNetTrainer", "cps": "nnUNetTrainerCPS"}[method]
+        return f"{first}_{self.epochs}epochs_{self.iterations}iterations"
+
+
+def run_demo(
+    output: Path,
+    seed: int = 0,
+    epochs: int | None = None,
+    iterations: int | None = None,
+    overwrite: bool = False,
+    device: str | None = None,
+) -> int:
+    """Run the demo, or continue it: finished stages are kept, a training goes on at its last checkpoint.
+
+    Args:
+        output: Folder for everything; nnU-Net's three folders lie in it, so nothing else is touched.
+        seed: Of the phantoms.
+        epochs: Of both trainings; ``None`` takes the default.
+        iterations: Per epoch; ``None`` takes the default.
+        overwrite: Begin anew, whatever demo the folder holds; files that no demo wrote stay.
+        device: ``cpu``, ``cuda`` or ``mps``; ``None`` takes CUDA where there is one, else the CPU.
+
+    Returns:
+        Exit status: 0 when the report is written, 1 after an error that is printed, 130 when interrupted.
+    """
+    try:
+        settings = DemoSettings(
+            seed=seed,
+            epochs=DEFAULT_EPOCHS if epochs is None else epochs,
+            iterations=DEFAULT_ITERATIONS if iterations is None else iterations,
+            device=device or detect_device(),
+        )
+        run_stages(output.absolute(), settings, overwrite)
+    except DemoError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("\ninterrupted; the same command, without --overwrite, continues", file=sys.stderr)
+        return 130
+    return 0
+
+
+def run_stages(output: Path, settings: DemoSettings, overwrite: bool = False) -> None:
+    """Do what ``run_demo`` does, for any settings, and raise its errors.
+
+    Args:
+        output: Folder for everything.
+        settings: Of the demo.
+        overwrite: Begin anew.
+
+    Raises:
+        DemoError: If the folder is taken, a command fails or a setting is out of range.
+    """
+    for name in ("epochs", "iterations"):
+        if getattr(settings, name) < 1:
+            raise DemoError(f"{name} must be at least 1, got {getattr(settings, name)}")
+    claim_folder(output, settings, overwrite)
+    _Demo(output, settings).run()
+
+
+def detect_device() -> str:
+    """Name the device to train on: ``cuda`` where there is one, else ``cpu``."""
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def claim_folder(output: Path, settings: DemoSettings, overwrite: bool) -> None:
+    """Take an empty folder, or one that holds this very demo; with ``overwrite`` also others.
+
+    Args:
+        output: The folder; made where it does not exist.
+        settings: Of the demo.
+        overwrite: Remove the demo in the folder. Files that no demo wrote are never removed.
+
+    Raises:
+        DemoError: If the folder holds something else and ``overwrite`` is not set, or folders of somebody else have
+            the names that the demo needs.
+    """
+    record = output / _SETTINGS_FILE
+    if output.exists() and not output.is_dir():
+        raise DemoError(f"{output} is a file; name a folder")
+    if record.is_file():
+        if not overwrite and json.loads(record.read_text(encoding="utf-8")) == asdict(settings):
+            return
+        if not overwrite:
+            raise DemoError(_other_settings(output, record, settings))
+        for name in _OWN_FOLDERS:
+            shutil.rmtree(output / name, ignore_errors=True)
+    elif taken := [name for name in _OWN_FOLDERS if (output / name).exists()]:
+        raise DemoError(f"{output} holds {', '.join(taken)}, and not from a demo; name another folder")
+    elif output.is_dir() and any(output.iterdir()) and not overwrite:
+        raise DemoError(f"{output} is not empty and holds no demo; pass --overwrite to use it, or name another folder")
+    write_atomically(record, json.dumps(asdict(settings), indent=2))
+
+
+def _other_settings(output: Path, record: Path, settings: DemoSettings) -> str:
+    found, wanted = json.loads(record.read_text(encoding="utf-8")), asdict(settings)
+    changed = [f"{key} {found.get(key)} (now {value})" for key, value in wanted.items() if found.get(key) != value]
+    remedy = "pass --overwrite to begin anew, or name another folder"
+    return f"{output} holds a demo with other settings: {', '.join(changed)}; {remedy}"
+
+
+class _Demo:
+    """The stages, and where they lie in the output folder."""
+
+    def __init__(self, output: Path, settings: DemoSettings) -> None:
+        self.output = output
+        self.settings = settings
+        self.dataset = output / "raw" / DATASET_NAME
+        self.preprocessed = output / "preprocessed" / DATASET_NAME
+        self.environment = {
+            "nnUNet_raw": str(output / "raw"),
+            "nnUNet_preprocessed": str(output / "preprocessed"),
+            "nnUNet_results": str(output / "results"),
+            "nnUNet_def_n_proc": "2",
+            "nnUNet_n_proc_DA": str(min(4, max(1, (os.cpu_count() or 1) - 1))),
+            "nnUNet_compile": "0",  # compiling takes longer than it saves in a training this short
+        }
+        self.stages: list[tuple[str, Callable[[str, Usage], None]]] = [
+            ("phantoms", self._phantoms),
+            ("plan", self._plan),
+        ]
+        for method in ("supervised", "cps"):
+            self.stages += [
+                (f"train_{method}", self._train),
+                (f"predict_{method}", self._predict),
+                (f"evaluate_{method}", self._evaluate),
+            ]
+
+    def run(self) -> None:
+        for name, action in self.stages:
+            self._stage(name, action)
+        self._report()
+
+    def _stage(self, name: str, action: Callable[[str, Usage], None]) -> None:
+        record = self._record(name)
+        if record.get("finished"):
+            print(f"{self._title(name)}: kept", file=sys.stderr)
+            return
+        usage = Usage(record.get("seconds", 0.0), record.get("peak_memory_mb", 0.0))
+        action(name, usage)
+        usage.save(self._record_path(name), finished=True)
+
+    def _record_path(self, name: str) -> Path:
+        return self.output / "stages" / f"{name}.json"
+
+    def _record(self, name: str) -> dict[str, Any]:
+        """What is known of a stage: nothing where it never ran."""
+        path = self._record_path(name)
+        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+    def _title(self, name: str) -> str:
+        names = [stage for stage, _ in self.stages]
+        return f"[{names.index(name) + 1}/{len(names) + 1}] {name.replace('_', ' ').replace('cps', 'CPS')}"
+
+    def _call(self, name: str, usage: Usage, bar: StageBar, *arguments: str) -> None:
+        def tick() -> None:
+            bar.tick()
+            usage.save(self._record_path(name), finished=False)
+
+        finished = False
+        try:
+            run_command(arguments, self.environment, self.output / "logs" / f"{name}.log", usage, bar.line, tick)
+            finished = True
+        finally:
+            bar.close(finished)
+
+    def _phantoms(self, name: str, usage: Usage) -> None:
+        settings = self.settings
+        print(self._title(name), file=sys.stderr)
+        write_dataset(self.output / "raw", settings.seed, settings.labeled, settings.unlabeled, settings.test)
+
+    def _plan(self, name: str, usage: Usage) -> None:
+        self._call(
+            name,
+            usage,
+            StageBar(self._title(name) + " and preprocess"),
+            *("nnUNetv2_plan_and_preprocess", "-d", str(DATASET_ID), "-pl", PLANNER, "-c", "3d_fullres"),
+            *("-np", "2", "-npfp", "2", "--verify_dataset_integrity"),
+        )
+        plans = self.preprocessed / f"{PLANS}.json"
+        if not plans.is_file():
+            log = self.output / "logs" / f"{name}.log"
+            raise DemoError(f"planning ended without {plans}; what it printed is in {log}")
+        write_atomically(plans, json.dumps(with_demo_configuration(json.loads(plans.read_text())), indent=4))
+        cases = [f"labeled_{number:03d}" for number in range(self.settings.labeled)]
+        split = [{"train": cases[:-1], "val": cases[-1:]}]
+        write_atomically(self.preprocessed / "splits_final.json", json.dumps(split, indent=4))
+
+    def _train(self, name: str, usage: Usage) -> None:
+        trainer = self.settings.trainer(_method(name))
+        checkpoint = any(self._model_folder(trainer).glob("checkpoint_*.pth"))
+        self._call(
+            name,
+            usage,
+            TrainingBar(self._title(name), self.settings.epochs),
+            *("nnUNetv2_train", str(DATASET_ID), CONFIGURATION, str(FOLD), "-p", PLANS, "-tr", trainer),
+            *("-device", self.settings.device),
+            *(("--c",) if checkpoint else ()),
+        )
+
+    def _model_folder(self, trainer: str) -> Path:
+        return self.output / "results" / DATASET_NAME / f"{trainer}__{PLANS}__{CONFIGURATION}" / f"fold_{FOLD}"
+
+    def _predict(self, name: str, usage: Usage) -> None:
+        method = _method(name)
+        self._call(
+            name,
+            usage,
+            PredictionBar(self._title(name), self.settings.test),
+            *(
+                "nnUNetv2_predict",
+                "-i",
+                str(self.dataset / "imagesTs"),
+                "-o",
+                str(self.output / "predictions" / method),
+            ),
+            *("-d", str(DATASET_ID), "-c", CONFIGURATION, "-f", str(FOLD), "-p", PLANS),
+            *("-tr", self.settings.trainer(method), "-device", self.settings.device, "-npp", "1", "-nps", "1"),
+        )
+
+    def _evaluate(self, name: str, usage: Usage) -> None:
+        predictions = self.output / "predictions" / _method(name)
+        self._call(
+            name,
+            usage,
+            StageBar(self._title(name)),
+            *("nnUNetv2_evaluate_folder", str(self.dataset / "labelsTs"), str(predictions)),
+            *("-djfile", str(predictions / "dataset.json"), "-pfile", str(predictions / "plans.json")),
+            *("-o", str(predictions / "summary.json"), "-np", "1"),
+        )
+
+    def _report(self) -> None:
+        methods = []
+        for method, title in (("supervised", "supervised"), ("cps", "CPS")):
+            trainer = self.settings.trainer(method)
+            record = self._record(f"train_{method}")
+            methods.append(
+                Method(
+                    title=title,
+                    trainer=trainer,
+                    predictions=self.output / "predictions" / method,
+                    seconds=record["seconds"],
+                    peak_memory_mb=record["peak_memory_mb"],
+                    curves=self._model_folder(trainer) / "progress.png",
+                )
+            )
+        setup = {
+            **asdict(self.settings),
+            "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} CPU cores",
+            "nnunetv2": version("nnunetv2"),
+            "torch": version("torch"),
+            "commands": [
+                f"nnUNetv2_train {DATASET_ID} {CONFIGURATION} {FOLD} -p {PLANS} -tr {m.trainer}" for m in methods
+            ],
+        }
+        write_report(self.output / "report", self.dataset, methods[0], methods[1], setup)
+
+
+def _method(stage: str) -> str:
+    return stage.partition("_")[2]
+
+
+def with_demo_configuration(plans: dict[str, Any]) -> dict[str, Any]:
+    """Add the small configuration of the demo to plans: it inherits everything but batch size and network widths.
+
+    Args:
+        plans: Content of a plans file with the configuration ``3d_fullres``; is not changed.
+
+    Returns:
+        The plans with the configuration ``3d_demo``.
+    """
+    architecture = json.loads(json.dumps(plans["configurations"]["3d_fullres"]["architecture"]))
+    widths = architecture["arch_kwargs"]["features_per_stage"]
+    architecture["arch_kwargs"]["features_per_stage"] = [min(width // 4, _LARGEST_WIDTH) for width in widths]
+    small = {"inherits_from": "3d_fullres", "batch_size": 2, "architecture": architecture}
+    return {**plans, "configurations": {**plans["configurations"], CONFIGURATION: small}}

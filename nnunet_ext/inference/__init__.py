@@ -1,0 +1,1 @@
+"""Prediction with our trainers, and export of models."""

@@ -1,0 +1,143 @@
+"""Cross pseudo supervision: Dice + cross-entropy of one network against the hard labels of its peer.
+
+3D-CPS (Huang, Zhang, Yan and Hassan, "3D Cross Pseudo Supervision (3D-CPS): A semi-supervised nnU-Net architecture for
+abdominal organ segmentation", FLARE 2022) applies nnU-Net's loss to the peer's hard labels. Nothing here needs nnU-Net.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+Gather = Callable[[Tensor], Tensor]
+
+
+def pseudo_labels(logits: Tensor, regions: bool = False) -> Tensor:
+    """Return the hard labels of a network, without gradient.
+
+    Args:
+        logits: ``(B, K, *S)``.
+        regions: Channels are overlapping regions (sigmoid) instead of exclusive classes (softmax).
+
+    Returns:
+        ``(B, 1, *S)`` int64 class indices (the lowest index wins ties), or with ``regions`` ``(B, K, *S)`` bool, true
+        where the region's probability exceeds 0.5.
+    """
+    logits = logits.detach()
+    return logits > 0 if regions else logits.argmax(1, keepdim=True)
+
+
+def cross_pseudo_loss(
+    logits: Tensor,
+    labels: Tensor,
+    valid_mask: Tensor | None = None,
+    batch_dice: bool = False,
+    smooth: float = 1e-5,
+    gather: Gather | None = None,
+) -> Tensor:
+    """Dice + cross-entropy against exclusive hard labels, at one scale.
+
+    Equals nnU-Net's Dice (background excluded) + cross-entropy on the valid voxels; the probabilities are computed
+    once for both terms, in float32.
+
+    Args:
+        logits: ``(B, K, *S)``, K >= 2, receives gradients.
+        labels: ``(B, 1, *S)`` integer class indices; never receives gradients.
+        valid_mask: ``(B, 1, *S)``, non-zero where the loss counts; ``None`` keeps every voxel.
+        batch_dice: Sum over the batch before the Dice quotient.
+        smooth: Added to numerator and denominator of the Dice.
+        gather: Differentiable sum over processes, applied to the sums of the Dice if ``batch_dice``, and (without
+            gradient) to the number of valid voxels. ``None`` in one process.
+
+    Returns:
+        Scalar; 0 from the cross-entropy (with a graph) where no voxel is valid.
+
+    Raises:
+        ValueError: If the shapes do not fit.
+    """
+    _check_shapes(logits, labels, valid_mask, 1)
+    log_probs = functional.log_softmax(logits.float(), 1)
+    targets = labels[:, 0].long()
+    if valid_mask is not None:
+        targets = torch.where(valid_mask[:, 0] > 0, targets, -100)
+    total = functional.nll_loss(log_probs, targets, ignore_index=-100, reduction="sum")
+    ce = total / _count(logits, valid_mask, 1, gather)
+
+    probs = log_probs[:, 1:].exp()
+    onehot = torch.zeros_like(log_probs).scatter_(1, labels.long(), 1.0)[:, 1:]
+    return ce + _dice_loss(probs, onehot, valid_mask, batch_dice, smooth, gather)
+
+
+def cross_pseudo_region_loss(
+    logits: Tensor,
+    labels: Tensor,
+    valid_mask: Tensor | None = None,
+    batch_dice: bool = False,
+    smooth: float = 1e-5,
+    gather: Gather | None = None,
+) -> Tensor:
+    """Dice + binary cross-entropy against hard labels of overlapping regions, at one scale.
+
+    Args:
+        logits: ``(B, K, *S)``, one channel a region, receives gradients.
+        labels: ``(B, K, *S)`` bool or 0/1; never receives gradients.
+        valid_mask: As for :func:`cross_pseudo_loss`.
+        batch_dice: As for :func:`cross_pseudo_loss`.
+        smooth: As for :func:`cross_pseudo_loss`.
+        gather: As for :func:`cross_pseudo_loss`.
+
+    Returns:
+        Scalar; 0 from the cross-entropy (with a graph) where no voxel is valid.
+
+    Raises:
+        ValueError: If the shapes do not fit.
+    """
+    _check_shapes(logits, labels, valid_mask, logits.shape[1])
+    logits, targets = logits.float(), labels.float()
+    bce = functional.binary_cross_entropy_with_logits(logits, targets, reduction="none")
+    if valid_mask is not None:
+        bce = bce * (valid_mask > 0)
+    ce = bce.sum() / _count(logits, valid_mask, logits.shape[1], gather)
+    return ce + _dice_loss(logits.sigmoid(), targets, valid_mask, batch_dice, smooth, gather)
+
+
+def _check_shapes(logits: Tensor, labels: Tensor, valid_mask: Tensor | None, channels: int) -> None:
+    expected = (logits.shape[0], channels, *logits.shape[2:])
+    if tuple(labels.shape) != expected:
+        raise ValueError(f"labels must have shape {expected}, got {tuple(labels.shape)}")
+    mask_shape = (logits.shape[0], 1, *logits.shape[2:])
+    if valid_mask is not None and tuple(valid_mask.shape) != mask_shape:
+        raise ValueError(f"valid_mask must have shape {mask_shape}, got {tuple(valid_mask.shape)}")
+
+
+def _count(logits: Tensor, valid_mask: Tensor | None, channels: int, gather: Gather | None) -> Tensor:
+    """Number of terms of the mean; over processes their average, because their gradients are averaged later."""
+    if valid_mask is None:
+        count = logits.new_tensor(float(logits[:, :1].numel() * channels))
+    else:
+        count = (valid_mask > 0).sum(dtype=torch.float32) * channels
+    if gather is not None:
+        with torch.no_grad():
+            count = gather(count.reshape(1)).mean()
+    return count.clamp_min(1.0)
+
+
+def _dice_loss(
+    probs: Tensor, onehot: Tensor, valid_mask: Tensor | None, batch_dice: bool, smooth: float, gather: Gather | None
+) -> Tensor:
+    axes = tuple(range(2, probs.ndim))
+    if valid_mask is not None:
+        onehot = onehot * (valid_mask > 0)
+        size = (probs * (valid_mask > 0)).sum(axes)
+    else:
+        size = probs.sum(axes)
+    sums = torch.stack([(probs * onehot).sum(axes), size, onehot.sum(axes)])
+    if batch_dice:
+        if gather is not None:
+            sums = gather(sums).sum(0)
+        sums = sums.sum(1)
+    intersection, predicted, true = sums
+    return -((2 * intersection + smooth) / (predicted + true + smooth).clamp_min(1e-8)).mean()

@@ -1,0 +1,44 @@
+"""Planners and preprocessors by name: stock nnU-Net's own search first, then a table of ours."""
+
+import importlib
+from collections.abc import Callable, Mapping
+from types import MappingProxyType, ModuleType
+from typing import Any
+
+from nnunet_ext.plugin import compat
+
+# Which of our classes answers where: the package stock searches -> class name -> module:attribute.
+CLASSES: Mapping[str, Mapping[str, str]] = MappingProxyType(
+    {
+        compat.PLANNING_MODULE: MappingProxyType(
+            {"SemiSupervisedPlanner": "nnunet_ext.planners.semi_supervised:SemiSupervisedPlanner"}
+        ),
+        compat.PREPROCESSING_MODULE: MappingProxyType(
+            {"SemiSupervisedPreprocessor": "nnunet_ext.planners.preprocessor:SemiSupervisedPreprocessor"}
+        ),
+    }
+)
+
+
+def install(module: ModuleType) -> None:
+    """Extend ``recursive_find_python_class`` of ``nnunetv2.utilities.find_class_by_name``.
+
+    Args:
+        module: That module, executed and not copied from yet.
+
+    Raises:
+        SeamError: If the function does not look as expected.
+    """
+    compat.replace(module, [compat.FIND_CLASS], _with_ours)
+
+
+def _with_ours(original: Callable[..., Any]) -> Callable[..., Any]:
+    def find(folder: str, class_name: str, current_module: str | None, *args: Any, **kwargs: Any) -> Any:
+        found = original(folder, class_name, current_module, *args, **kwargs)
+        ours = CLASSES.get(current_module or "", {}).get(class_name)
+        if found is not None or ours is None:
+            return found
+        module, attribute = ours.split(":")
+        return getattr(importlib.import_module(module), attribute)
+
+    return find

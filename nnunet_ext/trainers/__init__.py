@@ -1,0 +1,19 @@
+"""The names after ``-tr``. Any composed name is an attribute of this package, so that classes can be pickled."""
+
+from typing import Any
+
+from nnunet_ext.training.composition import COMMON, find_trainer
+
+__all__ = list(COMMON)
+
+
+def __getattr__(name: str) -> Any:
+    if name.startswith("nnUNetTrainer"):
+        trainer = find_trainer(name)
+        if trainer is not None:
+            return trainer
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

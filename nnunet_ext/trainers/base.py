@@ -1,0 +1,180 @@
+"""What every trainer of ours has beside its parts: devices, seeds, atomic checkpoints, nothing private in outputs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
+
+import torch
+from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
+from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from nnunet_ext.trainers._mixin import TrainerMixin
+from nnunet_ext.training import checkpoints
+from nnunet_ext.training.precision import bf16_on_cpu
+from nnunet_ext.training.seeds import base_seed, derived_seed, seed_everything, torch_seed
+from nnunet_ext.training.sharing import for_inference, without_private_keys
+
+
+class ExtPart(TrainerMixin):
+    """Stands between the parts and nnU-Net's trainer. With default settings it trains as nnU-Net does.
+
+    Attributes:
+        seed: Base of all seeds of this training (environment variable ``nnUNet_ext_seed``).
+        cpu_bf16: Run the forward pass in bfloat16 on CPUs (environment variable ``nnUNet_ext_cpu_bf16``).
+    """
+
+    def __init__(
+        self,
+        plans: dict[str, Any],
+        configuration: str,
+        fold: int,
+        dataset_json: dict[str, Any],
+        device: torch.device = torch.device("cuda"),
+    ) -> None:
+        super().__init__(
+            for_inference(plans), configuration, fold, without_private_keys(dataset_json), device
+        )
+        self.seed = base_seed()
+        self.cpu_bf16 = bf16_on_cpu()
+        if self.is_ddp and device.type == "cpu":
+            # nnU-Net takes CUDA for granted under DDP; gloo works on CPUs.
+            self.device, self.grad_scaler = device, None
+
+    def refuse_unsupported(self) -> None:
+        """Raise if this trainer cannot do what is asked; parts extend it."""
+
+    def initialize(self) -> None:
+        """Build networks, optimisers and losses in nnU-Net's order; how they are wrapped is decided here."""
+        if self.was_initialized:
+            raise RuntimeError("initialize was called twice; make a new trainer instead")
+        self.refuse_unsupported()
+        self._set_batch_size_and_oversample()
+        self.num_input_channels = determine_num_input_channels(
+            self.plans_manager, self.configuration_manager, self.dataset_json
+        )
+        self.build_networks()
+        self.loss = self._build_loss()
+        self.dataset_class = infer_dataset_class(self.preprocessed_dataset_folder)
+        self.was_initialized: bool = True
+        self.logger.update_config({"hparas": self.hyperparameters()})
+
+    def build_networks(self) -> None:
+        """Build, compile and wrap what is trained, with its optimiser; a part with more networks extends it."""
+        self.network, self.optimizer, self.lr_scheduler = self.make_network(0)
+
+    def make_network(self, number: int) -> tuple[nn.Module, Any, Any]:
+        """Make one network with optimiser and scheduler.
+
+        Args:
+            number: Which network; each has initial weights from a seed of its own.
+        """
+        fold = -1 if self.fold == "all" else int(self.fold)
+        with torch_seed(derived_seed(self.seed, fold + 1, number)):
+            network = self.build_network_architecture(
+                self.plans_manager,
+                self.configuration_manager,
+                self.num_input_channels,
+                self.label_manager.num_segmentation_heads,
+                self.enable_deep_supervision,
+            ).to(self.device, memory_format=self.memory_format)
+        if self._do_i_compile():
+            self.print_to_log_file("Using torch.compile...")
+            network = torch.compile(network)
+        with self.using_network(network):
+            optimizer, scheduler = self.configure_optimizers()
+        if self.is_ddp:
+            network = nn.SyncBatchNorm.convert_sync_batchnorm(network)
+            network = DistributedDataParallel(
+                network, device_ids=[self.local_rank] if self.device.type == "cuda" else None
+            )
+        return network, optimizer, scheduler
+
+    def loading_seed(self) -> int:
+        """Return the seed of the data of this training, from the epoch at which it starts or goes on."""
+        return derived_seed(self.seed, 100, self.current_epoch, self.local_rank)
+
+    def get_dataloaders(self) -> tuple[Any, Any]:
+        """Return nnU-Net's loaders; without loader processes (``nnUNet_n_proc_DA=0``) they can be repeated."""
+        seed_everything(self.loading_seed())
+        return super().get_dataloaders()
+
+    @contextmanager
+    def using_network(self, network: nn.Module) -> Iterator[None]:
+        """Let ``self.network`` be another network inside the block, so that nnU-Net's own methods serve it too."""
+        own: Any = getattr(self, "network", None)
+        self.network = network
+        try:
+            yield
+        finally:
+            self.network = own
+
+    def hyperparameters(self) -> dict[str, Any]:
+        """Return the settings that are logged; parts extend it."""
+        names = (
+            "initial_lr",
+            "weight_decay",
+            "oversample_foreground_percent",
+            "probabilistic_oversampling",
+            "num_iterations_per_epoch",
+            "num_val_iterations_per_epoch",
+            "num_epochs",
+            "enable_deep_supervision",
+            "seed",
+            "cpu_bf16",
+        )
+        return {name: getattr(self, name) for name in names} | {"batch_size": self.configuration_manager.batch_size}
+
+    @property
+    def memory_format(self) -> torch.memory_format:
+        """Layout of the network's tensors: channels last only where it was measured to help, bfloat16 on CPUs."""
+        if not (self.device.type == "cpu" and self.cpu_bf16):
+            return torch.contiguous_format
+        return torch.channels_last_3d if len(self.configuration_manager.patch_size) == 3 else torch.channels_last
+
+    def autocast(self) -> AbstractContextManager:
+        """Return the context of a forward pass: fp16 on CUDA as in nnU-Net, bfloat16 on CPUs if switched on."""
+        if self.device.type == "cuda":
+            return torch.autocast("cuda", enabled=True)
+        if self.device.type == "cpu" and self.cpu_bf16:
+            return torch.autocast("cpu", dtype=torch.bfloat16)
+        return nullcontext()
+
+    def train_step(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """Do nnU-Net's step, in bfloat16 if switched on."""
+        with self.autocast() if self.device.type == "cpu" else nullcontext():
+            return super().train_step(batch)
+
+    def validation_step(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """Do nnU-Net's validation step, in bfloat16 if switched on."""
+        with self.autocast() if self.device.type == "cpu" else nullcontext():
+            return super().validation_step(batch)
+
+    def extra_state(self) -> dict[str, Any]:
+        """Return what a checkpoint holds beyond nnU-Net's own keys; parts extend it."""
+        return {}
+
+    def load_extra_state(self, checkpoint: dict[str, Any]) -> None:
+        """Restore what :meth:`extra_state` saved; parts extend it."""
+
+    def save_checkpoint(self, filename: str) -> None:
+        """Write nnU-Net's checkpoint with :meth:`extra_state` to a temporary file, then rename it."""
+        if self.local_rank != 0:
+            return
+        if self.disable_checkpointing:
+            self.print_to_log_file("No checkpoint written, checkpointing is disabled")
+            return
+        checkpoints.save_atomically(checkpoints.stock_state(self) | self.extra_state(), filename)
+
+    def load_checkpoint(self, filename_or_checkpoint: str) -> None:
+        """Restore a checkpoint of this trainer.
+
+        Raises:
+            RuntimeError: If it is a checkpoint of another trainer, or lacks what this one needs.
+        """
+        checkpoint = checkpoints.load_for(self, filename_or_checkpoint)
+        super().load_checkpoint(filename_or_checkpoint)
+        self.load_extra_state(checkpoint)

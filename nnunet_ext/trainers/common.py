@@ -1,0 +1,21 @@
+"""The common combinations, written out: found by reading, by import and by ``nnUNet_extTrainer``."""
+
+from __future__ import annotations
+
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+
+from nnunet_ext.trainers.base import ExtPart
+from nnunet_ext.trainers.cps import CPSPart
+from nnunet_ext.trainers.length import epochs_part
+
+
+class nnUNetTrainerCPS(CPSPart, ExtPart, nnUNetTrainer):
+    """3D-CPS: two networks supervise each other on labelled and unlabelled patches, 1000 epochs."""
+
+
+class nnUNetTrainerCPS_100epochs(epochs_part(100), CPSPart, ExtPart, nnUNetTrainer):  # type: ignore[misc]
+    """3D-CPS in 100 epochs."""
+
+
+class nnUNetTrainerCPS_250epochs(epochs_part(250), CPSPart, ExtPart, nnUNetTrainer):  # type: ignore[misc]
+    """3D-CPS in 250 epochs."""

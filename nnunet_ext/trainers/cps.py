@@ -1,0 +1,165 @@
+"""The part ``CPS``: two networks supervise each other on labelled and unlabelled patches (3D-CPS)."""
+
+from __future__ import annotations
+
+from copy import deepcopy
+from typing import Any
+
+import torch
+from torch import nn
+
+from nnunet_ext.data.loaders import in_background, two_stream_loader, validation_loader
+from nnunet_ext.data.training_cases import unlabeled_dataset
+from nnunet_ext.trainers._mixin import TrainerMixin
+from nnunet_ext.training import cps_monitor, cps_support, curves
+from nnunet_ext.training.schedules import PlateauScheduler, linear_ramp
+from nnunet_ext.training.seeds import seed_everything
+
+
+class CPSPart(TrainerMixin):
+    """Adds a second network and the cross pseudo supervision of 3D-CPS; loss and network stay nnU-Net's.
+
+    Attributes:
+        cps_weight: Weight of the CPS loss after the ramp.
+        ramp_fraction: Share of the epochs over which the weight rises linearly from 0; 0 for no ramp.
+        lr_schedule: ``"poly"`` (nnU-Net's, and the released code's) or ``"plateau"`` (the paper's table).
+        use_unlabeled: False trains on labelled patches alone.
+        missing_class_patience: Epochs after which a class that is missing from the pseudo-labels is warned of.
+        validate_second_network: Also run the final validation of network 2 and of the average of both.
+    """
+
+    def __init__(
+        self,
+        plans: dict[str, Any],
+        configuration: str,
+        fold: int,
+        dataset_json: dict[str, Any],
+        device: torch.device = torch.device("cuda"),
+    ) -> None:
+        super().__init__(plans, configuration, fold, dataset_json, device)
+        self.cps_weight = 0.5
+        self.ramp_fraction = 0.5
+        self.lr_schedule = "poly"
+        self.use_unlabeled = True
+        self.missing_class_patience = 3
+        self.validate_second_network = True
+        self.network_2: nn.Module
+        self.optimizer_2: Any = None
+        self.lr_scheduler_2: Any = None
+
+    def refuse_unsupported(self) -> None:
+        """Refuse the cascade: unlabelled cases have no prediction of the previous stage."""
+        super().refuse_unsupported()
+        cps_support.refuse_unsupported(self)
+
+    def build_networks(self) -> None:
+        """Build both networks, each from a seed of its own."""
+        super().build_networks()
+        self.network_2, self.optimizer_2, self.lr_scheduler_2 = self.make_network(1)
+        cps_support.check_networks_differ(self.network, self.network_2)
+
+    def initialize(self) -> None:
+        """Initialise as nnU-Net does, then make the step from what is there."""
+        super().initialize()
+        self.monitor = cps_support.make_monitor(self)
+        self.cps_step = cps_support.make_step(self)
+        curves.register(self.logger, cps_monitor.KEYS)
+
+    def configure_optimizers(self) -> tuple[Any, Any]:
+        """Return nnU-Net's optimiser, and its scheduler unless ``lr_schedule`` says otherwise."""
+        optimizer, scheduler = super().configure_optimizers()
+        return optimizer, PlateauScheduler(optimizer) if self.lr_schedule == "plateau" else scheduler
+
+    def hyperparameters(self) -> dict[str, Any]:
+        """Add the settings of CPS."""
+        names = ("cps_weight", "ramp_fraction", "lr_schedule", "use_unlabeled")
+        return super().hyperparameters() | {name: getattr(self, name) for name in names}
+
+    def get_dataloaders(self) -> tuple[Any, Any]:
+        """Return the two-stream training loader and nnU-Net's validation loader."""
+        unlabelled = unlabeled_dataset(self) if self.use_unlabeled else None
+        pin = self.device.type == "cuda"
+        seed = self.loading_seed()
+        seed_everything(seed)
+        train = in_background(two_stream_loader(self, unlabelled), pin, True, seed)
+        val = in_background(validation_loader(self), pin, False, seed + 1)
+        next(train), next(val)
+        return train, val
+
+    def set_deep_supervision_enabled(self, enabled: bool) -> None:
+        """Switch deep supervision of both networks."""
+        cps_support.set_deep_supervision([self.network, self.network_2], enabled)
+
+    def current_cps_weight(self) -> float:
+        """Return lambda of the current epoch."""
+        return linear_ramp(self.current_epoch, self.num_epochs, self.cps_weight, self.ramp_fraction)
+
+    def on_train_epoch_start(self) -> None:
+        """Prepare the second network as nnU-Net prepares the first."""
+        super().on_train_epoch_start()
+        self.network_2.train()
+        self.lr_scheduler_2.step(self.current_epoch)
+
+    def train_step(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """Train both networks on one batch of the two-stream loader."""
+        return self.cps_step(batch, self.current_cps_weight())
+
+    def on_train_epoch_end(self, train_outputs: list[dict[str, Any]]) -> None:
+        """Log nnU-Net's training loss (supervised, network 1) and the curves of CPS; warn of missing classes."""
+        super().on_train_epoch_end([{"loss": o["loss"]} for o in train_outputs])
+        values = self.monitor.epoch(train_outputs, self.current_cps_weight(), self.is_ddp)
+        curves.log(self.logger, values, self.current_epoch)
+        cps_support.say(self, values)
+        for scheduler, key in ((self.lr_scheduler, "supervised_loss_1"), (self.lr_scheduler_2, "supervised_loss_2")):
+            if isinstance(scheduler, PlateauScheduler):
+                scheduler.observe(values[key] + values["cps_lambda"] * values["cps_loss"])
+
+    def on_validation_epoch_start(self) -> None:
+        """Set both networks to evaluation."""
+        super().on_validation_epoch_start()
+        self.network_2.eval()
+
+    def validation_step(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """Validate network 1 as nnU-Net does, and network 2 on the same patches."""
+        second = batch | {"target": deepcopy(batch["target"])}  # nnU-Net's step writes into the target on CPUs
+        report = super().validation_step(batch)
+        with self.using_network(self.network_2):
+            other = super().validation_step(second)
+        return report | {f"{key}_2": value for key, value in other.items()}
+
+    def on_validation_epoch_end(self, val_outputs: list[dict[str, Any]]) -> None:
+        """Log the pseudo Dice of both networks; nnU-Net's own curves follow network 1."""
+        super().on_validation_epoch_end(val_outputs)
+        dice = self.logger.get_value("dice_per_class_or_region", step=-1)
+        values = {
+            "pseudo_dice_1": [float(d) for d in dice],
+            "pseudo_dice_2": cps_support.pseudo_dice(val_outputs, "_2", self.is_ddp),
+        }
+        curves.log(self.logger, values, self.current_epoch)
+
+    def on_epoch_end(self) -> None:
+        """Draw the curves of CPS beside nnU-Net's."""
+        super().on_epoch_end()
+        if self.local_rank == 0:
+            cps_support.draw(self)
+
+    def extra_state(self) -> dict[str, Any]:
+        """Add the second network and what belongs to it, under a key of its own."""
+        return super().extra_state() | {cps_support.KEY: cps_support.state(self)}
+
+    def load_extra_state(self, checkpoint: dict[str, Any]) -> None:
+        """Restore the second network; refuse a checkpoint without one."""
+        super().load_extra_state(checkpoint)
+        cps_support.load_state(self, checkpoint)
+
+    def after_pretrained_weights(self, filename: str) -> None:
+        """Give network 2 the pretrained weights that network 1 has taken; its heads keep their own seed."""
+        cps_support.pretrain_second(self, filename)
+
+    def perform_actual_validation(self, save_probabilities: bool = False) -> None:
+        """Validate network 2 and the average of both, then network 1, whose results are nnU-Net's."""
+        if self.validate_second_network:
+            cps_support.validate_others(self, super().perform_actual_validation)
+        super().perform_actual_validation(save_probabilities)
+        if self.validate_second_network and self.local_rank == 0:
+            cps_support.compare_validations(self)

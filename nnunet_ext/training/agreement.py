@@ -1,0 +1,53 @@
+"""What the two networks think of the unlabelled patches: class shares and agreement, from one histogram."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+def label_counts(first: Tensor, second: Tensor, valid_mask: Tensor | None, classes: int) -> Tensor:
+    """Count exclusive hard labels of two networks.
+
+    Args:
+        first: ``(B, 1, *S)`` class indices of network 1.
+        second: The same of network 2.
+        valid_mask: ``(B, 1, *S)`` or None; other voxels are not counted.
+        classes: Number of classes, K.
+
+    Returns:
+        ``(3, K)`` float64: voxels of network 1, of network 2, and of both at once.
+    """
+    pairs = first * classes + second
+    if valid_mask is not None:
+        pairs = torch.where(valid_mask > 0, pairs, classes * classes)
+    joint = torch.bincount(pairs.flatten(), minlength=classes * classes + 1)[: classes * classes]
+    joint = joint.reshape(classes, classes).double()
+    return torch.stack([joint.sum(1), joint.sum(0), joint.diagonal()])
+
+
+def region_counts(first: Tensor, second: Tensor, valid_mask: Tensor | None) -> Tensor:
+    """Count hard labels ``(B, K, *S)`` bool of overlapping regions, as :func:`label_counts` does for classes."""
+    axes = (0, *range(2, first.ndim))
+    if valid_mask is not None:
+        first, second = first & (valid_mask > 0), second & (valid_mask > 0)
+    return torch.stack([x.sum(axes).double() for x in (first, second, first & second)])
+
+
+def shares_and_agreement(counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the share of each class in the pseudo-labels and the Dice of the two networks.
+
+    Args:
+        counts: ``(3, K)`` as counted, summed over batches.
+
+    Returns:
+        Shares ``(K,)`` (mean of both networks, of all counted voxels) and Dice ``(K,)`` (NaN where neither network
+        has the class). For overlapping regions the shares are relative to the sum over the regions.
+    """
+    first, second, both = counts
+    total = max((first + second).sum(), 1.0)
+    size = first + second
+    with np.errstate(invalid="ignore", divide="ignore"):
+        dice = np.where(size > 0, 2 * both / size, np.nan)
+    return size / total, dice

@@ -1,0 +1,153 @@
+"""Trainer names: the grammar, and the classes that names stand for.
+
+A name is ``nnUNetTrainer`` plus parts in one canonical order, each at most once, the first joined directly, the others
+by ``_``; a length part alone is joined by ``_`` too (``nnUNetTrainer_20epochs_50iterations``). The name is the folder
+of the results and is looked up again at inference, so one training has exactly one name.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from functools import cache
+from importlib import import_module
+from typing import Any
+
+BASE = "nnUNetTrainer"
+
+
+@dataclass(frozen=True)
+class Part:
+    """One part of a trainer name.
+
+    Attributes:
+        name: How it is written; ``<N>`` stands for a positive integer.
+        target: ``module:attribute`` of its mixin, or of a function that makes one from the integer.
+        group: Place in the canonical order; parts of one group exclude each other.
+        summary: One line for ``nnUNetv2_ext trainers``.
+    """
+
+    name: str
+    target: str
+    group: int
+    summary: str
+
+    @property
+    def has_number(self) -> bool:
+        """Whether the part carries an integer."""
+        return "<" in self.name
+
+    def match(self, token: str) -> int | None:
+        """Return the integer of a token that is this part (0 for a part without one), or None."""
+        if not self.has_number:
+            return 0 if token == self.name else None
+        found = re.fullmatch(re.sub(r"<.>", r"([1-9]\\d*)", self.name), token)
+        return int(found[1]) if found else None
+
+
+PARTS = (
+    Part(
+        "CPS",
+        "nnunet_ext.trainers.cps:CPSPart",
+        0,
+        "3D-CPS: two networks supervise each other on labelled and unlabelled patches",
+    ),
+    Part("<N>epochs", "nnunet_ext.trainers.length:epochs_part", 3, "train for N epochs instead of 1000"),
+    Part(
+        "<M>iterations",
+        "nnunet_ext.trainers.length:iterations_part",
+        4,
+        "M iterations an epoch instead of 250, max(1, round(M / 5)) for validation",
+    ),
+)
+
+COMMON = ("nnUNetTrainerCPS", "nnUNetTrainerCPS_100epochs", "nnUNetTrainerCPS_250epochs")
+
+
+def find_trainer(name: str) -> type | None:
+    """Return the trainer class of a name.
+
+    Returns:
+        The class, the same one at each call, or None if the name does not begin like one of ours.
+
+    Raises:
+        ValueError: If the name begins like ours but has an unknown part, a part twice, parts that exclude each other
+            or another order than the canonical one.
+    """
+    tokens = _tokens(name)
+    if tokens is None:
+        return None
+    return _compose(name, _parse(name, tokens))
+
+
+def _tokens(name: str) -> list[str] | None:
+    """Split a name into tokens, or return None if it does not begin like ours."""
+    if not name.startswith(BASE):
+        return None
+    rest = name[len(BASE) :]
+    tokens = rest.lstrip("_").split("_")
+    first = tokens[0]
+    for part in PARTS:
+        if part.match(first) is not None or (not part.has_number and first.lower().startswith(part.name.lower())):
+            return tokens
+    if re.fullmatch(r"\d+(epochs?|iterations?|iters?)", first):
+        return tokens
+    return None
+
+
+def _parse(name: str, tokens: list[str]) -> tuple[tuple[Part, int], ...]:
+    found: list[tuple[Part, int]] = []
+    for token in tokens:
+        matches = [(part, number) for part in PARTS if (number := part.match(token)) is not None]
+        if not matches:
+            raise ValueError(f"the trainer name {name!r} has an unknown part {token!r}. {_grammar()}")
+        found.append(matches[0])
+    groups = [part.group for part, _ in found]
+    for group in groups:
+        if groups.count(group) > 1:
+            clash = [part.name for part, _ in found if part.group == group]
+            raise ValueError(
+                f"the trainer name {name!r} has {' and '.join(clash)}, of which only one can be chosen. {_grammar()}"
+            )
+    ordered = tuple(sorted(found, key=lambda item: item[0].group))
+    canonical = canonical_name(ordered)
+    if canonical != name:
+        raise ValueError(
+            f"the trainer name {name!r} is not in canonical order (the name is the folder of the results, so there is "
+            f"only one); use -tr {canonical}"
+        )
+    return ordered
+
+
+def canonical_name(parts: tuple[tuple[Part, int], ...]) -> str:
+    """Write the name of parts that are in order."""
+    words = [re.sub(r"<.>", str(number), part.name) for part, number in parts]
+    joint = "_" if parts[0][0].has_number else ""
+    return BASE + joint + "_".join(words)
+
+
+def _grammar() -> str:
+    known = ", ".join(part.name for part in PARTS)
+    return (
+        f"Known parts, in their order: {known}; the first one follows {BASE} directly (a length after '_'), the "
+        f"others are joined by '_', e.g. {BASE}CPS_20epochs_50iterations. See nnUNetv2_ext trainers."
+    )
+
+
+@cache
+def _compose(name: str, parts: tuple[tuple[Part, int], ...]) -> type:
+    """Make the class, the last part outermost; the common ones are written out and taken from there."""
+    if name in COMMON:
+        return _load(f"nnunet_ext.trainers.common:{name}")
+    bases: list[Any] = []
+    for part, number in reversed(parts):
+        target = _load(part.target)
+        bases.append(target(number) if part.has_number else target)
+    bases += [_load("nnunet_ext.trainers.base:ExtPart"), _load("nnunetv2.training.nnUNetTrainer.nnUNetTrainer:" + BASE)]
+    summary = "; ".join(re.sub(r"\bN\b|\bM\b", str(number), part.summary) for part, number in parts)
+    return type(name, tuple(bases), {"__module__": "nnunet_ext.trainers", "__doc__": f"{summary}."})
+
+
+def _load(target: str) -> Any:
+    module, attribute = target.split(":")
+    return getattr(import_module(module), attribute)

@@ -1,0 +1,152 @@
+"""One training step of cross pseudo supervision: two networks, two optimisers, one gradient scaler."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from nnunet_ext.losses.cross_pseudo import pseudo_labels
+from nnunet_ext.training.agreement import label_counts, region_counts
+
+
+@dataclass
+class CPSStep:
+    """Does one step; holds no state of its own.
+
+    Labelled and unlabelled patches are concatenated before the forward pass, so that a step takes one forward pass a
+    network. Each network's loss is ``supervised(labelled half) + weight * cps(both halves, hard labels of the peer)``
+    (3D-CPS; the released code's mean over the concatenation).
+
+    Attributes:
+        networks: The two networks.
+        optimizers: Theirs.
+        supervised: nnU-Net's loss: ``(outputs, target) -> scalar``.
+        cross_pseudo: ``(outputs, labels, valid_mask) -> scalar``, both lists over the scales.
+        autocast: Makes the context of the forward pass.
+        device: Where the networks lie.
+        number_of_outputs: Channels of the networks' output, K.
+        regions: Overlapping regions instead of exclusive classes.
+        grad_scaler: For fp16, or None.
+        clip: Largest norm of the gradients of one network.
+        memory_format: Layout of the input.
+    """
+
+    networks: tuple[nn.Module, nn.Module]
+    optimizers: tuple[torch.optim.Optimizer, torch.optim.Optimizer]
+    supervised: Callable[[Any, Any], Tensor]
+    cross_pseudo: Callable[[list[Tensor], list[Tensor], Tensor | None], Tensor]
+    autocast: Callable[[], AbstractContextManager]
+    device: torch.device
+    number_of_outputs: int
+    regions: bool = False
+    grad_scaler: Any = None
+    clip: float = 12.0
+    memory_format: torch.memory_format = torch.contiguous_format
+
+    def __call__(self, batch: dict[str, Any], weight: float) -> dict[str, Any]:
+        """Train both networks on one batch.
+
+        Args:
+            batch: As of :class:`~nnunet_ext.data.loaders.TwoStreamLoader`; without ``unlabeled`` the step uses the
+                labelled half alone.
+            weight: Weight of the CPS loss, lambda.
+
+        Returns:
+            ``loss`` and ``loss_2`` (supervised), ``cps`` (mean over the networks), as floats, and ``counts``
+            ``(3, K)``: hard labels of network 1, network 2 and both on the unlabelled half (labelled if there is
+            none), and ``labelled_counts`` ``(K,)``.
+        """
+        labelled, target, data, valid = self._to_device(batch)
+        for optimizer in self.optimizers:
+            optimizer.zero_grad(set_to_none=True)
+        with self.autocast():
+            outputs = [_as_list(network(data)) for network in self.networks]
+        labels = [[pseudo_labels(o, self.regions) for o in output] for output in outputs]
+
+        supervised, cross = [], []
+        for own, peer in ((0, 1), (1, 0)):
+            with self.autocast():
+                loss = self.supervised(_like(target, [o[:labelled] for o in outputs[own]]), target)
+                with torch.set_grad_enabled(weight != 0):
+                    cps = self.cross_pseudo(outputs[own], labels[peer], valid)
+            total = loss + weight * cps if weight != 0 else loss
+            self._backward(total)
+            supervised.append(loss.detach())
+            cross.append(cps.detach())
+        self._update()
+        return self._report(supervised, cross, labels, valid, target, labelled)
+
+    def _to_device(self, batch: dict[str, Any]) -> tuple[int, Any, Tensor, Tensor | None]:
+        target = batch["target"]
+        if isinstance(target, list):
+            target = [t.to(self.device, non_blocking=True) for t in target]
+        else:
+            target = target.to(self.device, non_blocking=True)
+        data = batch["data"].to(self.device, non_blocking=True)
+        labelled = len(data)
+        if batch.get("unlabeled") is not None:
+            data = torch.cat([data, batch["unlabeled"].to(self.device, non_blocking=True)])
+        valid = batch.get("valid")
+        if valid is not None:
+            valid = valid.to(self.device, non_blocking=True)
+        return labelled, target, data.contiguous(memory_format=self.memory_format), valid
+
+    def _backward(self, loss: Tensor) -> None:
+        (loss if self.grad_scaler is None else self.grad_scaler.scale(loss)).backward()
+
+    def _update(self) -> None:
+        """Step both optimisers, then update the scaler once, so that both saw the same scale."""
+        for network, optimizer in zip(self.networks, self.optimizers, strict=True):
+            if self.grad_scaler is not None:
+                self.grad_scaler.unscale_(optimizer)
+            nn.utils.clip_grad_norm_(network.parameters(), self.clip)
+            if self.grad_scaler is None:
+                optimizer.step()
+            else:
+                self.grad_scaler.step(optimizer)
+        if self.grad_scaler is not None:
+            self.grad_scaler.update()
+
+    def _report(
+        self,
+        supervised: list[Tensor],
+        cross: list[Tensor],
+        labels: list[list[Tensor]],
+        valid: Tensor | None,
+        target: Any,
+        labelled: int,
+    ) -> dict[str, Any]:
+        half = slice(labelled, None) if len(labels[0][0]) > labelled else slice(None)
+        first, second = labels[0][0][half], labels[1][0][half]
+        mask = None if valid is None else valid[half]
+        full = target[0] if isinstance(target, list) else target
+        if self.regions:
+            counts = region_counts(first, second, mask)
+            true = full[:, : first.shape[1]].sum((0, *range(2, full.ndim))).double()
+        else:
+            classes = self.number_of_outputs
+            counts = label_counts(first, second, mask, classes)
+            true = torch.bincount(full.flatten().long().clamp(0, classes), minlength=classes + 1)[:classes].double()
+        losses = torch.stack([*supervised, (cross[0] + cross[1]) / 2]).double()
+        # One copy to the host a step, as nnU-Net's own step does for its loss.
+        flat = torch.cat([losses, counts.flatten(), true]).cpu().numpy()
+        return {
+            "loss": float(flat[0]),
+            "loss_2": float(flat[1]),
+            "cps": float(flat[2]),
+            "counts": flat[3 : 3 + counts.numel()].reshape(3, -1),
+            "labelled_counts": flat[3 + counts.numel() :],
+        }
+
+
+def _as_list(output: Any) -> list[Tensor]:
+    return list(output) if isinstance(output, (list, tuple)) else [output]
+
+
+def _like(target: Any, outputs: list[Tensor]) -> Any:
+    return outputs if isinstance(target, list) else outputs[0]

@@ -1,0 +1,74 @@
+"""From settings to losses, with the weights of deep supervision in one place."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from nnunetv2.utilities.ddp_allgather import AllGatherGrad
+from torch import Tensor, nn
+from torch.nn import functional
+
+from nnunet_ext.losses.cross_pseudo import cross_pseudo_loss, cross_pseudo_region_loss
+
+
+def deep_supervision_weights(number_of_outputs: int, lowest: float = 0.0) -> tuple[float, ...]:
+    """Return nnU-Net's weights: halved from output to output, the lowest resolution left out, sum 1.
+
+    Args:
+        number_of_outputs: Outputs, highest resolution first.
+        lowest: Weight of the last output before the weights are scaled; under DDP it must not be 0 (1e-6 in nnU-Net),
+            or its parameters would take no part in the backward pass.
+    """
+    weights = np.array([1 / 2**i for i in range(number_of_outputs)])
+    if number_of_outputs > 1:
+        weights[-1] = lowest
+    return tuple(float(w) for w in weights / weights.sum())
+
+
+class CrossPseudoCriterion(nn.Module):
+    """The CPS loss of one network over all scales of deep supervision.
+
+    Args:
+        weights: One weight an output; outputs of weight 0 are skipped.
+        regions: Overlapping regions instead of exclusive classes.
+        batch_dice: As the plans say.
+        ddp: Sum Dice and voxel counts over the processes.
+        compile_loss: Compile the loss of one scale.
+    """
+
+    def __init__(
+        self, weights: Sequence[float], regions: bool, batch_dice: bool, ddp: bool, compile_loss: bool = False
+    ) -> None:
+        super().__init__()
+        self.weights = tuple(weights)
+        self.batch_dice = batch_dice
+        self.ddp = ddp
+        function: Callable = cross_pseudo_region_loss if regions else cross_pseudo_loss
+        self._function = torch.compile(function) if compile_loss and not ddp else function
+
+    def forward(self, outputs: list[Tensor], labels: list[Tensor], valid_mask: Tensor | None) -> Tensor:
+        """Return the weighted sum over the scales.
+
+        Args:
+            outputs: Logits ``(B, K, *S_i)``, highest resolution first.
+            labels: The peer's hard labels at the same scales.
+            valid_mask: ``(B, 1, *S_0)`` or None.
+        """
+        gather = AllGatherGrad.apply if self.ddp else None
+        total: Tensor | float = 0.0
+        for weight, logits, target in zip(self.weights, outputs, labels, strict=True):
+            if weight != 0:
+                mask = resize_mask(valid_mask, logits.shape[2:])
+                total = total + weight * self._function(logits, target, mask, batch_dice=self.batch_dice, gather=gather)
+        if not isinstance(total, Tensor):
+            raise ValueError(f"at least one deep supervision weight must differ from 0, got {self.weights}")
+        return total
+
+
+def resize_mask(mask: Tensor | None, size: Sequence[int]) -> Tensor | None:
+    """Resize a mask ``(B, 1, *S)`` by nearest neighbour, the way nnU-Net resizes targets for deep supervision."""
+    if mask is None or tuple(mask.shape[2:]) == tuple(size):
+        return mask
+    return functional.interpolate(mask.float(), tuple(size), mode="nearest-exact")

@@ -1,0 +1,48 @@
+"""Seeds: one number, from which everything random in a training follows."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+
+ENVIRONMENT = "nnUNet_ext_seed"
+
+
+def base_seed() -> int:
+    """Return the seed of the environment variable ``nnUNet_ext_seed``, 0 if it is not set.
+
+    Raises:
+        ValueError: If it is not a non-negative integer.
+    """
+    text = os.environ.get(ENVIRONMENT, "0")
+    if not text.isdigit():
+        raise ValueError(f"the environment variable {ENVIRONMENT} must be a non-negative integer, got {text!r}")
+    return int(text)
+
+
+def derived_seed(seed: int, *purpose: int) -> int:
+    """Return a 32-bit seed for one purpose; different purposes give unrelated streams.
+
+    Args:
+        seed: Base seed.
+        purpose: Numbers that name the purpose, e.g. fold and network.
+    """
+    return int(np.random.SeedSequence([seed, *purpose]).generate_state(1)[0])
+
+
+@contextmanager
+def torch_seed(seed: int) -> Iterator[None]:
+    """Draw from ``seed`` inside the block (CPU generator) and leave the global stream as it was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        yield
+
+
+def seed_everything(seed: int) -> None:
+    """Seed the global generators of numpy and torch, which augmentation draws from."""
+    np.random.seed(seed)
+    torch.manual_seed(seed)

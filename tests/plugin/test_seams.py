@@ -1,0 +1,245 @@
+"""Each seam on a module object that looks like nnU-Net's."""
+
+import sys
+from types import ModuleType, SimpleNamespace
+
+import pytest
+
+from nnunet_ext.plugin import (
+    compat,
+    seam_exit_status,
+    seam_find_class,
+    seam_find_trainer,
+    seam_pretrained,
+)
+
+
+def module_with(*functions) -> ModuleType:
+    module = ModuleType("fake")
+    for function in functions:
+        setattr(module, function.__name__, function)
+    return module
+
+
+@pytest.fixture
+def find_class(monkeypatch):
+    def recursive_find_python_class(
+        folder, class_name, current_module, base_folder=None, verbose=False, cleanup_imports_from_base_folder=False
+    ):
+        return {"Stock": int, "SemiSupervisedPreprocessor": float}.get(class_name)
+
+    ours = ModuleType("nnunet_ext.planners.semi_supervised")
+    ours.SemiSupervisedPlanner = type("SemiSupervisedPlanner", (), {})
+    monkeypatch.setitem(sys.modules, ours.__name__, ours)
+    module = module_with(recursive_find_python_class)
+    seam_find_class.install(module)
+    return module.recursive_find_python_class
+
+
+def test_find_class_answers_for_a_planner_of_ours(find_class):
+    found = find_class("folder", "SemiSupervisedPlanner", current_module="nnunetv2.experiment_planning")
+    assert found is sys.modules["nnunet_ext.planners.semi_supervised"].SemiSupervisedPlanner
+
+
+@pytest.mark.parametrize(
+    ("name", "where", "expected"),
+    [
+        ("Stock", "nnunetv2.experiment_planning", int),
+        ("SemiSupervisedPreprocessor", "nnunetv2.preprocessing", float),  # stock has one: stock wins
+        ("SemiSupervisedPlanner", "nnunetv2.preprocessing", None),
+        ("SemiSupervisedPlanner", "nnunetv2.experiment_planning.x", None),
+        ("SemiSupervisedPlanner", None, None),
+        ("Unknown", "nnunetv2.experiment_planning", None),
+    ],
+)
+def test_find_class_answers_like_stock_otherwise(find_class, name, where, expected):
+    assert find_class("folder", name, where, None, verbose=False) is expected
+
+
+def test_stock_callers_ask_with_the_modules_of_the_table(run):
+    code = """
+import inspect, nnunetv2.experiment_planning.plan_and_preprocess_api as api
+from nnunetv2.utilities.plans_handling import plans_handler
+from nnunet_ext.plugin.seam_find_class import CLASSES
+for module, where in ((api, "nnunetv2.experiment_planning"), (plans_handler, "nnunetv2.preprocessing")):
+    assert f'current_module="{where}")' in inspect.getsource(module) and where in CLASSES
+folder = api.nnunetv2.__path__[0] + "/experiment_planning"
+find = api.recursive_find_python_class
+assert find(folder, "NoSuchPlanner", current_module="nnunetv2.experiment_planning") is None
+planner = find(folder, "ResEncUNetPlanner", current_module="nnunetv2.experiment_planning")
+assert planner is find.__wrapped__(folder, "ResEncUNetPlanner", current_module="nnunetv2.experiment_planning")
+assert planner.__name__ == "ResEncUNetPlanner"
+for name in CLASSES["nnunetv2.experiment_planning"]:
+    assert find(folder, name, current_module="nnunetv2.experiment_planning").__name__ == name
+for name in CLASSES["nnunetv2.preprocessing"]:
+    folder = api.nnunetv2.__path__[0] + "/preprocessing"
+    assert find(folder, name, current_module="nnunetv2.preprocessing").__name__ == name
+print("fine")
+"""
+    assert run("-c", code).stdout.splitlines()[-1] == "fine"
+
+
+@pytest.fixture
+def find_trainer(monkeypatch):
+    def recursive_find_trainer_class_by_name(trainer_name):
+        if trainer_name == "nnUNetTrainer":
+            return int
+        if trainer_name == "broken":
+            raise RuntimeError("the user's module is broken")
+        raise RuntimeError(f"{compat.TRAINER_NOT_FOUND} {trainer_name} in nnunetv2")
+
+    def compose(name):
+        if name.startswith("nnUNetTrainerCWCD_CPS"):
+            raise ValueError(f"{name}: write nnUNetTrainerCPS_CWCD")
+        return float if name in ("nnUNetTrainer", "nnUNetTrainerCPS", "broken") else None
+
+    composition = ModuleType("nnunet_ext.training.composition")
+    composition.find_trainer = compose
+    monkeypatch.setitem(sys.modules, composition.__name__, composition)
+    module = module_with(recursive_find_trainer_class_by_name)
+    seam_find_trainer.install(module)
+    return module.recursive_find_trainer_class_by_name
+
+
+def test_find_trainer_stock_wins_and_ours_is_found(find_trainer):
+    assert find_trainer("nnUNetTrainer") is int
+    assert find_trainer("nnUNetTrainerCPS") is float
+
+
+def test_find_trainer_keeps_stocks_error_for_unknown_names(find_trainer):
+    with pytest.raises(
+        RuntimeError, match=r"^Could not find requested nnunet trainer nnUNetTrainerX in nnunetv2$"
+    ) as got:
+        find_trainer("nnUNetTrainerX")
+    assert got.value.__cause__ is None
+    assert got.value.__context__ is None
+
+
+def test_find_trainer_explains_a_malformed_name_without_stocks_error_above(find_trainer):
+    with pytest.raises(ValueError, match="write nnUNetTrainerCPS_CWCD") as got:
+        find_trainer("nnUNetTrainerCWCD_CPS")
+    assert got.value.__context__ is None
+
+
+def test_find_trainer_passes_other_errors_on(find_trainer):
+    with pytest.raises(RuntimeError, match="module is broken"):
+        find_trainer("broken")
+
+
+def test_users_own_trainer_folder_wins(run, tmp_path):
+    folder = tmp_path / "trainers"
+    folder.mkdir()
+    (folder / "mine.py").write_text(
+        "from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer\n\n\n"
+        "class nnUNetTrainerCPS(nnUNetTrainer):\n    mine = True\n"
+    )
+    code = (
+        "from nnunetv2.run.run_training import recursive_find_trainer_class_by_name as find;"
+        f"assert find.{compat.MARKER}; found = find('nnUNetTrainerCPS');"
+        "print(found.__module__, found.mine, find('nnUNetTrainer').__module__)"
+    )
+    done = run("-c", code, nnUNet_extTrainer=str(folder))
+    assert done.stdout.splitlines()[-1] == "mine True nnunetv2.training.nnUNetTrainer.nnUNetTrainer"
+
+
+def test_names_of_ours_are_found_composed_or_explained_by_the_stock_lookup(run):
+    code = """
+from nnunetv2.run.run_training import recursive_find_trainer_class_by_name as find
+for name in ("nnUNetTrainerCPS", "nnUNetTrainerCPS_3epochs"):
+    assert find(name).__name__ == name and find(name) is find(name)
+for name in ("nnUNetTrainerNobodyHas", "SomethingElse", "nnUNetTrainerCPS_CPS"):
+    try:
+        find(name)
+    except Exception as error:
+        print(type(error).__name__, str(error)[:40])
+"""
+    *_, unknown, foreign, malformed = run("-c", code).stdout.splitlines()
+    assert unknown == foreign == "RuntimeError Could not find requested nnunet trainer "
+    assert malformed.startswith("ValueError ")
+
+
+def entries(result=None):
+    def plan_and_preprocess_entry():
+        return result
+
+    def preprocess_entry():
+        return result
+
+    def extract_fingerprint_entry():
+        return result
+
+    return module_with(plan_and_preprocess_entry, preprocess_entry, extract_fingerprint_entry)
+
+
+ENTRIES = ("plan_and_preprocess_entry", "preprocess_entry", "extract_fingerprint_entry")
+
+
+@pytest.fixture
+def failures(monkeypatch):
+    collector = ModuleType(seam_exit_status.FAILURES_MODULE)
+    collector.pending = []
+
+    def drain():
+        drained, collector.pending = collector.pending, []
+        return drained
+
+    collector.drain = drain
+    collector.format_report = lambda failed: f"{len(failed)} failed: {', '.join(failed)}"
+    monkeypatch.setitem(sys.modules, collector.__name__, collector)
+    return collector
+
+
+@pytest.mark.parametrize("name", ENTRIES)
+def test_exit_status_is_one_and_the_report_on_stderr_where_cases_failed(failures, capsys, name):
+    module = entries()
+    seam_exit_status.install(module)
+    failures.pending = ["case_1", "case_2"]
+    assert getattr(module, name)() == 1
+    assert capsys.readouterr() == ("", "2 failed: case_1, case_2\n")
+    assert getattr(module, name)() is None
+    assert capsys.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("name", ENTRIES)
+def test_exit_status_is_stocks_where_nothing_of_ours_ran(monkeypatch, name):
+    monkeypatch.delitem(sys.modules, seam_exit_status.FAILURES_MODULE, raising=False)
+    module = entries(result="stock")
+    seam_exit_status.install(module)
+    assert getattr(module, name)() == "stock"
+    assert seam_exit_status.FAILURES_MODULE not in sys.modules
+
+
+@pytest.fixture
+def load():
+    def maybe_load_checkpoint(nnunet_trainer, continue_training, validation_only, pretrained_weights_file=None):
+        nnunet_trainer.calls.append(("stock", continue_training, validation_only, pretrained_weights_file))
+
+    module = module_with(maybe_load_checkpoint)
+    seam_pretrained.install(module)
+    return module.maybe_load_checkpoint
+
+
+def trainer_with_callback() -> SimpleNamespace:
+    calls: list = []
+    return SimpleNamespace(calls=calls, after_pretrained_weights=lambda path: calls.append(("ours", path)))
+
+
+def test_pretrained_callback_runs_after_stock(load):
+    trainer = trainer_with_callback()
+    load(trainer, False, False, "weights.pth")
+    assert trainer.calls == [("stock", False, False, "weights.pth"), ("ours", "weights.pth")]
+
+
+@pytest.mark.parametrize(
+    "arguments", [(False, False), (False, False, None), (True, False, "w"), (False, True, "w"), (True, False)]
+)
+def test_pretrained_callback_only_at_the_start_of_a_training(load, arguments):
+    trainer = trainer_with_callback()
+    load(trainer, *arguments)
+    assert [call[0] for call in trainer.calls] == ["stock"]
+
+
+def test_pretrained_stock_trainer_sees_no_difference(load):
+    trainer = SimpleNamespace(calls=[])
+    load(trainer, continue_training=False, validation_only=False, pretrained_weights_file="w")
+    assert trainer.calls == [("stock", False, False, "w")]
