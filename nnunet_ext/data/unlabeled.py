@@ -118,15 +118,15 @@ def _cases_of_folder(folder: Path, dataset_json: dict[str, Any]) -> tuple[dict[s
     pattern = re.compile(r"(.+)_(\d{4})" + re.escape(ending))
     found: dict[str, dict[int, str]] = {}
     failures = []
-    for entry in sorted(os.listdir(folder)):
+    for entry in sorted(e for e in os.listdir(folder) if not e.startswith(".")):
         match = pattern.fullmatch(entry)
         if match:
             found.setdefault(match[1], {})[int(match[2])] = str(folder / entry)
-        elif entry.endswith(ending) and not entry.startswith("."):
+        elif entry.endswith(ending):
             failures.append(
                 Failure(entry, UNLABELLED, f"{folder / entry} has no channel suffix; expected CASE_0000{ending}.")
             )
-        elif re.search(r"_\d{4}\.[A-Za-z.]+$", entry) and not entry.startswith("."):
+        elif re.search(r"_\d{4}\.[A-Za-z.]+$", entry):
             failures.append(
                 Failure(
                     entry,
@@ -153,9 +153,16 @@ def _cases_of_folder(folder: Path, dataset_json: dict[str, Any]) -> tuple[dict[s
 def _cases_of_json(raw_folder: Path, dataset_json: dict[str, Any]) -> tuple[dict[str, UnlabeledCase], list[Failure]]:
     ending, channels = dataset_json["file_ending"], number_of_channels(dataset_json)
     cases, failures = {}, []
-    for name, entry in dataset_json.get(KEY, {}).items():
-        images = tuple(_resolve(raw_folder, image) for image in entry.get("images", ()))
+    listed = dataset_json.get(KEY, {})
+    if not isinstance(listed, dict):
+        raise ValueError(f'{KEY!r} in dataset.json must map case names to {{"images": [...]}}, got {listed!r:.80}')
+    for name, entry in listed.items():
         problem = name_problem(name)
+        files = entry.get("images", []) if isinstance(entry, dict) else None
+        if not isinstance(files, list):
+            problem = problem or f'dataset.json gives {entry!r:.80} for it, expected {{"images": [...]}}.'
+            files = []
+        images = tuple(_resolve(raw_folder, image) for image in files)
         wrong = [image for image in images if not image.endswith(ending)]
         missing = [image for image in images if not os.path.isfile(image)]
         if problem is None and len(images) != channels:

@@ -41,7 +41,7 @@ def cross_pseudo_loss(
     """Dice + cross-entropy against exclusive hard labels, at one scale.
 
     Equals nnU-Net's Dice (background excluded) + cross-entropy on the valid voxels; the probabilities are computed
-    once for both terms, in float32.
+    once for both terms, in float32 (float64 stays float64).
 
     Args:
         logits: ``(B, K, *S)``, K >= 2, receives gradients.
@@ -59,7 +59,7 @@ def cross_pseudo_loss(
         ValueError: If the shapes do not fit.
     """
     _check_shapes(logits, labels, valid_mask, 1)
-    log_probs = functional.log_softmax(logits.float(), 1)
+    log_probs = functional.log_softmax(_at_least_float32(logits), 1)
     targets = labels[:, 0].long()
     if valid_mask is not None:
         targets = torch.where(valid_mask[:, 0] > 0, targets, -100)
@@ -96,12 +96,17 @@ def cross_pseudo_region_loss(
         ValueError: If the shapes do not fit.
     """
     _check_shapes(logits, labels, valid_mask, logits.shape[1])
-    logits, targets = logits.float(), labels.float()
+    logits = _at_least_float32(logits)
+    targets = labels.to(logits.dtype)
     bce = functional.binary_cross_entropy_with_logits(logits, targets, reduction="none")
     if valid_mask is not None:
         bce = bce * (valid_mask > 0)
     ce = bce.sum() / _count(logits, valid_mask, logits.shape[1], gather)
     return ce + _dice_loss(logits.sigmoid(), targets, valid_mask, batch_dice, smooth, gather)
+
+
+def _at_least_float32(logits: Tensor) -> Tensor:
+    return logits if logits.dtype == torch.float64 else logits.float()
 
 
 def _check_shapes(logits: Tensor, labels: Tensor, valid_mask: Tensor | None, channels: int) -> None:

@@ -1,0 +1,174 @@
+import re
+
+import pytest
+from data.tiny_dataset import TinyDataset
+
+from nnunet_ext.data.preprocess import preprocess_unlabeled
+from nnunet_ext.data.unlabeled import find_unlabeled_cases, labelled_images, name_problem, where_looked
+
+
+def touch(path):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(b"")
+    return path
+
+
+def test_union_of_folder_and_dataset_json(tiny: TinyDataset, monkeypatch):
+    folder = touch(tiny.raw / "imagesUnlabeled" / "b_0000.nii.gz")
+    absolute = touch(tiny.root / "elsewhere" / "scan one.nii.gz")
+    relative = touch(tiny.raw / "more" / "c.nii.gz")
+    monkeypatch.setenv("TINY_SCANS", str(absolute.parent))
+    content = tiny.write_dataset_json(
+        unlabeled={"c": {"images": ["more/c.nii.gz"]}, "a": {"images": ["${TINY_SCANS}/scan one.nii.gz"]}}
+    )
+    cases, failures = find_unlabeled_cases(tiny.raw, content)
+    assert failures == []
+    assert list(cases) == ["a", "b", "c"]
+    assert [case.images for case in cases.values()] == [(str(absolute),), (str(folder),), (str(relative),)]
+    assert not any(case.hidden_label for case in cases.values())
+
+
+def test_relative_paths_count_from_the_folder_of_the_dataset(tiny: TinyDataset):
+    outside = touch(tiny.raw.parent / "shared" / "x_0000.nii.gz")
+    content = tiny.write_dataset_json(unlabeled={"x": {"images": ["../shared/x_0000.nii.gz"]}})
+    cases, failures = find_unlabeled_cases(tiny.raw, content)
+    assert failures == []
+    assert cases["x"].images == (str(outside),)
+
+
+def test_channels_are_in_order(tiny: TinyDataset):
+    content = tiny.write_dataset_json(channels=3)
+    files = [touch(tiny.raw / "imagesUnlabeled" / f"a_{c:04d}.nii.gz") for c in (2, 0, 1)]
+    cases, _ = find_unlabeled_cases(tiny.raw, content)
+    assert cases["a"].images == (str(files[1]), str(files[2]), str(files[0]))
+
+
+def test_a_name_in_both_places_is_an_error(tiny: TinyDataset):
+    touch(tiny.raw / "imagesUnlabeled" / "a_0000.nii.gz")
+    touch(tiny.raw / "a.nii.gz")
+    content = tiny.write_dataset_json(unlabeled={"a": {"images": ["a.nii.gz"]}})
+    with pytest.raises(ValueError, match=r"must be unique, but \['a'\]"):
+        find_unlabeled_cases(tiny.raw, content)
+
+
+@pytest.mark.parametrize("labelled_in_json", [False, True])
+def test_a_labelled_case_cannot_be_unlabelled_too(tiny: TinyDataset, labelled_in_json):
+    touch(tiny.raw / "imagesUnlabeled" / "a_0000.nii.gz")
+    touch(tiny.raw / "imagesTr" / "a_0000.nii.gz")
+    dataset = {"dataset": {"a": {"images": ["imagesTr/a_0000.nii.gz"], "label": "none"}}}
+    content = tiny.write_dataset_json(**dataset if labelled_in_json else {})
+    with pytest.raises(ValueError, match=r"\['a'\] is a labelled case .* 'unlabeled' in splits_final.json"):
+        find_unlabeled_cases(tiny.raw, content)
+
+
+@pytest.mark.parametrize("name", ["../x", "a/b", "scan one", "case_seg", ".hidden", "-x", "", "a\nb", "ümlaut"])
+def test_bad_names_are_named_failures_and_cost_nothing_else(tiny: TinyDataset, name):
+    touch(tiny.raw / "x.nii.gz")
+    content = tiny.write_dataset_json(unlabeled={name: {"images": ["x.nii.gz"]}, "good": {"images": ["x.nii.gz"]}})
+    cases, failures = find_unlabeled_cases(tiny.raw, content)
+    assert list(cases) == ["good"]
+    assert [f.case for f in failures] == [name]
+    assert repr(name) in failures[0].reason
+    assert "Rename it" in failures[0].reason
+    assert failures[0].kind == "unlabelled"
+
+
+@pytest.mark.parametrize("name", ["a", "A.b-c_1", "0", "case_segmented"])
+def test_good_names(name):
+    assert name_problem(name) is None
+
+
+@pytest.mark.parametrize("file", ["scan one_0000.nii.gz", "case_seg_0000.nii.gz"])
+def test_bad_names_of_files(tiny: TinyDataset, file):
+    touch(tiny.raw / "imagesUnlabeled" / file)
+    cases, failures = find_unlabeled_cases(tiny.raw, tiny.write_dataset_json())
+    assert cases == {}
+    assert [f.case for f in failures] == [file[: -len("_0000.nii.gz")]]
+    assert "Rename it" in failures[0].reason
+
+
+@pytest.mark.parametrize(
+    ("files", "case", "reason"),
+    [
+        (["a_0000.nii.gz"], "a", r"found channels \[0\], expected \[0, 1\]"),
+        (["a_0001.nii.gz", "a_0002.nii.gz"], "a", r"found channels \[1, 2\], expected \[0, 1\]"),
+        (["a_0000.nii", "b_0000.nii.gz", "b_0001.nii.gz"], "a_0000.nii", r"does not end in '.nii.gz'"),
+        (["a.nii.gz"], "a.nii.gz", r"has no channel suffix; expected CASE_0000\.nii\.gz"),
+    ],
+)
+def test_files_that_make_no_case_are_failures(tiny: TinyDataset, files, case, reason):
+    for file in files:
+        touch(tiny.raw / "imagesUnlabeled" / file)
+    touch(tiny.raw / "imagesUnlabeled" / "notes.txt")
+    touch(tiny.raw / "imagesUnlabeled" / "._a_0000.nii.gz")  # what a Mac leaves behind
+    cases, failures = find_unlabeled_cases(tiny.raw, tiny.write_dataset_json(channels=2))
+    assert set(cases) <= {"b"}
+    assert [f.case for f in failures] == [case]
+    assert re.search(reason, failures[0].reason)
+    assert str(tiny.raw / "imagesUnlabeled" / case) in failures[0].reason
+
+
+@pytest.mark.parametrize(
+    ("entry", "reason"),
+    [
+        ({"images": ["gone.nii.gz"]}, "gone.nii.gz does not exist. Correct the path in dataset.json."),
+        ({"images": ["there.nrrd"]}, "there.nrrd does not end in '.nii.gz'"),
+        ({"images": []}, "gives 0 image(s) for it, expected 1"),
+        ({}, "gives 0 image(s) for it, expected 1"),
+        ({"images": ["there.nii.gz", "there.nii.gz"]}, "gives 2 image(s) for it, expected 1"),
+        ("there.nii.gz", 'expected {"images": [...]}'),
+        ({"images": "there.nii.gz"}, 'expected {"images": [...]}'),
+    ],
+)
+def test_entries_of_dataset_json_that_make_no_case_are_failures(tiny: TinyDataset, entry, reason):
+    touch(tiny.raw / "there.nii.gz")
+    touch(tiny.raw / "there.nrrd")
+    content = tiny.write_dataset_json(unlabeled={"a": entry, "b": {"images": ["there.nii.gz"]}})
+    cases, failures = find_unlabeled_cases(tiny.raw, content)
+    assert list(cases) == ["b"]
+    assert [f.case for f in failures] == ["a"]
+    assert reason in failures[0].reason
+
+
+def test_a_list_instead_of_names_says_what_was_expected(tiny: TinyDataset):
+    content = tiny.write_dataset_json(unlabeled=["a.nii.gz"])
+    with pytest.raises(ValueError, match=r"'unlabeled' in dataset.json must map case names"):
+        find_unlabeled_cases(tiny.raw, content)
+
+
+def test_nothing_found_says_where_and_how(tiny: TinyDataset):
+    assert find_unlabeled_cases(tiny.raw, tiny.write_dataset_json()) == ({}, [])
+    with pytest.raises(FileNotFoundError) as raised:
+        preprocess_unlabeled(777, "nnUNetPlans", "3d_fullres", 1, show_progress_bar=False)
+    text = str(raised.value)
+    assert where_looked(tiny.raw) in text
+    assert str(tiny.raw / "imagesUnlabeled") in text
+    assert str(tiny.raw / "dataset.json") in text
+    assert "imagesUnlabeled/CASE_0000.nii.gz" in text
+    assert '"unlabeled": {"CASE": {"images": [' in text
+
+
+def test_hidden_cases_come_from_the_labelled_images(tiny: TinyDataset):
+    image = touch(tiny.raw / "imagesTr" / "a_0000.nii.gz")
+    touch(tiny.raw / "imagesTr" / "b_0000.nii.gz")
+    cases, failures = find_unlabeled_cases(tiny.raw, tiny.write_dataset_json(), ["a"])
+    assert failures == []
+    assert {n: (c.images, c.hidden_label) for n, c in cases.items()} == {"a": ((str(image),), True)}
+
+
+def test_hidden_case_that_does_not_exist(tiny: TinyDataset):
+    touch(tiny.raw / "imagesTr" / "a_0000.nii.gz")
+    with pytest.raises(ValueError, match=r"lists 'gone' under 'unlabeled', but there is no such case"):
+        find_unlabeled_cases(tiny.raw, tiny.write_dataset_json(), ["gone"])
+
+
+def test_labelled_images_of_both_forms(tiny: TinyDataset, monkeypatch):
+    image = touch(tiny.raw / "imagesTr" / "a_0000.nii.gz")
+    assert labelled_images(tiny.raw, tiny.write_dataset_json()) == {"a": (str(image),)}
+    monkeypatch.setenv("TINY_SCANS", str(tiny.raw / "imagesTr"))
+    content = tiny.write_dataset_json(dataset={"x": {"images": ["$TINY_SCANS/a_0000.nii.gz"], "label": "none"}})
+    assert labelled_images(tiny.raw, content) == {"x": (str(image),)}
+
+
+def test_labelled_images_without_any(tiny: TinyDataset):
+    assert labelled_images(tiny.raw, tiny.write_dataset_json()) == {}

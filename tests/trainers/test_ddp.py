@@ -1,0 +1,82 @@
+"""Two processes on CPUs do what one does with the joint batch."""
+
+import os
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from reference import tiny
+
+from nnunet_ext.training.composition import find_trainer
+
+NAME, STEPS = "nnUNetTrainerCPS_4epochs_2iterations", 2
+
+
+def fixed_batch(trainer, size):
+    """A batch with padding in some samples only, so that the processes have different numbers of valid voxels."""
+    generator = torch.Generator().manual_seed(3)
+    patch = trainer.configuration_manager.patch_size
+    scales = trainer._get_deep_supervision_scales()
+    data, unlabeled = (torch.randn((size, 1, *patch), generator=generator) for _ in range(2))
+    target = [
+        torch.randint(0, 3, (size, 1, *(round(p * s) for p, s in zip(patch, scale, strict=True))), generator=generator)
+        for scale in scales
+    ]
+    valid = torch.ones((2 * size, 1, *patch), dtype=torch.uint8)
+    valid[0, :, :5] = 0
+    valid[-1, ..., 7:] = 0
+    return {"data": data, "target": target, "unlabeled": unlabeled, "valid": valid}
+
+
+def part(batch, rank, size):
+    take = slice(rank, rank + 1)
+    valid = torch.cat([batch["valid"][:size][take], batch["valid"][size:][take]])
+    return {
+        "data": batch["data"][take],
+        "target": [t[take] for t in batch["target"]],
+        "unlabeled": batch["unlabeled"][take],
+        "valid": valid,
+    }
+
+
+def run(rank, world, folder, configuration, output):
+    torch.set_num_threads(1)
+    for name in ("raw", "preprocessed", "results"):
+        os.environ[f"nnUNet_{name}"] = os.path.join(folder, name)
+    os.environ["nnUNet_compile"] = "0"
+    if world > 1:
+        dist.init_process_group("gloo", init_method=f"file://{folder}/meeting_point", rank=rank, world_size=world)
+    plans = tiny.plans() | {"continue_training": False}
+    trainer = find_trainer(NAME)(plans, configuration, 0, tiny.dataset_json(), torch.device("cpu"))
+    trainer.current_epoch = 2  # lambda 0.5
+    trainer.configuration_manager.configuration["batch_size"] = 2
+    trainer.initialize()
+    trainer.set_deep_supervision_enabled(True)
+    batch = fixed_batch(trainer, 2)
+    mine = batch if world == 1 else part(batch, rank, 2)
+    outputs = [trainer.train_step(mine) for _ in range(STEPS)]
+    values = trainer.monitor.epoch(outputs, 0.5, trainer.is_ddp)
+    if rank == 0:
+        path = os.path.join(folder, "c.pth")
+        trainer.save_checkpoint(path)
+        checkpoint = torch.load(path, weights_only=False)
+        torch.save([checkpoint["network_weights"], checkpoint["nnunet_ext_cps"]["network_weights"], values], output)
+    if world > 1:
+        dist.barrier()
+        dist.destroy_process_group()
+
+
+@pytest.mark.parametrize("configuration", ["3d_fullres", "2d"])  # Dice per sample, and over the batch
+def test_two_processes_equal_one_with_the_joint_batch(environment, configuration):
+    tiny.make(environment, configurations=(configuration,))
+    joint, split = (str(environment / name) for name in ("joint.pt", "split.pt"))
+    run(0, 1, str(environment), configuration, joint)
+    mp.spawn(run, args=(2, str(environment), configuration, split), nprocs=2)
+    expected, found = (torch.load(file, weights_only=False) for file in (joint, split))
+    for one, two in zip(expected[:2], found[:2], strict=True):
+        for key in one:
+            torch.testing.assert_close(two[key], one[key], rtol=1e-5, atol=1e-6)
+    for key, value in expected[2].items():
+        np.testing.assert_allclose(found[2][key], value, rtol=1e-5, atol=1e-6, err_msg=key)
