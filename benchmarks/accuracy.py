@@ -145,7 +145,7 @@ def evaluate(trainer, network) -> dict[str, list[float]]:
         network,
         trainer.plans_manager,
         trainer.configuration_manager,
-        None,
+        [network.state_dict()],
         trainer.dataset_json,
         type(trainer).__name__,
         trainer.inference_allowed_mirroring_axes,

@@ -68,6 +68,12 @@ def save_case(
     os.replace(temporary, target)
 
 
+def remove_case(folder: Path, name: str) -> None:
+    """Remove what is there of a case."""
+    for path in (folder / f"{name}.json", folder / f"{name}.b2nd", folder / VALID_FOLDER / f"{name}.b2nd"):
+        path.unlink(missing_ok=True)
+
+
 def _write_array(target: Path, array: np.ndarray, patch_size: tuple[int, ...]) -> None:
     blocks, chunks = comp_blosc2_params(array.shape, patch_size, array.itemsize)
     temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")

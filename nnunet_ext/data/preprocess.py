@@ -119,20 +119,21 @@ def load_configuration(
 
 
 def _sort_out(cases: dict[str, UnlabeledCase], plans_digest: str, summary: Summary) -> list[UnlabeledCase]:
-    """Return the cases to do; note those that are up to date and remove those that are no longer part of the set."""
+    """Return the cases to do; note those that are up to date and remove what was made of all others."""
     failed = {failure.case for failure in summary.failures}
     for name in store.finished_cases(summary.folder):
-        if name not in cases and name not in failed:
-            (summary.folder / f"{name}.json").unlink()
-            (summary.folder / f"{name}.b2nd").unlink(missing_ok=True)
-            (summary.folder / store.VALID_FOLDER / f"{name}.b2nd").unlink(missing_ok=True)
-            summary.removed.append(name)
+        if name not in cases:
+            store.remove_case(summary.folder, name)
+            if name not in failed:
+                summary.removed.append(name)
     todo = []
     for name, case in cases.items():
         metadata = store.read_metadata(summary.folder, name)
         if metadata is not None and _up_to_date(metadata, case, plans_digest):
             summary.kept.append(name)
         else:
+            # If it fails now, what an older scan or other plans made of it must not be trained on.
+            store.remove_case(summary.folder, name)
             todo.append(case)
     return todo
 
@@ -142,7 +143,8 @@ def _up_to_date(metadata: dict[str, Any], case: UnlabeledCase, plans_digest: str
         source = source_signature(case.images)
     except OSError:
         return False
-    return metadata.get("plans_digest") == plans_digest and metadata.get("source") == source
+    found = (metadata.get("plans_digest"), metadata.get("source"), metadata.get("hidden_label"))
+    return found == (plans_digest, source, case.hidden_label)
 
 
 def _run(

@@ -15,6 +15,10 @@ STOCK_PLANS = (
     "nnUNetResEncUNetMPlans",
     "nnUNetResEncUNetLPlans",
     "nnUNetResEncUNetXLPlans",
+    "nnUNetPlans_torchres",
+    "nnUNetResEncUNetLPlans_torchres",
+    "nnUNetResEncUNetLPlans_torchres_sepz",
+    "nnUNetResEncUNetLPlans_noResampling",
 )
 
 

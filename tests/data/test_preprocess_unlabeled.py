@@ -159,29 +159,12 @@ def empty(path: Path) -> None:
     path.write_bytes(b"")
 
 
-def with_value(value: float):
-    def write(path: Path) -> None:
-        image = scan(3)
-        image[6, 6, 6] = value
-        write_image(path, image)
-
-    return write
-
-
-def all_zero(path: Path) -> None:
-    write_image(path, np.zeros((12, 16, 14), np.float32))
-
-
 @pytest.mark.parametrize(
     ("write", "reason"),
     [
-        (with_value(np.nan), "has NaN or infinite values"),
-        (with_value(np.inf), "has NaN or infinite values"),
-        (with_value(-np.inf), "has NaN or infinite values"),
         (garbage, "cannot be read ("),
         (empty, "cannot be read ("),
         (four_channels_in_a_file, "has 4 channel(s), expected 1"),
-        (all_zero, ""),
     ],
 )
 def test_a_bad_case_is_named_and_costs_nothing_else(tiny: TinyDataset, write, reason):
@@ -195,6 +178,19 @@ def test_a_bad_case_is_named_and_costs_nothing_else(tiny: TinyDataset, write, re
     assert reason in only_reason(summary)
     assert summary.failures[0].stage == "3d_fullres"
     assert finished_cases(summary.folder) == ["a", "c"]
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_values_that_are_not_finite(tiny: TinyDataset, value):
+    # ITK itself reads such values of NIfTI files as 0; nibabel hands them on.
+    tiny.write_plans(make_plans() | {"image_reader_writer": "NibabelIO"})
+    tiny.add_unlabeled("a", 1)
+    image = scan(3)
+    image[6, 6, 6] = value
+    bad = write_image(tiny.raw / "imagesUnlabeled" / "b_0000.nii.gz", image)
+    summary = run()
+    assert done_kept_failed(summary) == (["a"], [], ["b"])
+    assert only_reason(summary).startswith(f"{bad} has NaN or infinite values")
 
 
 def test_a_rerun_keeps_what_is_finished_and_does_what_was_mended(tiny: TinyDataset):

@@ -6,7 +6,8 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,13 +16,11 @@ import numpy as np
 import pytest
 import SimpleITK
 
-DATASET_ID = 905
-DATASET = f"Dataset{DATASET_ID}_Blobs"
 PLANS = "SemiSupervisedPlans"
 TINY = "3d_tiny"
 TINY_2D = "2d_tiny"
-# Outside the dataset's folder, and such as nothing that a training writes may mention.
-PRIVATE_NAME = "archive_of_Jane_Doe"
+TRAINER = "nnUNetTrainerCPS_2epochs_2iterations"
+PRIVATE = "archive_of_Jane_Doe"  # folder of an unlabelled scan; nothing that is passed on may mention it
 SHAPE = (24, 28, 24)
 SPACING = (1.0, 1.0, 1.5)  # mm, SimpleITK's order: as all cases have the same, nothing is resampled
 
@@ -81,28 +80,28 @@ class Workspace:
     """
 
     root: Path
-    dataset: str = DATASET
+    dataset: str = "Dataset905_Blobs"
     variables: Mapping[str, str] = field(default_factory=dict)
 
     @property
+    def number(self) -> int:
+        return int(self.dataset[7:10])
+
+    @property
     def raw(self) -> Path:
-        return self.root / "raw" / self.dataset
+        return Path(self.environment()["nnUNet_raw"]) / self.dataset
 
     @property
     def preprocessed(self) -> Path:
         return Path(self.environment()["nnUNet_preprocessed"]) / self.dataset
 
-    @property
-    def results(self) -> Path:
-        return self.root / "results" / self.dataset
-
-    def model(self, trainer: str, configuration: str = TINY, plans: str = PLANS) -> Path:
+    def model(self, trainer: str = TRAINER, configuration: str = TINY, plans: str = PLANS) -> Path:
         """Folder of a trained model."""
-        return self.results / f"{trainer}__{plans}__{configuration}"
+        return Path(self.environment()["nnUNet_results"]) / self.dataset / f"{trainer}__{plans}__{configuration}"
 
     def environment(self, **variables: str) -> dict[str, str]:
         """Variables for a command: nothing of nnU-Net from outside, few processes, no compilation."""
-        kept = {k: v for k, v in os.environ.items() if not k.startswith(("nnUNet_", "NNUNET_EXT_"))}
+        kept = {key: value for key, value in os.environ.items() if not key.startswith(("nnUNet_", "NNUNET_EXT_"))}
         own = {
             "nnUNet_raw": str(self.root / "raw"),
             "nnUNet_preprocessed": str(self.root / "preprocessed"),
@@ -111,38 +110,30 @@ class Workspace:
             "nnUNet_n_proc_DA": "0",
             "nnUNet_compile": "0",
             "OMP_NUM_THREADS": "1",
-            "ARCHIVE": str(self.root / PRIVATE_NAME),
+            "ARCHIVE": str(self.root / PRIVATE),
         }
         return kept | own | dict(self.variables) | variables
 
-    def run(self, *command: object, status: int | None = 0, **variables: str) -> Done:
+    def run(self, *command: object, status: int = 0, **variables: str) -> Done:
         """Run a command of this environment.
 
         Args:
             command: Its name and arguments.
-            status: Expected exit status; ``None`` for any.
+            status: Expected exit status.
             variables: Environment variables on top of the usual ones.
         """
-        return self._run([find_command(str(command[0])), *map(str, command[1:])], status, variables)
+        return self.call(find_command(str(command[0])), *command[1:], status=status, **variables)
 
     def run_in_turn(self, *commands: Sequence[object], **variables: str) -> list[Done]:
         """Run commands one after another in one new interpreter, whatever their exit statuses."""
         arguments = json.dumps([[str(word) for word in command] for command in commands])
-        done = self._run([sys.executable, "-c", _ONE_AFTER_ANOTHER, arguments], 0, variables)
-        results = json.loads(done.output.rpartition("\nRESULTS")[2])
-        return [Done(status, output) for status, output in results]
+        done = self.call(sys.executable, "-c", _ONE_AFTER_ANOTHER, arguments, **variables)
+        return [Done(*result) for result in json.loads(done.output.rpartition("\nRESULTS")[2])]
 
-    def train(self, *arguments: object, trainer: str, plans: str = PLANS, **options: Any) -> Done:
-        """Run ``nnUNetv2_train`` on fold 0 on the CPU; the first of ``arguments`` is the configuration."""
-        return self.run(*self.train_command(*arguments, trainer=trainer, plans=plans), **options)
-
-    def train_command(self, configuration: str, *more: object, trainer: str, plans: str = PLANS) -> list[object]:
-        number = int(self.dataset[7:10])
-        return ["nnUNetv2_train", number, configuration, 0, "-p", plans, "-tr", trainer, "-device", "cpu", *more]
-
-    def _run(self, command: list[str], status: int | None, variables: Mapping[str, str]) -> Done:
+    def call(self, *command: object, status: int = 0, **variables: str) -> Done:
+        """Run any program, as :meth:`run` does."""
         process = subprocess.run(
-            command,
+            [str(word) for word in command],
             env=self.environment(**variables),
             cwd=self.root,
             stdin=subprocess.DEVNULL,
@@ -151,8 +142,85 @@ class Workspace:
             text=True,
             timeout=900,
         )
-        assert status is None or process.returncode == status, f"{command}\n{process.stdout}"
+        assert process.returncode == status, f"{command}\n{process.stdout}"
         return Done(process.returncode, process.stdout)
+
+    def plan_and_preprocess(
+        self, planner: str, configurations: Sequence[str] = ("3d_fullres",), status: int = 0, **variables: str
+    ) -> Done:
+        """Plan and preprocess with as few processes as possible."""
+        processes = ("-npfp", 1, "-np", 1, "--no_pbar")
+        fixed = ("nnUNetv2_plan_and_preprocess", "-d", self.number, "-c", *configurations, *processes)
+        variables = {"nnUNet_n_proc_DA": "1", **variables}  # stock planning takes it for a number of threads, not 0
+        return self.run(*fixed, "-pl", planner, status=status, **variables)
+
+    def train(self, configuration: str, *more: object, trainer: str = TRAINER) -> list[object]:
+        """Return the command that trains fold 0 on the CPU."""
+        return ["nnUNetv2_train", self.number, configuration, 0, "-p", PLANS, "-tr", trainer, "-device", "cpu", *more]
+
+    def predict(self, output: Path, *more: object, model: Path | None = None) -> list[object]:
+        """Return the command that predicts the test images, without mirroring and with probabilities.
+
+        Args:
+            output: Folder for the predictions.
+            more: Further arguments.
+            model: Model folder; without one, ``more`` says what to predict with.
+        """
+        which = ["nnUNetv2_predict"] if model is None else ["nnUNetv2_predict_from_modelfolder", "-m", model]
+        fixed = ("--disable_tta", "--save_probabilities", "--disable_progress_bar", "-device", "cpu")
+        return [*which, "-i", self.raw / "imagesTs", "-o", output, *fixed, *more]
+
+    def write_dataset(
+        self,
+        labels: Mapping[str, Any],
+        change_labels: Callable[[np.ndarray], np.ndarray] = lambda array: array,
+        modalities: Sequence[str] = ("CT",),
+        extra: int = 3,
+        **more: Any,
+    ) -> None:
+        """Write five labelled and some unlabelled cases, and two images to predict.
+
+        Args:
+            labels: Of dataset.json.
+            change_labels: Applied to the label map of each labelled case.
+            modalities: One channel each. Images of other modalities than CT have a black border, which nnU-Net crops.
+            extra: Number of cases in ``imagesUnlabeled``.
+            more: Further keys of dataset.json.
+        """
+        groups = (("imagesTr", "case", 5), ("imagesUnlabeled", "extra", extra), ("imagesTs", "test", 2))
+        for first_seed, (folder, name, count) in zip((0, 100, 200), groups, strict=True):
+            for number in range(count):
+                image, label = make_image(first_seed + number, len(modalities), modalities[0] != "CT")
+                for channel, array in enumerate(image):
+                    write_image(array, self.raw / folder / f"{name}_{number}_{channel:04d}.nii.gz")
+                if folder == "imagesTr":
+                    write_image(change_labels(label), self.raw / "labelsTr" / f"{name}_{number}.nii.gz")
+        channels = {str(number): name for number, name in enumerate(modalities)}
+        fixed = {"channel_names": channels, "labels": dict(labels), "numTraining": 5, "file_ending": ".nii.gz"}
+        (self.raw / "dataset.json").write_text(json.dumps(fixed | more))
+
+    @contextmanager
+    def edit_plans(self, name: str = PLANS) -> Iterator[dict[str, Any]]:
+        """Give the content of a plans file to change, and write it back."""
+        file = self.preprocessed / f"{name}.json"
+        plans = json.loads(file.read_text())
+        yield plans
+        file.write_text(json.dumps(plans))
+
+    def add_small_configurations(self) -> None:
+        """Add configurations to the plans by hand, as a user would: the planned ones with narrow networks."""
+        with self.edit_plans() as plans:
+            add_small_configurations(plans)
+
+
+def add_small_configurations(plans: dict[str, Any]) -> None:
+    configurations = plans["configurations"]
+    for name, parent in ((TINY, "3d_fullres"), (TINY_2D, "2d")):
+        if parent in configurations:
+            architecture = copy.deepcopy(configurations[parent]["architecture"])
+            stages = len(architecture["arch_kwargs"]["features_per_stage"])
+            architecture["arch_kwargs"]["features_per_stage"] = [min(4 * 2**stage, 16) for stage in range(stages)]
+            configurations[name] = {"inherits_from": parent, "batch_size": 2, "architecture": architecture}
 
 
 def find_command(name: str) -> str:
@@ -162,26 +230,27 @@ def find_command(name: str) -> str:
     return found
 
 
-def make_image(seed: int, black_border: bool = False) -> tuple[np.ndarray, np.ndarray]:
-    """Return an image in Hounsfield units and labels 0, 1 and 2: two bright balls, the second within the first or not.
+def make_image(seed: int, channels: int = 1, black_border: bool = False) -> tuple[np.ndarray, np.ndarray]:
+    """Return images ``(C, *S)`` in Hounsfield units, and labels: 1 a large ball, 2 a small bright one.
 
     Args:
         seed: The same seed gives the same image.
-        black_border: Zeros outside a box, which nnU-Net crops.
+        channels: The same balls, other noise.
+        black_border: Zeros outside a box.
     """
     rng = np.random.default_rng(seed)
     grid = np.stack(np.meshgrid(*(np.arange(size) for size in SHAPE), indexing="ij"))
-    image = rng.normal(40, 15, SHAPE)
+    image = rng.normal(40, 15, (channels, *SHAPE))
     labels = np.zeros(SHAPE, np.uint8)
     for label, (radius, brightness) in enumerate(((6, 80), (4, 160)), start=1):
         centre = np.array(SHAPE) * rng.uniform(0.35, 0.65, 3)
         inside = ((grid - centre[:, None, None, None]) ** 2).sum(0) < radius**2
-        image[inside] += brightness
+        image[:, inside] += brightness
         labels[inside] = label
     if black_border:
         border = np.ones(SHAPE, bool)
         border[3:-2, 2:-3, 4:-2] = False
-        image[border] = 0
+        image[:, border] = 0
     return image.astype(np.float32), labels
 
 
@@ -192,83 +261,75 @@ def write_image(array: np.ndarray, path: Path) -> None:
     SimpleITK.WriteImage(image, str(path))
 
 
-def write_json(path: Path, content: object) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(content, indent=1))
+@pytest.fixture(scope="session")
+def new_workspace(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Workspace]:
+    """Make a workspace in a folder of its own."""
+
+    def new_workspace(dataset: str) -> Workspace:
+        root = tmp_path_factory.mktemp("workspace")
+        for name in ("raw", "preprocessed", "results"):
+            (root / name).mkdir()
+        return Workspace(root, dataset)
+
+    return new_workspace
 
 
-def read_json(path: Path) -> Any:
-    return json.loads(path.read_text())
+@pytest.fixture(scope="session")
+def write_scan() -> Callable[[Path, np.ndarray], None]:
+    """Write an array as an image file."""
+    return lambda path, array: write_image(array, path)
 
 
-def write_dataset(
-    folder: Path,
-    labels: Mapping[str, Any],
-    change_labels: Callable[[np.ndarray], np.ndarray] = lambda array: array,
-    modalities: Sequence[str] = ("CT",),
-    unlabeled: int = 3,
-    **more: Any,
-) -> None:
-    """Write a raw dataset of five labelled and some unlabelled cases, and two images to predict.
-
-    Args:
-        folder: The dataset's folder.
-        labels: Of dataset.json.
-        change_labels: Applied to the label map of each labelled case.
-        modalities: One channel each; those after the first are the first with other noise.
-        unlabeled: Number of cases in ``imagesUnlabeled``.
-        more: Further keys of dataset.json.
-    """
-
-    def write_case(subfolder: str, name: str, seed: int) -> np.ndarray:
-        image, label = make_image(seed, black_border=modalities[0] != "CT")
-        for channel in range(len(modalities)):
-            noise = np.random.default_rng(1000 + seed).normal(0, 5, SHAPE) * channel * (image != 0)
-            write_image((image + noise).astype(np.float32), folder / subfolder / f"{name}_{channel:04d}.nii.gz")
-        return label
-
-    for number in range(5):
-        label = write_case("imagesTr", f"case_{number}", number)
-        write_image(change_labels(label), folder / "labelsTr" / f"case_{number}.nii.gz")
-    for number in range(unlabeled):
-        write_case("imagesUnlabeled", f"extra_{number}", 100 + number)
-    for number in range(2):
-        write_case("imagesTs", f"test_{number}", 200 + number)
-    channels = {str(number): name for number, name in enumerate(modalities)}
-    write_json(
-        folder / "dataset.json",
-        {"channel_names": channels, "labels": dict(labels), "numTraining": 5, "file_ending": ".nii.gz", **more},
-    )
-
-
-def add_small_configurations(plans_file: Path) -> None:
-    """Add configurations to plans by hand, as a user would: the planned ones with narrow networks."""
-    plans = read_json(plans_file)
-    for name, parent in ((TINY, "3d_fullres"), (TINY_2D, "2d")):
-        if parent not in plans["configurations"]:
-            continue
-        architecture = copy.deepcopy(plans["configurations"][parent]["architecture"])
-        stages = len(architecture["arch_kwargs"]["features_per_stage"])
-        architecture["arch_kwargs"]["features_per_stage"] = [min(4 * 2**stage, 16) for stage in range(stages)]
-        plans["configurations"][name] = {"inherits_from": parent, "batch_size": 2, "architecture": architecture}
-    write_json(plans_file, plans)
-
-
-def plan_and_preprocess(workspace: Workspace, *more: object, **options: Any) -> Done:
-    """Run ``nnUNetv2_plan_and_preprocess`` with one process each."""
-    number = int(workspace.dataset[7:10])
-    command = ("nnUNetv2_plan_and_preprocess", "-d", number, "-npfp", 1, "-np", 1, "--no_pbar", *more)
-    return workspace.run(*command, **options)
+@pytest.fixture(scope="session")
+def blobs(new_workspace: Callable[..., Workspace]) -> Workspace:
+    """A CT dataset of 5 labelled and 4 unlabelled cases, one of these in an archive elsewhere; not planned."""
+    workspace = new_workspace("Dataset905_Blobs")
+    archived = {"extra_9": {"images": ["${ARCHIVE}/extra_9_0000.nii.gz"]}}
+    workspace.write_dataset({"background": 0, "large": 1, "small": 2}, unlabeled=archived)
+    write_image(make_image(109)[0][0], workspace.root / PRIVATE / "extra_9_0000.nii.gz")
+    return workspace
 
 
 @dataclass(frozen=True)
-class Tools:
-    """The functions and names of this file, for test modules: pytest does not let them import it."""
+class Prepared:
+    """What preparing the dataset printed, with two broken unlabelled scans and once they were mended."""
 
-    add_small_configurations: Any = staticmethod(add_small_configurations)
-    make_image: Any = staticmethod(make_image)
-    plan_and_preprocess: Any = staticmethod(plan_and_preprocess)
-    read_json: Any = staticmethod(read_json)
-    write_dataset: Any = staticmethod(write_dataset)
-    write_image: Any = staticmethod(write_image)
-    write_json: Any = staticmethod(write_json)
+    broken: Done
+    finished: dict[str, int]
+    mended: Done
+
+
+@pytest.fixture(scope="session")
+def prepared(blobs: Workspace) -> Prepared:
+    """The dataset planned and preprocessed for 3D and 2D, and the plans with small configurations."""
+    scans = [blobs.raw / "imagesUnlabeled" / f"extra_{number}_0000.nii.gz" for number in (1, 2)]
+    sound = [scan.read_bytes() for scan in scans]
+    scans[0].write_bytes(b"no image")
+    hole = make_image(102)[0][0]
+    hole[3, 4, 5] = np.nan
+    write_image(hole, scans[1])
+    configurations = ("3d_fullres", "2d")
+    broken = blobs.plan_and_preprocess("SemiSupervisedPlanner", configurations=configurations, status=1)
+    cases = blobs.preprocessed / f"{PLANS}_3d_fullres_unlabeled"
+    finished = {path.name: path.stat().st_mtime_ns for path in cases.glob("*.b2nd")}
+    for scan, content in zip(scans, sound, strict=True):
+        scan.write_bytes(content)
+    again = ("preprocess_unlabeled", "-d", blobs.number, "-p", PLANS, "-c", *configurations, "-np", 1)
+    mended = blobs.run("nnUNetv2_ext", *again)
+    blobs.add_small_configurations()
+    return Prepared(broken, finished, mended)
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A training that has finished: where it lies, and what it printed."""
+
+    workspace: Workspace
+    model: Path
+    done: Done
+
+
+@pytest.fixture(scope="session")
+def trained(blobs: Workspace, prepared: Prepared) -> Trained:
+    """A short CPS training in 3D; tests must leave its files as they are."""
+    return Trained(blobs, blobs.model(), blobs.run(*blobs.train(TINY)))

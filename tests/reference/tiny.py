@@ -134,8 +134,12 @@ def make(root, kind="labels", configurations=("3d_fullres", "2d", "3d_lowres"), 
             image, label = image_and_label(rng, ignore=labels.has_ignore_label)
             locations = {w: np.argwhere(np.isin(label, w)) for w in wanted}
             nnUNetDatasetBlosc2.save_case(
-                image, label, {"class_locations": locations}, str(target / f"case_{i}"),
-                chunks=(1, 18, 16, 18), blocks=(1, 18, 16, 18),
+                image,
+                label,
+                {"class_locations": locations},
+                str(target / f"case_{i}"),
+                chunks=(1, 18, 16, 18),
+                blocks=(1, 18, 16, 18),
             )
         made = manager.get_configuration(configuration)
         for i in range(unlabelled):

@@ -62,8 +62,14 @@ def test_parts_override_disjoint_hooks_or_call_super():
 
 @pytest.mark.parametrize(
     ("configuration", "kind"),
-    [("3d_fullres", "labels"), ("2d", "labels"), ("3d_lowres", "labels"), ("3d_fullres", "ignore"),
-     ("2d", "regions"), ("3d_fullres", "regions_ignore")],
+    [
+        ("3d_fullres", "labels"),
+        ("2d", "labels"),
+        ("3d_lowres", "labels"),
+        ("3d_fullres", "ignore"),
+        ("2d", "regions"),
+        ("3d_fullres", "regions_ignore"),
+    ],
 )
 def test_trains_two_epochs_and_restores(make_trainer, configuration, kind):
     trainer = train(make_trainer(SHORT, configuration, kind))
@@ -148,8 +154,13 @@ def test_length_part_alone_trains_as_nnunet_does(make_trainer):
 
 
 @pytest.mark.parametrize(
-    ("name", "save_every"), [("nnUNetTrainerCPS_5epochs", 1), ("nnUNetTrainerCPS_100epochs", 10),
-                             ("nnUNetTrainerCPS_2000epochs", 50), ("nnUNetTrainerCPS", 50)]
+    ("name", "save_every"),
+    [
+        ("nnUNetTrainerCPS_5epochs", 1),
+        ("nnUNetTrainerCPS_100epochs", 10),
+        ("nnUNetTrainerCPS_2000epochs", 50),
+        ("nnUNetTrainerCPS", 50),
+    ],
 )
 def test_short_trainings_save_often_enough_to_continue(make_trainer, name, save_every):
     assert make_trainer(name).save_every == save_every
@@ -249,10 +260,13 @@ def test_refuses_the_cascade(make_trainer):
         make_trainer(configuration="3d_cascade_fullres").initialize()
 
 
-@pytest.mark.parametrize(("setting", "value", "message"), [
-    ("lr_schedule", "cosine", "lr_schedule must be 'poly' or 'plateau', got 'cosine'"),
-    ("ramp_fraction", 2.0, "ramp_fraction must lie between 0 and 1, got 2.0"),
-])
+@pytest.mark.parametrize(
+    ("setting", "value", "message"),
+    [
+        ("lr_schedule", "cosine", "lr_schedule must be 'poly' or 'plateau', got 'cosine'"),
+        ("ramp_fraction", 2.0, "ramp_fraction must lie between 0 and 1, got 2.0"),
+    ],
+)
 def test_refuses_settings_without_meaning(make_trainer, setting, value, message):
     trainer = make_trainer()
     setattr(trainer, setting, value)
@@ -333,7 +347,9 @@ def test_stock_predictor_rebuilds_network_1_from_the_checkpoint_alone(make_train
 def test_progress_png_is_wider_than_nnunets(make_trainer, monkeypatch):
     from PIL import Image
 
-    monkeypatch.setattr(MetaLogger, "plot_progress_png", lambda self, folder: self.local_logger.plot_progress_png(folder))
+    monkeypatch.setattr(
+        MetaLogger, "plot_progress_png", lambda self, folder: self.local_logger.plot_progress_png(folder)
+    )
     trainer = train(make_trainer(SHORT))
     with Image.open(Path(trainer.output_folder) / "progress.png") as picture:
         assert picture.width > 1.5 * 3000

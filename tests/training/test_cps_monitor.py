@@ -7,7 +7,9 @@ from nnunet_ext.training.cps_monitor import CPSMonitor
 
 def outputs(pseudo, labelled=(80, 10, 10)):
     counts = np.array([pseudo, pseudo, pseudo], float)
-    return [{"loss": 1.0, "loss_2": 3.0, "cps": 0.5, "counts": counts, "labelled_counts": np.array(labelled, float)}] * 2
+    return [
+        {"loss": 1.0, "loss_2": 3.0, "cps": 0.5, "counts": counts, "labelled_counts": np.array(labelled, float)}
+    ] * 2
 
 
 def test_values_of_an_epoch():

@@ -1,0 +1,290 @@
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import blosc2
+import numpy as np
+import pytest
+import torch
+from batchgenerators.dataloading.single_threaded_augmenter import SingleThreadedAugmenter
+from batchgeneratorsv2.transforms.spatial.mirroring import MirrorTransform
+from batchgeneratorsv2.transforms.spatial.spatial import SpatialTransform
+from batchgeneratorsv2.transforms.utils.compose import ComposeTransforms
+from batchgeneratorsv2.transforms.utils.random import RandomTransform
+from batchgeneratorsv2.transforms.utils.remove_label import RemoveLabelTransform
+from data.tiny_dataset import LABELS, TinyDataset, make_plans, scan
+from nnunetv2.preprocessing.preprocessors.default_preprocessor import DefaultPreprocessor
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+from scipy.ndimage import binary_fill_holes
+
+from nnunet_ext.data.dataset import read_metadata, save_case
+from nnunet_ext.data.loaders import TwoStreamLoader, in_background, two_stream_loader, validation_loader
+from nnunet_ext.data.preprocess import preprocess_unlabeled
+from nnunet_ext.data.training_cases import unlabeled_dataset
+from nnunet_ext.data.transforms import with_validity
+
+REGIONS = {
+    "labels": {"background": 0, "whole": [1, 2], "core": 2},
+    "regions_class_order": [1, 2],
+}
+IGNORE = {"labels": {"background": 0, "organ": 1, "ignore": 2}}
+
+
+class MirrorsOnly(nnUNetTrainer):
+    """Augments in a way that can be computed by hand: image and mask stay aligned voxel by voxel."""
+
+    @staticmethod
+    def get_training_transforms(patch_size, rotation_for_DA, deep_supervision_scales, mirror_axes, *args, **kwargs):
+        stock = nnUNetTrainer.get_training_transforms(
+            patch_size, rotation_for_DA, deep_supervision_scales, mirror_axes, *args, **kwargs
+        )
+        for step in stock.transforms:
+            if isinstance(step, SpatialTransform):
+                step.p_rotation = step.p_scaling = 0
+        return ComposeTransforms([step for step in stock.transforms if not isinstance(step, RandomTransform)])
+
+
+Make = Callable[..., tuple[Any, TwoStreamLoader]]
+
+
+@pytest.fixture
+def make(tiny: TinyDataset) -> Make:
+    """Return a function that preprocesses two labelled and two unlabelled cases and builds trainer and loader."""
+
+    def build(
+        trainer_class: type = nnUNetTrainer,
+        configuration: str = "3d_fullres",
+        json_extra: dict[str, Any] | None = None,
+        deep_supervision: bool = False,
+        unlabelled: bool = True,
+        two_d_changes: dict[str, Any] | None = None,
+        **changes: Any,
+    ) -> tuple[Any, TwoStreamLoader]:
+        content = tiny.write_dataset_json(**(json_extra or {"labels": LABELS}))
+        plans = make_plans(stages=3, **changes)
+        plans["configurations"]["2d"].update(two_d_changes or {})
+        tiny.write_plans(plans)
+        manager = PlansManager(plans)
+        folder = tiny.preprocessed / f"nnUNetPlans_{configuration}"
+        folder.mkdir()
+        for seed, name in enumerate("lm"):
+            # The label is 1 wherever nnU-Net's non-zero mask is, so that the target shows what the mask must be.
+            image, label = tiny.add_labelled(name, seed, binary_fill_holes(scan(seed) != 0).astype(np.uint8))
+            DefaultPreprocessor(verbose=False).run_case_save(
+                str(folder / name), [str(image)], str(label), manager, manager.get_configuration(configuration), content
+            )
+            tiny.add_unlabeled(f"u{name}", seed)
+        tiny.write_splits({"train": ["l", "m"], "val": ["l"]})
+        preprocess_unlabeled(777, "nnUNetPlans", configuration, 1, show_progress_bar=False)
+        trainer = trainer_class(plans | {"continue_training": False}, configuration, 0, content, torch.device("cpu"))
+        trainer.enable_deep_supervision = deep_supervision
+        trainer.initialize()
+        np.random.seed(1)
+        torch.manual_seed(1)
+        return trainer, two_stream_loader(trainer, unlabeled_dataset(trainer) if unlabelled else None)
+
+    return build
+
+
+@pytest.mark.parametrize(
+    ("configuration", "shape"), [("3d_fullres", (2, 1, 16, 16, 16)), ("2d", (2, 1, 16, 16))], ids=["3d", "2d"]
+)
+def test_two_halves_of_equal_size(make: Make, configuration, shape):
+    trainer, loader = make(configuration=configuration)
+    for _ in range(3):
+        batch = next(loader)
+        assert tuple(batch["data"].shape) == tuple(batch["unlabeled"].shape) == shape
+        assert tuple(batch["target"].shape) == shape
+        assert tuple(batch["valid"].shape) == (4, *shape[1:])
+        assert batch["valid"].dtype == torch.uint8
+        assert batch["data"].dtype == batch["unlabeled"].dtype == torch.float32
+        assert set(batch["keys"][:2]) <= {"l", "m"}
+        assert set(batch["keys"][2:]) <= {"ul", "um"}
+        assert len(batch["keys"]) == 4
+
+
+def test_deep_supervision_has_a_target_a_scale_and_one_mask(make: Make):
+    trainer, loader = make(deep_supervision=True)
+    batch = next(loader)
+    assert isinstance(batch["target"], list)
+    assert [tuple(t.shape) for t in batch["target"]] == [(2, 1, 16, 16, 16), (2, 1, 8, 8, 8)]
+    assert tuple(batch["valid"].shape) == (4, 1, 16, 16, 16)
+    assert tuple(batch["unlabeled"].shape) == (2, 1, 16, 16, 16)
+
+
+DUMMY_2D = {"patch_size": [4, 16, 16]}
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"deep_supervision": True},
+        {"configuration": "2d"},
+        DUMMY_2D,
+        {"json_extra": REGIONS},
+        {"json_extra": REGIONS, "deep_supervision": True},
+        {"json_extra": IGNORE},
+        {"json_extra": IGNORE | REGIONS | {"labels": {"background": 0, "whole": [1, 2], "core": 2, "ignore": 3}}},
+        {"use_mask_for_norm": [True]},
+    ],
+    ids=["3d", "deep supervision", "2d", "dummy 2d", "regions", "regions, ds", "ignore", "regions, ignore", "mask norm"],
+)
+def test_mask_follows_the_whole_augmentation(make: Make, options):
+    trainer, loader = make(**options)
+    dummy = trainer.configure_rotation_dummyDA_mirroring_and_inital_patch_size()[1]
+    assert dummy == (options is DUMMY_2D)
+    # The images of both streams are the same, so equal draws must give equal patches and masks.
+    loader.unlabelled._data.identifiers = loader.unlabelled.indices = ["ul"] * 2
+    loader.labelled._data.identifiers = loader.labelled.indices = ["l"] * 2
+    loader.labelled.get_do_oversample = lambda index: False
+    loader.labelled.has_ignore = False
+    invalid = valid = 0
+    for seed in range(10):
+        halves = []
+        for half in (loader.labelled, loader.unlabelled):
+            np.random.seed(seed)
+            torch.manual_seed(seed)
+            halves.append(next(half))
+        labelled, unlabelled = halves
+        torch.testing.assert_close(unlabelled["data"], labelled["data"], rtol=0, atol=0)
+        target, mask = labelled["target"][0], labelled["target"][-1]
+        assert mask.dtype == torch.uint8
+        assert torch.equal(target[:, :1] == 1, mask == 1)  # of regions, the first
+        assert torch.equal(unlabelled["target"][-1], mask)
+        invalid, valid = invalid + int((mask == 0).sum()), valid + int(mask.sum())
+    assert min(invalid, valid) > 100
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"configuration": "2d"}, DUMMY_2D, {"use_mask_for_norm": [True]}], ids=["3d", "2d", "dummy", "norm"]
+)
+def test_mask_is_zero_exactly_in_padding_and_outside_the_nonzero_mask(make: Make, options):
+    _, loader = make(MirrorsOnly, **options)
+    folder = Path(loader.unlabelled._data.source_folder)
+    for name in ("ul", "um"):
+        # The image becomes its own non-zero mask, padded with 0 by nnU-Net's loader as any other image.
+        valid = blosc2.open(str(folder / "valid" / f"{name}.b2nd"))[...]
+        save_case(folder, name, valid, valid, read_metadata(folder, name), (16, 16, 16))
+    zeros = 0
+    for _ in range(4):
+        batch = next(loader)
+        labelled, unlabelled = batch["valid"][:2], batch["valid"][2:]
+        assert torch.equal(unlabelled == 1, batch["unlabeled"] == 1)
+        assert torch.equal(unlabelled == 0, batch["unlabeled"] == 0)
+        assert torch.equal(labelled == 1, batch["target"] == 1)
+        zeros += int((unlabelled == 0).sum())
+    assert zeros > 0
+
+
+def test_mask_is_none_when_every_voxel_is_valid(make: Make, tiny: TinyDataset, monkeypatch):
+    _, loader = make(MirrorsOnly, patch_size=[4, 4, 4])
+    # Patches of 4 voxels an axis; the ones in the middle of the scan have neither notch nor border.
+    for half in (loader.labelled, loader.unlabelled):
+        monkeypatch.setattr(half, "get_bbox", lambda *a, **k: ([6, 7, 3], [10, 11, 7]))
+        half.patch_size = (4, 4, 4)
+    loader.labelled.transforms = with_validity(ComposeTransforms([RemoveLabelTransform(-1, 0)]), False)
+    loader.unlabelled.transforms = with_validity(ComposeTransforms([RemoveLabelTransform(-1, 0)]), True)
+    batch = next(loader)
+    assert batch["valid"] is None
+    assert tuple(batch["unlabeled"].shape) == (2, 1, 4, 4, 4)
+
+
+def test_without_unlabelled_cases_the_mask_is_that_of_the_labelled(make: Make):
+    _, loader = make(unlabelled=False)
+    batch = next(loader)
+    assert "unlabeled" not in batch
+    assert tuple(batch["valid"].shape) == (2, 1, 16, 16, 16)
+    assert torch.equal(batch["target"] == 1, batch["valid"] == 1)
+    assert set(batch["keys"]) <= {"l", "m"}
+
+
+def test_labelled_half_is_what_stock_nnunet_loads(make: Make):
+    trainer, loader = make(deep_supervision=True)
+    _, dummy, initial, mirror = trainer.configure_rotation_dummyDA_mirroring_and_inital_patch_size()
+    np.random.seed(5)
+    torch.manual_seed(5)
+    ours = next(loader)
+    stock = loader.labelled
+    stock.transforms = trainer.get_training_transforms(
+        trainer.configuration_manager.patch_size,
+        trainer.configure_rotation_dummyDA_mirroring_and_inital_patch_size()[0],
+        trainer._get_deep_supervision_scales(),
+        mirror,
+        dummy,
+    )
+    np.random.seed(5)
+    torch.manual_seed(5)
+    theirs = next(stock)
+    assert torch.equal(ours["data"], theirs["data"])
+    for mine, other in zip(ours["target"], theirs["target"], strict=True):
+        assert torch.equal(mine, other)
+
+
+@pytest.mark.parametrize("options", [{}, {"json_extra": IGNORE}, {"json_extra": REGIONS}])
+def test_no_label_is_read_for_the_unlabelled_stream(make: Make, tiny: TinyDataset, options):
+    _, loader = make(**options)
+    for path in tiny.raw.rglob("labelsTr/*"):
+        path.write_bytes(b"no label")
+    for path in (tiny.preprocessed / "nnUNetPlans_3d_fullres").iterdir():
+        path.unlink()
+    for _ in range(3):
+        batch = next(loader.unlabelled)
+        assert set(torch.unique(batch["target"][-1]).tolist()) == {0, 1}
+        assert len(batch["target"]) == 2
+    with pytest.raises((FileNotFoundError, RuntimeError)):
+        next(loader.labelled)
+
+
+def test_thread_id_reaches_both_halves(make: Make):
+    _, loader = make()
+    loader.set_thread_id(3)
+    assert (loader.labelled.thread_id, loader.unlabelled.thread_id) == (3, 3)
+    assert iter(loader) is loader
+    TwoStreamLoader(loader.labelled, None).set_thread_id(4)
+    assert loader.labelled.thread_id == 4
+
+
+def test_validation_loader_is_stocks(make: Make):
+    trainer, _ = make(deep_supervision=True)
+    batch = next(validation_loader(trainer))
+    assert set(batch) == {"data", "target", "keys"}
+    assert set(batch["keys"]) == {"l"}
+    assert [tuple(t.shape) for t in batch["target"]] == [(2, 1, 16, 16, 16), (2, 1, 8, 8, 8)]
+    assert all(set(torch.unique(t).tolist()) <= {0, 1} for t in batch["target"])
+
+
+def test_without_loader_processes_the_loader_runs_here(make: Make, monkeypatch):
+    monkeypatch.setenv("nnUNet_n_proc_DA", "0")
+    _, loader = make()
+    loader = in_background(loader, pin_memory=False, train=True, seed=1)
+    assert isinstance(loader, SingleThreadedAugmenter)
+    assert set(next(loader)) == {"data", "target", "keys", "unlabeled", "valid"}
+
+
+@pytest.mark.parametrize("unlabelled", [True, False])
+@pytest.mark.parametrize("steps", [[], [MirrorTransform((0,))], [RemoveLabelTransform(3, 0)]])
+def test_transforms_without_the_step_that_removes_the_padding_are_refused(steps, unlabelled):
+    with pytest.raises(RuntimeError, match=r"has no RemoveLabelTransform\(-1, \.\.\.\)"):
+        with_validity(ComposeTransforms(steps), unlabelled)
+
+
+def test_given_transforms_are_not_changed():
+    stock = ComposeTransforms([MirrorTransform((0,)), RemoveLabelTransform(-1, 0)])
+    before = list(stock.transforms)
+    with_validity(stock, True)
+    assert stock.transforms == before
+
+
+@pytest.mark.parametrize("unlabelled", [True, False])
+def test_mask_by_hand(unlabelled):
+    image = torch.zeros(1, 2, 3)
+    # As the loader hands them over: the mask of an unlabelled case padded with -1, or a segmentation.
+    given = [[1, 0, -1], [1, 1, 0]] if unlabelled else [[0, -1, -1], [2, 1, -1]]
+    segmentation = torch.tensor([given], dtype=torch.int16)
+    transforms = with_validity(ComposeTransforms([RemoveLabelTransform(-1, 0)]), unlabelled)
+    target, valid = transforms(image=image, segmentation=segmentation)["segmentation"]
+    assert valid.tolist() == [[[1, 0, 0], [1, 1, 0]]]
+    assert valid.dtype == torch.uint8
+    assert target.tolist() == ([[[0, 0, 0], [0, 0, 0]]] if unlabelled else [[[0, 0, 0], [2, 1, 0]]])

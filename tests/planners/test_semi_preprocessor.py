@@ -1,0 +1,156 @@
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+from batchgenerators.utilities.file_and_folder_operations import load_pickle
+from data.tiny_dataset import NAME, TinyDataset, make_plans, scan, set_environment, write_image
+from nnunetv2.preprocessing.preprocessors.default_preprocessor import DefaultPreprocessor
+from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+from nnunet_ext.data.failures import LABELLED, UNLABELLED, Failure, drain, format_report
+from nnunet_ext.planners.preprocessor import SemiSupervisedPreprocessor
+
+PLANS = make_plans("SemiSupervisedPlans", preprocessor_name="SemiSupervisedPreprocessor")
+
+
+def add_labelled(tiny: TinyDataset, seeds: dict[str, int]) -> dict[str, dict]:
+    """Write labelled cases of another spacing than the plans' and name them in dataset.json, which starts no pool."""
+    dataset = {}
+    for name, seed in seeds.items():
+        image, label = tiny.raw / f"{name}_0000.nii.gz", tiny.raw / f"{name}.nii.gz"
+        write_image(image, scan(seed), spacing=(1, 1, 1.3))
+        write_image(label, (scan(seed) > 110).astype(np.uint8), spacing=(1, 1, 1.3))
+        dataset[name] = {"images": [str(image)], "label": str(label)}
+    tiny.write_dataset_json(dataset=dataset)
+    return dataset
+
+
+def run(preprocessor: SemiSupervisedPreprocessor) -> list[Failure]:
+    drain()
+    preprocessor.show_progress_bar = False
+    preprocessor.run(777, "3d_fullres", "SemiSupervisedPlans", 1)
+    return drain()
+
+
+def hashes(folder: Path) -> dict[str, str]:
+    return {str(p): hashlib.sha256(p.read_bytes()).hexdigest() for p in folder.rglob("*") if p.is_file()}
+
+
+@dataclass
+class Run:
+    tiny: TinyDataset
+    output: Path
+    unlabelled: Path
+    dataset: dict[str, dict]
+    failures: list[Failure]
+    stock_before: dict[str, str]
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
+    """One run over good and bad cases of both kinds; worker processes take seconds to start."""
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        tiny = set_environment(monkeypatch, tmp_path_factory.mktemp("semi"))
+        tiny.write_plans(PLANS)
+        dataset = add_labelled(tiny, {"l": 1, "bad": 2, "m": 3})
+        Path(dataset["bad"]["images"][0]).write_bytes(b"this is no image")
+        tiny.add_unlabeled("u", 4)
+        (tiny.raw / "imagesUnlabeled" / "worse_0000.nii.gz").write_bytes(b"this is no image")
+        output = tiny.preprocessed / "SemiSupervisedPlans_3d_fullres"
+        output.mkdir()
+        (output / "of_an_earlier_run.b2nd").write_bytes(b"")
+        stock = tiny.preprocessed / "nnUNetPlans_3d_fullres"
+        stock.mkdir()
+        (stock / "l.b2nd").write_bytes(b"stock data")
+        before = hashes(stock)
+        failures = run(SemiSupervisedPreprocessor(verbose=False))
+        yield Run(tiny, output, tiny.preprocessed / f"{output.name}_unlabeled", dataset, failures, before)
+
+
+def test_labelled_cases_are_what_the_stock_preprocessor_writes(done: Run, tmp_path):
+    manager = PlansManager(PLANS)
+    configuration = manager.get_configuration("3d_fullres")
+    dataset_json = json.loads((done.tiny.raw / "dataset.json").read_text())
+    for name in ("l", "m"):
+        files = done.dataset[name]
+        DefaultPreprocessor(verbose=False).run_case_save(
+            str(tmp_path / name), files["images"], files["label"], manager, configuration, dataset_json
+        )
+    ours, stock = nnUNetDatasetBlosc2(str(done.output)), nnUNetDatasetBlosc2(str(tmp_path))
+    assert ours.identifiers == stock.identifiers == ["l", "m"]
+    for name in ours.identifiers:
+        for mine, theirs in zip(ours.load_case(name)[:2], stock.load_case(name)[:2], strict=True):
+            assert mine.dtype == theirs.dtype
+            np.testing.assert_array_equal(mine[...], theirs[...])
+        mine, theirs = (load_pickle(str(folder / f"{name}.pkl")) for folder in (done.output, tmp_path))
+        locations, expected = mine.pop("class_locations"), theirs.pop("class_locations")
+        assert locations.keys() == expected.keys()
+        assert all(np.array_equal(locations[key], expected[key]) for key in locations)
+        assert mine == theirs
+
+
+def test_nothing_is_left_of_earlier_and_of_failed_cases(done: Run):
+    assert sorted(p.name for p in done.output.iterdir()) == sorted(
+        f"{name}{ending}" for name in ("l", "m") for ending in (".b2nd", "_seg.b2nd", ".pkl")
+    )
+
+
+def test_unlabelled_cases_lie_in_a_folder_of_their_own(done: Run):
+    assert sorted(p.name for p in done.unlabelled.glob("*.json")) == ["u.json"]
+
+
+def test_failures_name_file_kind_and_stage(done: Run):
+    labelled, unlabelled = done.failures
+    assert (labelled.case, labelled.kind, labelled.stage) == ("bad", LABELLED, "3d_fullres")
+    assert done.dataset["bad"]["images"][0] in labelled.reason
+    assert (unlabelled.case, unlabelled.kind) == ("worse", UNLABELLED)
+    report = format_report(done.failures)
+    assert report.index("LABELLED cases") < report.index("bad [3d_fullres]") < report.index("Unlabelled cases")
+    assert report.startswith("2 case(s) failed")
+
+
+def test_data_of_stock_plans_is_untouched(done: Run):
+    assert hashes(done.tiny.preprocessed / "nnUNetPlans_3d_fullres") == done.stock_before
+
+
+class KillsItsWorker(SemiSupervisedPreprocessor):
+    """Dies halfway through a case, as a process without memory does."""
+
+    def run_case_save(self, output_filename_truncated, *args):
+        Path(f"{output_filename_truncated}.b2nd").write_bytes(b"half an array")
+        os._exit(9)
+
+
+def test_a_worker_that_dies_leaves_no_half_case_and_hidden_cases_are_done_all_the_same(tiny: TinyDataset):
+    tiny.write_plans(PLANS)
+    add_labelled(tiny, {"l": 1})
+    tiny.write_splits({"train": [], "val": [], "unlabeled": ["l"]})
+    failures = run(KillsItsWorker(verbose=False))
+    assert [(f.case, f.kind) for f in failures] == [("l", LABELLED)]
+    assert "a worker process died" in failures[0].reason
+    output = tiny.preprocessed / "SemiSupervisedPlans_3d_fullres"
+    assert list(output.iterdir()) == []
+    metadata = json.loads((tiny.preprocessed / f"{output.name}_unlabeled" / "l.json").read_text())
+    assert metadata["hidden_label"] is True
+
+
+def test_without_any_case_it_says_where_unlabelled_ones_go(tiny: TinyDataset, capsys):
+    tiny.write_plans(PLANS)
+    tiny.write_dataset_json(dataset={})
+    assert run(SemiSupervisedPreprocessor(verbose=False)) == []
+    printed = capsys.readouterr()
+    text = printed.out + printed.err
+    assert f"{NAME} has no unlabelled case" in text
+    assert str(tiny.raw / "imagesUnlabeled") in text
+    assert not (tiny.preprocessed / "SemiSupervisedPlans_3d_fullres_unlabeled").exists()
+
+
+def test_missing_plans(tiny: TinyDataset):
+    with pytest.raises(FileNotFoundError, match=r"there are no plans .*SemiSupervisedPlans\.json"):
+        run(SemiSupervisedPreprocessor(verbose=False))
