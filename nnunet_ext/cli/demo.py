@@ -19,7 +19,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=natural, default=0, help="seed of phantoms and trainings (default: %(default)s)")
     parser.add_argument("--epochs", type=positive_int, default=None, help="epochs of both trainings")
     parser.add_argument("--iterations", type=positive_int, default=None, help="iterations an epoch")
-    parser.add_argument("--overwrite", action="store_true", help="start over in a folder of other settings")
+    parser.add_argument(
+        "--overwrite",
+        action="store_true",
+        help="remove the demo in FOLDER and start over; without it, a demo that was stopped continues",
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:

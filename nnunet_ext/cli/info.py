@@ -29,6 +29,8 @@ VARIABLES = {
     "nnUNet_n_proc_DA": "loader processes",
     "nnUNet_def_n_proc": "processes of pools",
     "nnUNet_wandb_enabled": "log to Weights & Biases",
+    "nnUNet_wandb_project": "its project",
+    "nnUNet_wandb_mode": "its mode, online or offline",
     "nnUNet_ext_seed": "seed of our trainers (default 0)",
     "nnUNet_ext_cpu_bf16": "bfloat16 on CPUs, 1 or 0 (default)",
     "NNUNET_EXT_DISABLE": "1 switches the plugin off",

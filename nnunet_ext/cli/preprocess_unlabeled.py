@@ -28,15 +28,17 @@ def run(arguments: argparse.Namespace) -> int:
 
     dataset = int(arguments.d) if arguments.d.isdigit() else arguments.d
     failures = []
-    for configuration in arguments.c:
-        summary = preprocess_unlabeled(
-            dataset, arguments.p, configuration, arguments.np, arguments.clean, not arguments.no_pbar
-        )
-        print(
-            f"{configuration}: {len(summary.done)} preprocessed, {len(summary.kept)} up to date, "
-            f"{len(summary.removed)} removed, {len(summary.failures)} failed, in {summary.folder}"
-        )
-        failures += summary.failures
-    if failures:
-        print(format_report(failures), file=sys.stderr)
+    try:
+        for configuration in arguments.c:
+            summary = preprocess_unlabeled(
+                dataset, arguments.p, configuration, arguments.np, arguments.clean, not arguments.no_pbar
+            )
+            print(
+                f"{configuration}: {len(summary.done)} preprocessed, {len(summary.kept)} up to date, "
+                f"{len(summary.removed)} removed, {len(summary.failures)} failed, in {summary.folder}"
+            )
+            failures += summary.failures
+    finally:  # what failed so far is said also where a later configuration cannot be done at all
+        if failures:
+            print(format_report(failures), file=sys.stderr)
     return 1 if failures else 0

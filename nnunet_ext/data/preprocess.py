@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import nibabel
 import numpy as np
 from batchgenerators.utilities.file_and_folder_operations import load_json
 from nnunetv2.paths import nnUNet_preprocessed, nnUNet_raw
@@ -242,7 +243,7 @@ def read_checked(
             raise ValueError(
                 f"{image} has an array of shape {array.shape}, expected one 3D image a file; split it into channels"
             )
-        if not np.isfinite(array).all():
+        if not np.isfinite(array).all() or _nifti_has_non_finite(image):
             raise ValueError(f"{image} has NaN or infinite values; replace them by values that mean something")
         if arrays:
             _check_same_geometry(image, array, properties, images[0], arrays[0], first)
@@ -253,6 +254,16 @@ def read_checked(
     if len(data) != channels:
         raise ValueError(f"{images[0]} has {len(data)} channel(s), expected {channels} (dataset.json)")
     return data, first
+
+
+def _nifti_has_non_finite(image: str) -> bool:
+    """Look into a NIfTI file of floats itself: ITK's reader turns NaN and infinite values into 0 and says nothing."""
+    if not image.endswith((".nii", ".nii.gz")):
+        return False
+    stored = nibabel.load(image)
+    if not np.issubdtype(stored.get_data_dtype(), np.floating):
+        return False
+    return not np.isfinite(np.asanyarray(stored.dataobj)).all()
 
 
 def _first_line(error: Exception) -> str:

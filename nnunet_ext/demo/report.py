@@ -274,7 +274,7 @@ def _page(table: str, sentence: str, setup: dict[str, Any], figures: Sequence[Pa
 {setup["labeled"]} labelled cases ({setup["labeled"] - 1} to train, 1 to validate), {setup["unlabeled"]} unlabelled,
 {setup["test"]} test cases that no training saw; seed {setup["seed"]}. Both trainings: {setup["epochs"]} epochs of
 {setup["iterations"]} iterations on {setup["device"]} ({setup["machine"]}; nnunetv2 {setup["nnunetv2"]}, torch
-{setup["torch"]}).
+{setup["torch"]}, precision: {setup["precision"]}).
 
 ```
 {commands}

@@ -45,10 +45,11 @@ def export_model(
     Raises:
         FileNotFoundError: If the model, a fold or the checkpoint is missing.
         FileExistsError: If ``output`` exists and is not empty, without ``overwrite``.
-        ValueError: If the architecture is not a stock one, or the model has no second network.
+        ValueError: If the architecture is not a stock one, the model has no second network, or ``output`` holds the
+            model.
     """
     model, output = Path(model), Path(output)
-    _check_target(output, overwrite)
+    _check_target(model, output, overwrite)
     plans, dataset_json = (_read_json(model / name) for name in ("plans.json", "dataset.json"))
     sources = _folds(model, folds, checkpoint_name)
     output.parent.mkdir(parents=True, exist_ok=True)
@@ -129,7 +130,9 @@ def _folds(model: Path, folds: Sequence[int | str] | None, checkpoint_name: str)
     return list(folds) if folds else found
 
 
-def _check_target(output: Path, overwrite: bool) -> None:
+def _check_target(model: Path, output: Path, overwrite: bool) -> None:
+    if model.resolve().is_relative_to(output.resolve()):
+        raise ValueError(f"{output} holds the model that is to be exported; name another place")
     occupied = output.is_file() or (output.is_dir() and any(output.iterdir()))
     if occupied and not overwrite:
         raise FileExistsError(f"{output} exists; pass --overwrite to replace it, or name another place")

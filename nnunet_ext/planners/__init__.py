@@ -1,0 +1,1 @@
+"""The names after ``-fpe`` and ``-pl``, and the preprocessors that plans name."""

@@ -7,7 +7,6 @@ import shutil
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
-from typing import Any
 
 from batchgenerators.utilities.file_and_folder_operations import load_json
 from nnunetv2.paths import nnUNet_preprocessed, nnUNet_raw
@@ -18,6 +17,7 @@ from tqdm import tqdm
 
 from nnunet_ext.data.failures import LABELLED, UNLABELLED, Failure, record
 from nnunet_ext.data.preprocess import load_configuration, preprocess_unlabeled
+from nnunet_ext.data.splits import hidden_cases
 from nnunet_ext.data.unlabeled import find_unlabeled_cases, where_looked
 
 
@@ -52,15 +52,20 @@ class SemiSupervisedPreprocessor(DefaultPreprocessor):
         output.mkdir(parents=True)
         dataset = get_filenames_of_train_images_and_targets(str(raw_folder), dataset_json)
         arguments = {
-            case: (str(output / case), files["images"], files["label"], plans_manager, configuration_manager, dataset_json)
+            case: (
+                str(output / case),
+                files["images"],
+                files["label"],
+                plans_manager,
+                configuration_manager,
+                dataset_json,
+            )
             for case, files in dataset.items()
         }
         record(self._run_isolated(arguments, num_processes, configuration_name))
         self._run_unlabelled(name, raw_folder, plans_identifier, configuration_name, num_processes)
 
-    def _run_isolated(
-        self, arguments: dict[str, tuple], num_processes: int, stage: str
-    ) -> list[Failure]:
+    def _run_isolated(self, arguments: dict[str, tuple], num_processes: int, stage: str) -> list[Failure]:
         failures = []
         workers = max(1, min(num_processes, len(arguments)))
         with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
@@ -73,6 +78,7 @@ class SemiSupervisedPreprocessor(DefaultPreprocessor):
                 except BrokenProcessPool:
                     reason = "a worker process died, probably for lack of memory; run again with fewer processes (-np)"
                     failures.append(Failure(case, LABELLED, reason, stage))
+                    _remove_partial(arguments[case][0])
                 except Exception as error:  # one bad case never costs the others
                     files = ", ".join([*arguments[case][1], arguments[case][2]])
                     reason = f"{files}: {str(error).strip() or 'unreadable'} ({type(error).__name__})"
@@ -84,7 +90,8 @@ class SemiSupervisedPreprocessor(DefaultPreprocessor):
         self, name: str, raw_folder: Path, plans_identifier: str, configuration_name: str, num_processes: int
     ) -> None:
         raw_json = load_json(str(raw_folder / "dataset.json"))
-        cases, failures = find_unlabeled_cases(raw_folder, raw_json)
+        hidden = hidden_cases(Path(str(nnUNet_preprocessed)) / name)
+        cases, failures = find_unlabeled_cases(raw_folder, raw_json, hidden)
         if not cases and not failures:
             print_info(f"INFO: {name} has no unlabelled case. {where_looked(raw_folder)}")
             return

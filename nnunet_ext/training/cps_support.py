@@ -133,8 +133,8 @@ def say(trainer: Any, values: dict[str, Any]) -> None:
         trainer.print_to_log_file(
             f"WARNING: {', '.join(names[c] for c in missing)} missing from the pseudo-labels for "
             f"{trainer.missing_class_patience} epochs or more, though the labelled patches have it: both networks "
-            "agree on leaving it out. A longer ramp (ramp_fraction), a smaller cps_weight or more steps let the labels teach "
-            "it first; see docs/cps.md."
+            "agree on leaving it out. A longer ramp (ramp_fraction), a smaller cps_weight or more steps let the labels "
+            "teach it first; see docs/cps.md."
         )
 
 

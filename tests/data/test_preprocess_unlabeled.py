@@ -6,7 +6,7 @@ from pathlib import Path
 import blosc2
 import numpy as np
 import pytest
-import SimpleITK as sitk
+import SimpleITK
 from data.tiny_dataset import NAME, TinyDataset, make_plans, scan, write_image
 from nnunetv2.preprocessing.preprocessors.default_preprocessor import DefaultPreprocessor
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
@@ -148,7 +148,7 @@ def test_channels_of_another_shape(tiny: TinyDataset):
 
 
 def four_channels_in_a_file(path: Path) -> None:
-    sitk.WriteImage(sitk.JoinSeries([sitk.GetImageFromArray(scan(i)) for i in range(4)]), str(path))
+    SimpleITK.WriteImage(SimpleITK.JoinSeries([SimpleITK.GetImageFromArray(scan(i)) for i in range(4)]), str(path))
 
 
 def garbage(path: Path) -> None:
@@ -180,10 +180,11 @@ def test_a_bad_case_is_named_and_costs_nothing_else(tiny: TinyDataset, write, re
     assert finished_cases(summary.folder) == ["a", "c"]
 
 
+@pytest.mark.parametrize("reader", ["SimpleITKIO", "NibabelIO"])
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
-def test_values_that_are_not_finite(tiny: TinyDataset, value):
-    # ITK itself reads such values of NIfTI files as 0; nibabel hands them on.
-    tiny.write_plans(make_plans() | {"image_reader_writer": "NibabelIO"})
+def test_values_that_are_not_finite(tiny: TinyDataset, value, reader):
+    # ITK reads such values of NIfTI files as 0, so that the array alone does not show them; nibabel hands them on.
+    tiny.write_plans(make_plans() | {"image_reader_writer": reader})
     tiny.add_unlabeled("a", 1)
     image = scan(3)
     image[6, 6, 6] = value

@@ -91,7 +91,7 @@ def make(tiny: TinyDataset) -> Make:
     ("configuration", "shape"), [("3d_fullres", (2, 1, 16, 16, 16)), ("2d", (2, 1, 16, 16))], ids=["3d", "2d"]
 )
 def test_two_halves_of_equal_size(make: Make, configuration, shape):
-    trainer, loader = make(configuration=configuration)
+    _, loader = make(configuration=configuration)
     for _ in range(3):
         batch = next(loader)
         assert tuple(batch["data"].shape) == tuple(batch["unlabeled"].shape) == shape
@@ -105,7 +105,7 @@ def test_two_halves_of_equal_size(make: Make, configuration, shape):
 
 
 def test_deep_supervision_has_a_target_a_scale_and_one_mask(make: Make):
-    trainer, loader = make(deep_supervision=True)
+    _, loader = make(deep_supervision=True)
     batch = next(loader)
     assert isinstance(batch["target"], list)
     assert [tuple(t.shape) for t in batch["target"]] == [(2, 1, 16, 16, 16), (2, 1, 8, 8, 8)]
@@ -129,7 +129,17 @@ DUMMY_2D = {"patch_size": [4, 16, 16]}
         {"json_extra": IGNORE | REGIONS | {"labels": {"background": 0, "whole": [1, 2], "core": 2, "ignore": 3}}},
         {"use_mask_for_norm": [True]},
     ],
-    ids=["3d", "deep supervision", "2d", "dummy 2d", "regions", "regions, ds", "ignore", "regions, ignore", "mask norm"],
+    ids=[
+        "3d",
+        "deep supervision",
+        "2d",
+        "dummy 2d",
+        "regions",
+        "regions, ds",
+        "ignore",
+        "regions, ignore",
+        "mask norm",
+    ],
 )
 def test_mask_follows_the_whole_augmentation(make: Make, options):
     trainer, loader = make(**options)
@@ -153,6 +163,8 @@ def test_mask_follows_the_whole_augmentation(make: Make, options):
         assert mask.dtype == torch.uint8
         assert torch.equal(target[:, :1] == 1, mask == 1)  # of regions, the first
         assert torch.equal(unlabelled["target"][-1], mask)
+        if "use_mask_for_norm" in options:
+            assert bool((unlabelled["data"][mask == 0] == 0).all())
         invalid, valid = invalid + int((mask == 0).sum()), valid + int(mask.sum())
     assert min(invalid, valid) > 100
 
@@ -202,14 +214,14 @@ def test_without_unlabelled_cases_the_mask_is_that_of_the_labelled(make: Make):
 
 def test_labelled_half_is_what_stock_nnunet_loads(make: Make):
     trainer, loader = make(deep_supervision=True)
-    _, dummy, initial, mirror = trainer.configure_rotation_dummyDA_mirroring_and_inital_patch_size()
+    rotation, dummy, _, mirror = trainer.configure_rotation_dummyDA_mirroring_and_inital_patch_size()
     np.random.seed(5)
     torch.manual_seed(5)
     ours = next(loader)
     stock = loader.labelled
     stock.transforms = trainer.get_training_transforms(
         trainer.configuration_manager.patch_size,
-        trainer.configure_rotation_dummyDA_mirroring_and_inital_patch_size()[0],
+        rotation,
         trainer._get_deep_supervision_scales(),
         mirror,
         dummy,
@@ -222,7 +234,7 @@ def test_labelled_half_is_what_stock_nnunet_loads(make: Make):
         assert torch.equal(mine, other)
 
 
-@pytest.mark.parametrize("options", [{}, {"json_extra": IGNORE}, {"json_extra": REGIONS}])
+@pytest.mark.parametrize("options", [{}, {"json_extra": IGNORE}, {"json_extra": REGIONS, "deep_supervision": True}])
 def test_no_label_is_read_for_the_unlabelled_stream(make: Make, tiny: TinyDataset, options):
     _, loader = make(**options)
     for path in tiny.raw.rglob("labelsTr/*"):
@@ -232,7 +244,7 @@ def test_no_label_is_read_for_the_unlabelled_stream(make: Make, tiny: TinyDatase
     for _ in range(3):
         batch = next(loader.unlabelled)
         assert set(torch.unique(batch["target"][-1]).tolist()) == {0, 1}
-        assert len(batch["target"]) == 2
+        assert [t.shape[1] for t in batch["target"]] == [1, 1]  # no scales and regions of a label that is not there
     with pytest.raises((FileNotFoundError, RuntimeError)):
         next(loader.labelled)
 

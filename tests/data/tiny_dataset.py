@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-import SimpleITK as sitk
+import SimpleITK
+import torch
 
 NAME = "Dataset777_Tiny"
 SHAPE = (12, 16, 14)
@@ -26,14 +27,14 @@ def scan(seed: int, shape: Sequence[int] = SHAPE) -> np.ndarray:
 
 def write_image(path: Path, array: np.ndarray, spacing: Sequence[float] = (1, 1, 1), **geometry: Any) -> Path:
     """Write an array ``(z, y, x)``; spacing (z, y, x), origin and direction as SimpleITK has them (x, y, z)."""
-    image = sitk.GetImageFromArray(array)
+    image = SimpleITK.GetImageFromArray(array)
     image.SetSpacing([float(s) for s in reversed(spacing)])
     if "origin" in geometry:
         image.SetOrigin(geometry["origin"])
     if "direction" in geometry:
         image.SetDirection(geometry["direction"])
     path.parent.mkdir(parents=True, exist_ok=True)
-    sitk.WriteImage(image, str(path))
+    SimpleITK.WriteImage(image, str(path))
     return path
 
 
@@ -117,7 +118,7 @@ class TinyDataset:
         for folder in (self.raw, self.preprocessed, self.results):
             folder.mkdir(parents=True)
 
-    def write_dataset_json(self, channels: int = 1, labels: dict[str, Any] | None = None, **more: Any) -> dict[str, Any]:
+    def write_dataset_json(self, channels: int = 1, labels: dict | None = None, **more: Any) -> dict[str, Any]:
         """Write dataset.json where nnU-Net has it and return it."""
         content = {
             "channel_names": {str(c): f"channel{c}" for c in range(channels)},
@@ -169,4 +170,7 @@ def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[TinyDatase
     dataset = set_environment(monkeypatch, tmp_path)
     dataset.write_dataset_json()
     dataset.write_plans(make_plans())
-    return dataset
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # more only wait for each other at this size
+    yield dataset
+    torch.set_num_threads(threads)

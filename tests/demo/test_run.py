@@ -59,7 +59,15 @@ def _configuration(widths: list[int]) -> dict[str, object]:
         "data_identifier": "X_3d_fullres",
         "batch_size": 7,
         "patch_size": [32, 48, 56],
-        "architecture": {"network_class_name": "a.b.Net", "arch_kwargs": {"features_per_stage": widths, "n_stages": 5}},
+        "architecture": {
+            "network_class_name": "a.b.Net",
+            "arch_kwargs": {
+                "features_per_stage": widths,
+                "n_stages": 5,
+                "n_conv_per_stage": [2] * 5,
+                "n_conv_per_stage_decoder": [2] * 4,
+            },
+        },
     }
 
 
@@ -179,7 +187,7 @@ def test_an_interrupted_demo_says_how_to_go_on(
     assert "without --overwrite, continues" in capsys.readouterr().err
 
 
-def test_small_configuration_inherits_all_but_batch_and_widths() -> None:
+def test_small_configuration_inherits_all_but_batch_widths_and_convolutions() -> None:
     plans = {"plans_name": "P", "configurations": {"3d_fullres": _configuration([32, 64, 128, 256, 320])}}
     before = json.dumps(plans)
     made = with_demo_configuration(plans)
@@ -190,7 +198,12 @@ def test_small_configuration_inherits_all_but_batch_and_widths() -> None:
         "batch_size": 2,
         "architecture": {
             "network_class_name": "a.b.Net",
-            "arch_kwargs": {"features_per_stage": [8, 16, 32, 64, 64], "n_stages": 5},
+            "arch_kwargs": {
+                "features_per_stage": [16, 32, 64, 64, 64],
+                "n_stages": 5,
+                "n_conv_per_stage": [1, 1, 2, 2, 2],
+                "n_conv_per_stage_decoder": [1] * 4,
+            },
         },
     }
 

@@ -6,8 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -110,6 +109,7 @@ class Workspace:
             "nnUNet_n_proc_DA": "0",
             "nnUNet_compile": "0",
             "OMP_NUM_THREADS": "1",
+            "OMP_WAIT_POLICY": "PASSIVE",  # nnU-Net starts a thread a core all the same; on a busy machine they spin
             "ARCHIVE": str(self.root / PRIVATE),
         }
         return kept | own | dict(self.variables) | variables
@@ -154,9 +154,9 @@ class Workspace:
         variables = {"nnUNet_n_proc_DA": "1", **variables}  # stock planning takes it for a number of threads, not 0
         return self.run(*fixed, "-pl", planner, status=status, **variables)
 
-    def train(self, configuration: str, *more: object, trainer: str = TRAINER) -> list[object]:
+    def train(self, configuration: str, *more: object, trainer: str = TRAINER, plans: str = PLANS) -> list[object]:
         """Return the command that trains fold 0 on the CPU."""
-        return ["nnUNetv2_train", self.number, configuration, 0, "-p", PLANS, "-tr", trainer, "-device", "cpu", *more]
+        return ["nnUNetv2_train", self.number, configuration, 0, "-p", plans, "-tr", trainer, "-device", "cpu", *more]
 
     def predict(self, output: Path, *more: object, model: Path | None = None) -> list[object]:
         """Return the command that predicts the test images, without mirroring and with probabilities.
@@ -199,28 +199,18 @@ class Workspace:
         fixed = {"channel_names": channels, "labels": dict(labels), "numTraining": 5, "file_ending": ".nii.gz"}
         (self.raw / "dataset.json").write_text(json.dumps(fixed | more))
 
-    @contextmanager
-    def edit_plans(self, name: str = PLANS) -> Iterator[dict[str, Any]]:
-        """Give the content of a plans file to change, and write it back."""
-        file = self.preprocessed / f"{name}.json"
-        plans = json.loads(file.read_text())
-        yield plans
-        file.write_text(json.dumps(plans))
-
-    def add_small_configurations(self) -> None:
-        """Add configurations to the plans by hand, as a user would: the planned ones with narrow networks."""
-        with self.edit_plans() as plans:
-            add_small_configurations(plans)
-
-
-def add_small_configurations(plans: dict[str, Any]) -> None:
-    configurations = plans["configurations"]
-    for name, parent in ((TINY, "3d_fullres"), (TINY_2D, "2d")):
-        if parent in configurations:
-            architecture = copy.deepcopy(configurations[parent]["architecture"])
-            stages = len(architecture["arch_kwargs"]["features_per_stage"])
-            architecture["arch_kwargs"]["features_per_stage"] = [min(4 * 2**stage, 16) for stage in range(stages)]
-            configurations[name] = {"inherits_from": parent, "batch_size": 2, "architecture": architecture}
+    def add_small_configurations(self, plans: str = PLANS) -> None:
+        """Add configurations to plans by hand, as a user would: the planned ones with narrow networks."""
+        file = self.preprocessed / f"{plans}.json"
+        content = json.loads(file.read_text())
+        for name, parent in ((TINY, "3d_fullres"), (TINY_2D, "2d")):
+            if parent in content["configurations"]:
+                architecture = copy.deepcopy(content["configurations"][parent]["architecture"])
+                stages = len(architecture["arch_kwargs"]["features_per_stage"])
+                architecture["arch_kwargs"]["features_per_stage"] = [min(4 * 2**stage, 16) for stage in range(stages)]
+                small = {"inherits_from": parent, "batch_size": 2, "architecture": architecture}
+                content["configurations"][name] = small
+        file.write_text(json.dumps(content))
 
 
 def find_command(name: str) -> str:
@@ -275,17 +265,13 @@ def new_workspace(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Wor
 
 
 @pytest.fixture(scope="session")
-def write_scan() -> Callable[[Path, np.ndarray], None]:
-    """Write an array as an image file."""
-    return lambda path, array: write_image(array, path)
-
-
-@pytest.fixture(scope="session")
 def blobs(new_workspace: Callable[..., Workspace]) -> Workspace:
     """A CT dataset of 5 labelled and 4 unlabelled cases, one of these in an archive elsewhere; not planned."""
     workspace = new_workspace("Dataset905_Blobs")
     archived = {"extra_9": {"images": ["${ARCHIVE}/extra_9_0000.nii.gz"]}}
-    workspace.write_dataset({"background": 0, "large": 1, "small": 2}, unlabeled=archived)
+    # SimpleITK reads NaN in NIfTI files as 0; nibabel shows them.
+    reader = {"overwrite_image_reader_writer": "NibabelIO"}
+    workspace.write_dataset({"background": 0, "large": 1, "small": 2}, unlabeled=archived, **reader)
     write_image(make_image(109)[0][0], workspace.root / PRIVATE / "extra_9_0000.nii.gz")
     return workspace
 
@@ -333,3 +319,12 @@ class Trained:
 def trained(blobs: Workspace, prepared: Prepared) -> Trained:
     """A short CPS training in 3D; tests must leave its files as they are."""
     return Trained(blobs, blobs.model(), blobs.run(*blobs.train(TINY)))
+
+
+@pytest.fixture(scope="session")
+def predicted(trained: Trained) -> Path:
+    """The test images predicted by ``nnUNetv2_predict`` with the CPS model, through spawned workers."""
+    output = trained.workspace.root / "predicted"
+    model = ("-d", trained.workspace.number, "-c", TINY, "-p", PLANS, "-tr", TRAINER, "-f", 0)
+    trained.workspace.run(*trained.workspace.predict(output, *model, "-npp", 1, "-nps", 1))
+    return output

@@ -1,0 +1,71 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from nnunet_ext.inference.safe_load import load_checkpoint
+
+WHOLE = {"network_weights": {"w": torch.zeros(1)}, "trainer_name": "nnUNetTrainer", "init_args": {}}
+
+
+class RunsCode:
+    """Creates a file where it is unpickled, as any code could."""
+
+    def __init__(self, marker: Path) -> None:
+        self.marker = marker
+
+    def __reduce__(self):
+        return Path.touch, (self.marker,)
+
+
+def test_numpy_scalars_and_devices_are_plain_values(tmp_path):
+    values = [kind(1) for kind in (np.float16, np.float32, np.float64, np.int32, np.int64)]
+    more = {"logging": {"mean_fg_dice": values}, "_best_ema": np.float64(0.5), "device": torch.device("cuda", 0)}
+    torch.save(WHOLE | more, tmp_path / "c.pth")
+    loaded = load_checkpoint(tmp_path / "c.pth")
+    assert loaded["logging"]["mean_fg_dice"] == values
+    assert [type(v) for v in loaded["logging"]["mean_fg_dice"]] == [type(v) for v in values]
+    assert loaded["_best_ema"] == 0.5
+
+
+@pytest.mark.parametrize("place", ["beside", "in the weights", "alone"])
+def test_code_in_a_checkpoint_is_refused_and_not_run(tmp_path, place):
+    marker = tmp_path / "ran"
+    evil = RunsCode(marker)
+    content = {
+        "beside": WHOLE | {"logging": evil},
+        "in the weights": WHOLE | {"network_weights": {"w": evil}},
+        "alone": evil,
+    }[place]
+    torch.save(content, tmp_path / "c.pth")
+    with pytest.raises(ValueError, match=r"c\.pth cannot be loaded as a checkpoint of weights and plain values"):
+        load_checkpoint(tmp_path / "c.pth")
+    assert not marker.exists()
+    torch.load(tmp_path / "c.pth", weights_only=False)
+    assert marker.exists()  # it would have run
+
+
+@pytest.mark.parametrize("content", [b"", b"no checkpoint", b"PK\x03\x04 half"])
+def test_a_damaged_file(tmp_path, content):
+    (tmp_path / "c.pth").write_bytes(content)
+    with pytest.raises(ValueError, match=r"c\.pth cannot be loaded"):
+        load_checkpoint(tmp_path / "c.pth")
+
+
+def test_a_missing_file(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"there is no checkpoint .*c\.pth"):
+        load_checkpoint(tmp_path / "c.pth")
+
+
+@pytest.mark.parametrize("missing", sorted(WHOLE))
+def test_a_checkpoint_of_something_else(tmp_path, missing):
+    torch.save({key: value for key, value in WHOLE.items() if key != missing}, tmp_path / "c.pth")
+    with pytest.raises(ValueError, match=rf"lacks \['{missing}'\]; expected a checkpoint of nnUNetv2_train"):
+        load_checkpoint(tmp_path / "c.pth")
+
+
+def test_a_file_of_weights_alone(tmp_path):
+    torch.save([1, 2], tmp_path / "c.pth")
+    with pytest.raises(ValueError, match="expected a checkpoint of nnUNetv2_train"):
+        load_checkpoint(tmp_path / "c.pth")
