@@ -28,7 +28,7 @@ from nnunet_ext.training.criteria import CrossPseudoCriterion, deep_supervision_
 PATCH, BATCH = (40, 56, 40), 2  # nnU-Net's own plan of Dataset904, 3d_fullres
 
 
-def network(features: list[int], classes: int, device: torch.device, memory_format: torch.memory_format) -> nn.Module:
+def network(features: list[int], classes: int, device: torch.device) -> nn.Module:
     """Build the plan's network."""
     net = PlainConvUNet(
         1,
@@ -49,7 +49,7 @@ def network(features: list[int], classes: int, device: torch.device, memory_form
         {"inplace": True},
         deep_supervision=True,
     )
-    return net.to(device, memory_format=memory_format)
+    return net.to(device)
 
 
 class Bench:
@@ -59,9 +59,8 @@ class Bench:
         torch.manual_seed(0)
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.cuda, self.bf16 = self.device.type == "cuda", bf16
-        self.format = torch.channels_last_3d if bf16 and not self.cuda else torch.contiguous_format
         features = [8, 16, 32, 64] if small else [32, 64, 128, 256]
-        self.networks = [network(features, classes, self.device, self.format) for _ in range(2)]
+        self.networks = [network(features, classes, self.device) for _ in range(2)]
         if self.cuda:
             self.networks = [torch.compile(net) for net in self.networks]
         self.optimizers = [
@@ -87,7 +86,6 @@ class Bench:
             device=self.device,
             number_of_outputs=classes,
             grad_scaler=self.scaler,
-            memory_format=self.format,
         )
 
     def autocast(self) -> contextlib.AbstractContextManager:
@@ -103,7 +101,7 @@ class Bench:
 
     def step_bound(self) -> None:
         """The lower bound."""
-        data = self.data.to(self.device).contiguous(memory_format=self.format)
+        data = self.data.to(self.device)
         target = [t.to(self.device) for t in self.target]
         for net, optimizer in zip(self.networks, self.optimizers, strict=True):
             optimizer.zero_grad(set_to_none=True)
@@ -116,7 +114,7 @@ class Bench:
     def step_four_passes(self) -> None:
         """Two forward passes a network and four losses."""
         halves = [self.data[:BATCH], self.data[BATCH:]]
-        halves = [h.to(self.device).contiguous(memory_format=self.format) for h in halves]
+        halves = [h.to(self.device) for h in halves]
         target = [t[:BATCH].to(self.device) for t in self.target]
         for optimizer in self.optimizers:
             optimizer.zero_grad(set_to_none=True)

@@ -260,7 +260,7 @@ def _nifti_has_non_finite(image: str) -> bool:
     """Look into a NIfTI file of floats itself: ITK's reader turns NaN and infinite values into 0 and says nothing."""
     if not image.endswith((".nii", ".nii.gz")):
         return False
-    stored = nibabel.load(image)
+    stored: Any = nibabel.load(image)
     if not np.issubdtype(stored.get_data_dtype(), np.floating):
         return False
     return not np.isfinite(np.asanyarray(stored.dataobj)).all()

@@ -16,7 +16,8 @@ from typing import TextIO
 
 from nnunet_ext.demo.dataset import write_atomically
 
-_SAMPLE_SECONDS = 0.5
+_TICK_SECONDS = 0.5
+_MEMORY_SECONDS = 4  # adding up shared pages walks through the page tables of the training, which slows it
 
 
 class DemoError(RuntimeError):
@@ -30,8 +31,8 @@ class Usage:
     Attributes:
         seconds: Wall-clock time, summed over the runs of a stage that was interrupted and continued.
         peak_memory_mb: Largest host memory seen, in 10^6 bytes: the proportional set sizes of the command and all its
-            descendants added up (shared pages count once), sampled twice a second, or the kernel's high-water mark of
-            one of these processes where that is larger. Memory of a GPU is not in it. 0 where there is no ``/proc``.
+            descendants added up (shared pages count once), sampled every four seconds, or the kernel's high-water mark
+            of one of these processes where that is larger. Memory of a GPU is not in it. 0 where there is no ``/proc``.
     """
 
     seconds: float = 0.0
@@ -125,11 +126,11 @@ def _follow(
     lines: queue.Queue[str | None] = queue.Queue()
     threading.Thread(target=_read, args=(process.stdout, lines), daemon=True).start()
     clock, before = time.monotonic(), usage.seconds
-    sampled = clock - _SAMPLE_SECONDS
+    ticked, sampled = clock - _TICK_SECONDS, clock - _MEMORY_SECONDS
     line: str | None = ""
     while line is not None:
         try:
-            line = lines.get(timeout=_SAMPLE_SECONDS)
+            line = lines.get(timeout=_TICK_SECONDS)
         except queue.Empty:
             # a worker that outlives the command keeps the pipe open: then its end is the command's end
             line = "" if process.poll() is None else None
@@ -138,10 +139,12 @@ def _follow(
             sink.flush()
             on_line(line.rstrip("\n"))
         now = time.monotonic()
-        if now - sampled >= _SAMPLE_SECONDS:
+        if now - sampled >= _MEMORY_SECONDS:
             sampled = now
-            usage.seconds = before + now - clock
             usage.peak_memory_mb = max(usage.peak_memory_mb, tree_memory_mb(process.pid))
+        if now - ticked >= _TICK_SECONDS:
+            ticked = now
+            usage.seconds = before + now - clock
             on_tick()
     process.wait()
     usage.seconds = before + time.monotonic() - clock

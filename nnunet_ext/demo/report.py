@@ -283,7 +283,7 @@ def _page(table: str, sentence: str, setup: dict[str, Any], figures: Sequence[Pa
 Dice is nnU-Net's own (`nnUNetv2_evaluate_folder`). The interval is a paired bootstrap over the test cases
 ({_RESAMPLES} resamples): it holds for new phantoms with these two trained networks, not for another training run.
 Time is wall-clock time of `nnUNetv2_train`, its final validation included. Memory is that of the command with its
-workers, shared pages counted once, sampled twice a second, without GPU memory. Phantoms are no patients, and this
+workers, shared pages counted once, sampled every four seconds, without GPU memory. Phantoms are no patients, and this
 training is far shorter than nnU-Net's default of 250 000 iterations: read this as a check that everything works, not
 as a result on real data.
 

@@ -216,13 +216,18 @@ class _Demo:
         return f"[{names.index(name) + 1}/{len(names) + 1}] {name.replace('_', ' ').replace('cps', 'CPS')}"
 
     def _call(self, name: str, usage: Usage, bar: StageBar, *arguments: str) -> None:
+        environment = dict(self.environment)
+        if arguments[0] == "nnUNetv2_train" and self.settings.device == "cpu":
+            # Loader processes would take the cores from the training; without them it can be repeated.
+            environment["nnUNet_n_proc_DA"] = "0"
+
         def tick() -> None:
             bar.tick()
             usage.save(self._record_path(name), finished=False)
 
         finished = False
         try:
-            run_command(arguments, self.environment, self.output / "logs" / f"{name}.log", usage, bar.line, tick)
+            run_command(arguments, environment, self.output / "logs" / f"{name}.log", usage, bar.line, tick)
             finished = True
         finally:
             bar.close(finished)

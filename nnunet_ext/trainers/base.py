@@ -80,7 +80,7 @@ class ExtPart(TrainerMixin):
                 self.num_input_channels,
                 self.label_manager.num_segmentation_heads,
                 self.enable_deep_supervision,
-            ).to(self.device, memory_format=self.memory_format)
+            ).to(self.device)
         if self._do_i_compile():
             self.print_to_log_file("Using torch.compile...")
             network = torch.compile(network)
@@ -127,13 +127,6 @@ class ExtPart(TrainerMixin):
             "cpu_bf16",
         )
         return {name: getattr(self, name) for name in names} | {"batch_size": self.configuration_manager.batch_size}
-
-    @property
-    def memory_format(self) -> torch.memory_format:
-        """Layout of the network's tensors: channels last only where it was measured to help, bfloat16 on CPUs."""
-        if not (self.device.type == "cpu" and self.cpu_bf16):
-            return torch.contiguous_format
-        return torch.channels_last_3d if len(self.configuration_manager.patch_size) == 3 else torch.channels_last
 
     def autocast(self) -> AbstractContextManager:
         """Return the context of a forward pass: fp16 on CUDA as in nnU-Net, bfloat16 on CPUs if switched on."""

@@ -37,7 +37,8 @@ def stock_state(trainer: Any) -> dict[str, Any]:
 
 def save_atomically(checkpoint: dict[str, Any], filename: str) -> None:
     """Write to a temporary file in the same folder, then rename: a kill leaves the old checkpoint whole."""
-    temporary = f"{filename}.{os.getpid()}.tmp"
+    # One name a folder, whatever the checkpoint: the next save overwrites what a killed training left.
+    temporary = os.path.join(os.path.dirname(filename), "unfinished_checkpoint.tmp")
     try:
         torch.save(checkpoint, temporary)
         os.replace(temporary, filename)

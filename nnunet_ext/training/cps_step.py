@@ -33,7 +33,6 @@ class CPSStep:
         regions: Overlapping regions instead of exclusive classes.
         grad_scaler: For fp16, or None.
         clip: Largest norm of the gradients of one network.
-        memory_format: Layout of the input.
     """
 
     networks: tuple[nn.Module, nn.Module]
@@ -46,7 +45,6 @@ class CPSStep:
     regions: bool = False
     grad_scaler: Any = None
     clip: float = 12.0
-    memory_format: torch.memory_format = torch.contiguous_format
 
     def __call__(self, batch: dict[str, Any], weight: float) -> dict[str, Any]:
         """Train both networks on one batch.
@@ -94,7 +92,7 @@ class CPSStep:
         valid = batch.get("valid")
         if valid is not None:
             valid = valid.to(self.device, non_blocking=True)
-        return labelled, target, data.contiguous(memory_format=self.memory_format), valid
+        return labelled, target, data, valid
 
     def _backward(self, loss: Tensor) -> None:
         (loss if self.grad_scaler is None else self.grad_scaler.scale(loss)).backward()

@@ -103,7 +103,6 @@ def make_step(trainer: Any) -> CPSStep:
         number_of_outputs=trainer.label_manager.num_segmentation_heads,
         regions=regions,
         grad_scaler=trainer.grad_scaler,
-        memory_format=trainer.memory_format,
     )
 
 

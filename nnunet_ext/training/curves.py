@@ -105,6 +105,6 @@ def append_to_progress_png(folder: str, picture: np.ndarray) -> None:
     joint = Image.new("RGB", (left.width + right.width, left.height), "white")
     joint.paste(left, (0, 0))
     joint.paste(right, (left.width, 0))
-    temporary = path.with_name(f".progress.{os.getpid()}.png")
+    temporary = path.with_name(".progress.png")  # overwritten after a kill
     joint.save(temporary)
     os.replace(temporary, path)

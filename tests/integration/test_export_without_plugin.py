@@ -62,15 +62,15 @@ def exported(trained, without_plugin, tmp_path_factory) -> Exported:
     assert done[0].output.splitlines()[-1] == (
         f"Predict with: nnUNetv2_predict_from_modelfolder -i IMAGES -o PREDICTIONS -m {single} -f 0"
     )
-    here = ("-npp", 0, "-nps", 0)  # without worker processes
+    workers = ("-npp", 1, "-nps", 1)
     stock = ("-d", trained.workspace.number, "-p", PLANS, "-c", "3d_tiny", "-f", 0)
     Path(without_plugin.environment()["nnUNet_results"]).mkdir()
     done = without_plugin.run_in_turn(
-        without_plugin.predict(folder / "1", "-f", 0, "-npp", 1, "-nps", 1, model=single),
-        without_plugin.predict(folder / "2", "-f", 1, *here, model=both),
-        without_plugin.predict(folder / "both", "-f", 0, 1, *here, model=both),
+        without_plugin.predict(folder / "1", "-f", 0, *workers, model=single),
+        without_plugin.predict(folder / "2", "-f", 1, *workers, model=both),
+        without_plugin.predict(folder / "both", "-f", 0, 1, *workers, model=both),
         ("nnUNetv2_install_pretrained_model_from_zip", archive),
-        without_plugin.predict(folder / "zip", *stock, *here),
+        without_plugin.predict(folder / "zip", *stock, "-npp", 0, "-nps", 0),
     )
     assert [each.status for each in done] == [0] * 5, done
     return Exported(single, both, folder)

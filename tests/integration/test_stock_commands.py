@@ -295,8 +295,8 @@ class TestRefusals:
             ("nnUNetTrainer_50iterations_20epochs", "use -tr nnUNetTrainer_20epochs_50iterations\n"),
             (
                 "3d_cascade_fullres",
-                f"NotImplementedError: {TRAINER} cannot train 3d_cascade_fullres: unlabelled cases have no prediction of "
-                "the cascade's previous stage. Train 3d_fullres instead.\n",
+                f"NotImplementedError: {TRAINER} cannot train 3d_cascade_fullres: unlabelled cases have no prediction "
+                "of the cascade's previous stage. Train 3d_fullres instead.\n",
             ),
             (
                 "3d_unprepared",
@@ -337,8 +337,7 @@ class TestRefusals:
         )
 
 
-class TestOwnTrainers:
-    OWN = """
+OWN_TRAINERS = """
 import torch
 from nnunet_ext.trainers import nnUNetTrainerCPS as Original
 
@@ -364,23 +363,26 @@ class nnUNetTrainerMine(Original):
         torch.save([self.network.state_dict(), self.network_2.state_dict()], self.output_folder + "/start.pth")
 """
 
-    @pytest.fixture(scope="class")
-    def own(self, trained, tmp_path_factory):
-        """Both trainers of a user's folder run, the second with pretrained weights of a model without second network."""
-        folder = tmp_path_factory.mktemp("own")
-        (folder / "own_trainers.py").write_text(self.OWN)
-        checkpoint = load_checkpoint(trained.model / "fold_0" / "checkpoint_final.pth")
-        weights = {key: value + 1 for key, value in checkpoint["network_weights"].items()}
-        torch.save({"network_weights": weights}, folder / "plain.pth")
-        workspace = replace(trained.workspace, variables={"nnUNet_results": str(folder / "results")})
-        first, second = workspace.run_in_turn(
-            workspace.train("3d_tiny", trainer="nnUNetTrainerCPS"),
-            workspace.train("3d_tiny", "-pretrained_weights", folder / "plain.pth", trainer="nnUNetTrainerMine"),
-            nnUNet_extTrainer=str(folder),
-        )
-        assert first.status == second.status == 0, first.output + second.output
-        return first, second, workspace.model("nnUNetTrainerMine") / "fold_0", weights
 
+@pytest.fixture(scope="module")
+def own(trained, tmp_path_factory):
+    """Both trainers of a user's folder run, the second with weights of a model that has no second network."""
+    folder = tmp_path_factory.mktemp("own")
+    (folder / "own_trainers.py").write_text(OWN_TRAINERS)
+    checkpoint = load_checkpoint(trained.model / "fold_0" / "checkpoint_final.pth")
+    weights = {key: value + 1 for key, value in checkpoint["network_weights"].items()}
+    torch.save({"network_weights": weights}, folder / "plain.pth")
+    workspace = replace(trained.workspace, variables={"nnUNet_results": str(folder / "results")})
+    first, second = workspace.run_in_turn(
+        workspace.train("3d_tiny", trainer="nnUNetTrainerCPS"),
+        workspace.train("3d_tiny", "-pretrained_weights", folder / "plain.pth", trainer="nnUNetTrainerMine"),
+        nnUNet_extTrainer=str(folder),
+    )
+    assert first.status == second.status == 0, first.output + second.output
+    return first, second, workspace.model("nnUNetTrainerMine") / "fold_0", weights
+
+
+class TestOwnTrainers:
     def test_users_folder_wins_over_our_names(self, own):
         assert "the user's own nnUNetTrainerCPS" in own[0].output
 
