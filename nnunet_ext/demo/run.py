@@ -175,6 +175,8 @@ class _Demo:
             "nnUNet_def_n_proc": "2",
             "nnUNet_n_proc_DA": str(min(4, max(1, (os.cpu_count() or 1) - 1))),
             "nnUNet_compile": "0",  # compiling takes longer than it saves in a training this short
+            # Threads that spin while they wait for each other are very slow where something else uses the cores, too.
+            "OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", "PASSIVE"),
             "nnUNet_ext_seed": str(settings.seed),
             "nnUNet_ext_cpu_bf16": str(int(cpu_has_bf16_units())),  # for both trainings alike
         }

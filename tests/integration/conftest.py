@@ -269,9 +269,7 @@ def blobs(new_workspace: Callable[..., Workspace]) -> Workspace:
     """A CT dataset of 5 labelled and 4 unlabelled cases, one of these in an archive elsewhere; not planned."""
     workspace = new_workspace("Dataset905_Blobs")
     archived = {"extra_9": {"images": ["${ARCHIVE}/extra_9_0000.nii.gz"]}}
-    # SimpleITK reads NaN in NIfTI files as 0; nibabel shows them.
-    reader = {"overwrite_image_reader_writer": "NibabelIO"}
-    workspace.write_dataset({"background": 0, "large": 1, "small": 2}, unlabeled=archived, **reader)
+    workspace.write_dataset({"background": 0, "large": 1, "small": 2}, unlabeled=archived)
     write_image(make_image(109)[0][0], workspace.root / PRIVATE / "extra_9_0000.nii.gz")
     return workspace
 

@@ -52,7 +52,7 @@ def without_plugin(trained, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def exported(trained, without_plugin, tmp_path_factory) -> Exported:
-    folder = tmp_path_factory.mktemp("exported")
+    folder, predictions = tmp_path_factory.mktemp("exported"), tmp_path_factory.mktemp("predictions")
     single, both, archive = folder / "single", folder / "both", folder / "model.zip"
     export = ("nnUNetv2_ext", "export", "-m", trained.model)
     done = trained.workspace.run_in_turn(
@@ -66,14 +66,14 @@ def exported(trained, without_plugin, tmp_path_factory) -> Exported:
     stock = ("-d", trained.workspace.number, "-p", PLANS, "-c", "3d_tiny", "-f", 0)
     Path(without_plugin.environment()["nnUNet_results"]).mkdir()
     done = without_plugin.run_in_turn(
-        without_plugin.predict(folder / "1", "-f", 0, *workers, model=single),
-        without_plugin.predict(folder / "2", "-f", 1, *workers, model=both),
-        without_plugin.predict(folder / "both", "-f", 0, 1, *workers, model=both),
+        without_plugin.predict(predictions / "1", "-f", 0, *workers, model=single),
+        without_plugin.predict(predictions / "2", "-f", 1, *workers, model=both),
+        without_plugin.predict(predictions / "both", "-f", 0, 1, *workers, model=both),
         ("nnUNetv2_install_pretrained_model_from_zip", archive),
-        without_plugin.predict(folder / "zip", *stock, "-npp", 0, "-nps", 0),
+        without_plugin.predict(predictions / "zip", *stock, "-npp", 0, "-nps", 0),
     )
     assert [each.status for each in done] == [0] * 5, done
-    return Exported(single, both, folder)
+    return Exported(single, both, predictions)
 
 
 def segmentation(folder: Path, number: int) -> np.ndarray:

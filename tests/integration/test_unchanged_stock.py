@@ -27,6 +27,7 @@ class Both:
     workspace: Any
     used: Path
     untouched: Path
+    written: dict[Path, int]
     unlabelled_report: str
 
 
@@ -39,11 +40,17 @@ def both(blobs, prepared, tmp_path_factory) -> Both:
     folders = [tmp_path_factory.mktemp(name) for name in ("used", "untouched")]
     used, untouched = (replace(blobs, variables={"nnUNet_preprocessed": str(folder)}) for folder in folders)
     used.plan_and_preprocess("ExperimentPlanner")
+    written = written_at(used.preprocessed)
     used.plan_and_preprocess("SemiSupervisedPlanner")
     stock = ("preprocess_unlabeled", "-d", blobs.number, "-p", STOCK, "-c", "3d_fullres", "-np", 1, "--no_pbar")
     report = used.run("nnUNetv2_ext", *stock).output
     untouched.plan_and_preprocess("ExperimentPlanner", **OFF)
-    return Both(used, used.preprocessed, untouched.preprocessed, report)
+    return Both(used, used.preprocessed, untouched.preprocessed, written, report)
+
+
+def written_at(folder: Path) -> dict[Path, int]:
+    """When the stock plans and the cases preprocessed with them were written."""
+    return {path: path.stat().st_mtime_ns for path in (folder / f"{STOCK}.json", *(folder / CASES).iterdir())}
 
 
 def decode(path: Path) -> np.ndarray:
@@ -100,6 +107,10 @@ def test_ours_lies_beside_it_under_names_of_its_own(both):
         "SemiSupervisedPlans_3d_fullres_unlabeled",
         f"{CASES}_unlabeled",
     }
+
+
+def test_ours_writes_none_of_stocks_files_again(both):
+    assert written_at(both.used) == both.written
 
 
 def test_unlabelled_cases_for_stock_plans(both):
