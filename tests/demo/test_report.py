@@ -18,7 +18,8 @@ from nnunet_ext.demo.report import write_report as write
 CASES = ("test_000", "test_001", "test_002")
 SETUP = {
     "labeled": 5, "unlabeled": 40, "test": 3, "seed": 0, "epochs": 2, "iterations": 3, "device": "cpu",
-    "machine": "Linux", "nnunetv2": "2.8.1", "torch": "2", "precision": "x", "commands": ["nnUNetv2_train A", "nnUNetv2_train B"],
+    "machine": "Linux", "nnunetv2": "2.8.1", "torch": "2", "precision": "x",
+    "commands": ["nnUNetv2_train A", "nnUNetv2_train B"],
 }  # fmt: skip
 
 
