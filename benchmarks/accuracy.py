@@ -62,13 +62,17 @@ def environment(run: Run | None = None) -> dict[str, str]:
         "nnUNet_raw": str(WORK / "raw"),
         "nnUNet_preprocessed": str(WORK / "preprocessed"),
         "nnUNet_results": str(WORK / "runs" / (run.name if run else "none")),
-        "nnUNet_n_proc_DA": "0",
         "nnUNet_def_n_proc": "2",
         "OMP_NUM_THREADS": "1",
         "MKL_NUM_THREADS": "1",
     }
     if run is not None:
-        env |= {"nnUNet_ext_seed": str(run.seed), "nnUNet_ext_cpu_bf16": str(int(run.bf16))}
+        # No loader processes, so that a run can be repeated; stock planning would not take 0.
+        env |= {
+            "nnUNet_n_proc_DA": "0",
+            "nnUNet_ext_seed": str(run.seed),
+            "nnUNet_ext_cpu_bf16": str(int(run.bf16)),
+        }
     return env
 
 
