@@ -13,6 +13,7 @@ COMMANDS = {
     "trainers": "list trainers and the parts that trainer names are made of",
     "info": "versions, state of the plugin, environment variables",
     "preprocess_unlabeled": "preprocess the unlabelled cases of a dataset for any plans",
+    "fingerprint": "draw intensities, spacings and shapes of labelled and unlabelled scans, and name outliers",
     "export": "write a trained model that plain nnU-Net predicts with",
     "demo": "generate phantoms, train supervised and CPS with the stock commands, and compare",
 }

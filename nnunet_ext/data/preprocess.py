@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import shutil
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import nibabel
 import numpy as np
 from batchgenerators.utilities.file_and_folder_operations import load_json
 from nnunetv2.paths import nnUNet_preprocessed, nnUNet_raw
@@ -21,6 +17,8 @@ from tqdm import tqdm
 
 from nnunet_ext.data import dataset as store
 from nnunet_ext.data.failures import UNLABELLED, Failure
+from nnunet_ext.data.pool import map_isolated
+from nnunet_ext.data.reading import describe, read_checked
 from nnunet_ext.data.signature import digest, plans_signature, source_signature
 from nnunet_ext.data.splits import hidden_cases
 from nnunet_ext.data.unlabeled import UnlabeledCase, find_unlabeled_cases, number_of_channels, where_looked
@@ -151,30 +149,16 @@ def _up_to_date(metadata: dict[str, Any], case: UnlabeledCase, plans_digest: str
 def _run(
     work: partial, todo: list[UnlabeledCase], num_processes: int, summary: Summary, stage: str, show: bool
 ) -> None:
-    bar = tqdm(total=len(todo), desc="Preprocessing unlabelled cases", disable=not show or not todo)
-
-    def note(case: UnlabeledCase, problem: str | None) -> None:
-        bar.update()
+    tasks = {case.name: (case,) for case in todo}
+    results = map_isolated(work, tasks, num_processes)
+    for name, problem, error in tqdm(
+        results, "Preprocessing unlabelled cases", len(tasks), disable=not show or not tasks
+    ):
+        problem = problem if error is None else str(error)
         if problem is None:
-            summary.done.append(case.name)
+            summary.done.append(name)
         else:
-            summary.failures.append(Failure(case.name, UNLABELLED, problem, stage))
-
-    if num_processes <= 1:
-        for case in todo:
-            note(case, work(case))
-    else:
-        with ProcessPoolExecutor(num_processes, mp_context=multiprocessing.get_context("spawn")) as pool:
-            futures: dict[Future, UnlabeledCase] = {pool.submit(work, case): case for case in todo}
-            for future in as_completed(futures):
-                try:
-                    note(futures[future], future.result())
-                except BrokenProcessPool:
-                    note(
-                        futures[future],
-                        "a worker process died, probably for lack of memory; run again with fewer processes (-np)",
-                    )
-    bar.close()
+            summary.failures.append(Failure(name, UNLABELLED, problem, stage))
 
 
 def _preprocess_case(
@@ -188,7 +172,9 @@ def _preprocess_case(
     """Preprocess and write one case; return what was wrong with it, or None."""
     try:
         source = source_signature(case.images)
-        data, properties = read_checked(case.images, plans_manager, number_of_channels(dataset_json))
+        data, properties = read_checked(
+            case.images, plans_manager.image_reader_writer_class, number_of_channels(dataset_json)
+        )
         preprocessor = configuration_manager.preprocessor_class(verbose=False)
         data, nonzero, properties = preprocessor.run_case_npy(
             data, None, properties, plans_manager, configuration_manager, dataset_json
@@ -204,93 +190,5 @@ def _preprocess_case(
             folder, case.name, data, (nonzero >= 0).astype(np.uint8), metadata, tuple(configuration_manager.patch_size)
         )
     except Exception as error:  # whatever a reader throws at a broken file must not stop the other cases
-        return _describe(error, case.images)
+        return describe(error, case.images)
     return None
-
-
-def _describe(error: Exception, images: tuple[str, ...]) -> str:
-    text = str(error) or type(error).__name__
-    named = any(image in text for image in images)
-    return text if named else f"{images[0]}: {text} ({type(error).__name__})"
-
-
-def read_checked(
-    images: tuple[str, ...], plans_manager: PlansManager, channels: int
-) -> tuple[np.ndarray, dict[str, Any]]:
-    """Read the channels of one case and check what nnU-Net would only notice later, or never.
-
-    Args:
-        images: One file a channel.
-        plans_manager: Names the reader.
-        channels: Number of channels expected.
-
-    Returns:
-        ``(C, *S)`` float32 and the reader's properties of the first channel.
-
-    Raises:
-        ValueError: If a file is unreadable, is not one 3D (or 2D) image, has NaN or infinite values, or its geometry
-            differs from that of the first channel.
-    """
-    reader = plans_manager.image_reader_writer_class()
-    arrays: list[np.ndarray] = []
-    first: dict[str, Any] = {}
-    for image in images:
-        try:
-            array, properties = reader.read_images([image])
-        except Exception as error:
-            raise ValueError(f"{image} cannot be read ({_first_line(error)}); replace or remove it") from error
-        if array.ndim != 4 or (len(images) > 1 and len(array) != 1):
-            raise ValueError(
-                f"{image} has an array of shape {array.shape}, expected one 3D image a file; split it into channels"
-            )
-        if not np.isfinite(array).all() or _nifti_has_non_finite(image):
-            raise ValueError(f"{image} has NaN or infinite values; replace them by values that mean something")
-        if arrays:
-            _check_same_geometry(image, array, properties, images[0], arrays[0], first)
-        else:
-            first = properties
-        arrays.append(array)
-    data = np.concatenate(arrays)
-    if len(data) != channels:
-        raise ValueError(f"{images[0]} has {len(data)} channel(s), expected {channels} (dataset.json)")
-    return data, first
-
-
-def _nifti_has_non_finite(image: str) -> bool:
-    """Look into a NIfTI file of floats itself: ITK's reader turns NaN and infinite values into 0 and says nothing."""
-    if not image.endswith((".nii", ".nii.gz")):
-        return False
-    stored: Any = nibabel.load(image)
-    if not np.issubdtype(stored.get_data_dtype(), np.floating):
-        return False
-    return not np.isfinite(np.asanyarray(stored.dataobj)).all()
-
-
-def _first_line(error: Exception) -> str:
-    text = str(error).strip()
-    return text.splitlines()[-1].strip() if text else type(error).__name__
-
-
-def _check_same_geometry(
-    image: str, array: np.ndarray, properties: dict, first_image: str, first_array: np.ndarray, first: dict
-) -> None:
-    if array.shape != first_array.shape:
-        raise ValueError(
-            f"{image} has shape {array.shape[1:]}, but {first_image} has {first_array.shape[1:]}; channels of one case "
-            "must lie on the same grid"
-        )
-    for key, expected in _geometry(first).items():
-        found = _geometry(properties).get(key)
-        if found is None or not np.allclose(found, expected, atol=1e-3):
-            raise ValueError(
-                f"{image} has {key} {found}, but {first_image} has {expected}; channels of one case must lie on the "
-                "same grid"
-            )
-
-
-def _geometry(properties: dict[str, Any]) -> dict[str, Any]:
-    geometry = {"spacing": properties["spacing"]}
-    geometry.update(properties.get("sitk_stuff", {}))
-    if "nibabel_stuff" in properties:
-        geometry["affine"] = properties["nibabel_stuff"]["original_affine"]
-    return geometry

@@ -5,9 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
+if TYPE_CHECKING:  # imports torch, which workers that only read scans can do without
+    from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 
 # Ours treats one case exactly as the stock preprocessor does; only the iteration over the cases differs.
 _SAME_PER_CASE = {"SemiSupervisedPreprocessor": "DefaultPreprocessor"}

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -43,9 +44,30 @@ def name_problem(name: str) -> str | None:
     return None
 
 
+def check_dataset_json(raw_folder: str | Path, dataset_json: dict[str, Any]) -> None:
+    """Check that dataset.json has what nnU-Net cannot do without.
+
+    Raises:
+        ValueError: Names the key that is missing.
+    """
+    for key, meaning in (("file_ending", '".nii.gz", for example'), ("labels", '{"background": 0, "organ": 1, ...}')):
+        if key not in dataset_json:
+            raise ValueError(f"{Path(raw_folder) / 'dataset.json'} has no {key!r}; add it: {meaning}")
+    if not isinstance(dataset_json.get("channel_names", dataset_json.get("modality")), dict):
+        raise ValueError(
+            f'{Path(raw_folder) / "dataset.json"} has no \'channel_names\'; add it: {{"0": "CT"}}, for example'
+        )
+
+
 def number_of_channels(dataset_json: dict[str, Any]) -> int:
     """Return the number of image channels that dataset.json declares."""
-    return len(dataset_json["channel_names"] if "channel_names" in dataset_json else dataset_json["modality"])
+    return len(channel_names(dataset_json))
+
+
+def channel_names(dataset_json: dict[str, Any]) -> list[str]:
+    """Return the names of the image channels, in the order of nnU-Net (that of the file)."""
+    names = dataset_json["channel_names"] if "channel_names" in dataset_json else dataset_json["modality"]
+    return [str(name) for name in names.values()]
 
 
 def labelled_images(raw_folder: str | Path, dataset_json: dict[str, Any]) -> dict[str, tuple[str, ...]]:
@@ -80,6 +102,7 @@ def find_unlabeled_cases(
         ValueError: If a name occurs twice, or among the labelled cases as well, or a hidden case does not exist.
     """
     raw_folder = Path(raw_folder)
+    check_dataset_json(raw_folder, dataset_json)
     cases: dict[str, UnlabeledCase] = {}
     failures: list[Failure] = []
     if (raw_folder / FOLDER).is_dir():
@@ -97,6 +120,74 @@ def find_unlabeled_cases(
             )
         cases[name] = UnlabeledCase(name, labelled[name], hidden_label=True)
     return dict(sorted(cases.items())), failures
+
+
+class _WithoutLabel(dict):
+    """The files of an unlabelled case; whoever asks for the label gets told what to use instead."""
+
+    def __missing__(self, key: str) -> Any:
+        if key != "label":
+            raise KeyError(key)
+        raise ValueError(
+            "this dataset has no labels, so the fingerprint extractors, preprocessors and trainers of nnU-Net cannot "
+            "use it. Use -fpe GlobalIntensityFingerprintExtractor and -pl SemiSupervisedPlanner (or "
+            "SemiSupervisedPlannerResEncM, L, XL), or provide imagesTr and labelsTr."
+        )
+
+
+class UnlabelledOnly(dict):
+    """Takes the place of nnU-Net's ``{case: {"images", "label"}}`` for a dataset without a labelled case.
+
+    ``keys()`` and items are the unlabelled cases, because nnU-Net takes the first of them as an example of the images.
+    Iterating gives nothing, because what nnU-Net iterates for, copying and checking labels, there is none of.
+    """
+
+    def __iter__(self) -> Iterator[Any]:
+        """Iterate over the labelled cases, of which there is none."""
+        return iter(())
+
+
+def raw_dataset_folder(dataset_name: str) -> Path:
+    """Return the folder of a dataset in ``nnUNet_raw``.
+
+    Raises:
+        FileNotFoundError: If it has no dataset.json.
+    """
+    from nnunetv2.paths import nnUNet_raw
+
+    folder = Path(str(nnUNet_raw)) / dataset_name
+    if not (folder / "dataset.json").is_file():
+        raise FileNotFoundError(f"{folder / 'dataset.json'} does not exist; set nnUNet_raw, or name another dataset")
+    return folder
+
+
+def unlabelled_only(raw_folder: str | Path, dataset_json: dict[str, Any] | None = None) -> UnlabelledOnly | None:
+    """Return the unlabelled cases of a dataset that has no labelled one, and None for every other dataset.
+
+    Args:
+        raw_folder: The dataset's folder in ``nnUNet_raw``.
+        dataset_json: Its dataset.json; None reads it.
+    """
+    raw_folder = Path(raw_folder)
+    if dataset_json is None or KEY not in dataset_json:
+        # A copy that lies elsewhere may come without the paths.
+        if not (raw_folder / "dataset.json").is_file():
+            return None
+        dataset_json = json.loads((raw_folder / "dataset.json").read_text())
+    if dataset_json.get("dataset") or "file_ending" not in dataset_json:
+        return None
+    folder = raw_folder / "imagesTr"
+    if folder.is_dir() and any(e.endswith(dataset_json["file_ending"]) for e in os.listdir(folder)):
+        return None
+    cases, _ = find_unlabeled_cases(raw_folder, dataset_json)
+    if not cases:
+        return None
+    return UnlabelledOnly({name: _WithoutLabel(images=list(case.images)) for name, case in cases.items()})
+
+
+def labelled_cases(dataset: dict[str, Any]) -> dict[str, Any]:
+    """Return the labelled cases of what nnU-Net calls the dataset: none where it has unlabelled ones only."""
+    return {} if isinstance(dataset, UnlabelledOnly) else dataset
 
 
 def where_looked(raw_folder: str | Path) -> str:

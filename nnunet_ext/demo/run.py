@@ -26,7 +26,7 @@ CONFIGURATION = "3d_demo"
 FOLD = 0
 # What lets a CPU train in minutes: small patches, which also show the small organs more often than whole scans would,
 # and half of nnU-Net's widths with fewer convolutions where the resolution is high.
-_PLANNING_MEMORY_GB = "0.1"
+_PLANNING_MEMORY_GB = "1.35"
 _LARGEST_WIDTH = 64
 _SHALLOW_STAGES = 2
 _SETTINGS_FILE = "demo.json"
@@ -245,6 +245,7 @@ class _Demo:
             usage,
             StageBar(self._title(name) + " and preprocess"),
             *("nnUNetv2_plan_and_preprocess", "-d", str(DATASET_ID), "-pl", PLANNER, "-c", "3d_fullres"),
+            *("-fpe", "GlobalIntensityFingerprintExtractor"),
             *("-gpu_memory_target", _PLANNING_MEMORY_GB),
             *("-np", "2", "-npfp", "2", "--verify_dataset_integrity"),
         )

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import shutil
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 from batchgenerators.utilities.file_and_folder_operations import load_json
@@ -16,9 +13,10 @@ from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
 from tqdm import tqdm
 
 from nnunet_ext.data.failures import LABELLED, UNLABELLED, Failure, record
+from nnunet_ext.data.pool import WorkerDiedError, map_isolated
 from nnunet_ext.data.preprocess import load_configuration, preprocess_unlabeled
 from nnunet_ext.data.splits import hidden_cases
-from nnunet_ext.data.unlabeled import find_unlabeled_cases, where_looked
+from nnunet_ext.data.unlabeled import find_unlabeled_cases, labelled_cases, where_looked
 
 
 class SemiSupervisedPreprocessor(DefaultPreprocessor):
@@ -50,7 +48,7 @@ class SemiSupervisedPreprocessor(DefaultPreprocessor):
         if output.is_dir():
             shutil.rmtree(output)
         output.mkdir(parents=True)
-        dataset = get_filenames_of_train_images_and_targets(str(raw_folder), dataset_json)
+        dataset = labelled_cases(get_filenames_of_train_images_and_targets(str(raw_folder), dataset_json))
         arguments = {
             case: (
                 str(output / case),
@@ -67,23 +65,17 @@ class SemiSupervisedPreprocessor(DefaultPreprocessor):
 
     def _run_isolated(self, arguments: dict[str, tuple], num_processes: int, stage: str) -> list[Failure]:
         failures = []
-        workers = max(1, min(num_processes, len(arguments)))
-        with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
-            futures = {pool.submit(self.run_case_save, *a): case for case, a in arguments.items()}
-            show = getattr(self, "show_progress_bar", True)
-            for future in tqdm(as_completed(futures), "Preprocessing cases", len(futures), disable=not show):
-                case = futures[future]
-                try:
-                    future.result()
-                except BrokenProcessPool:
-                    reason = "a worker process died, probably for lack of memory; run again with fewer processes (-np)"
-                    failures.append(Failure(case, LABELLED, reason, stage))
-                    _remove_partial(arguments[case][0])
-                except Exception as error:  # one bad case never costs the others
-                    files = ", ".join([*arguments[case][1], arguments[case][2]])
-                    reason = f"{files}: {str(error).strip() or 'unreadable'} ({type(error).__name__})"
-                    failures.append(Failure(case, LABELLED, reason, stage))
-                    _remove_partial(arguments[case][0])
+        results = map_isolated(self.run_case_save, arguments, num_processes, always_spawn=True)
+        show = getattr(self, "show_progress_bar", True)
+        for case, _, error in tqdm(results, "Preprocessing cases", len(arguments), disable=not show or not arguments):
+            if error is None:
+                continue
+            reason = str(error).strip() or "unreadable"
+            if not isinstance(error, WorkerDiedError):
+                files = ", ".join([*arguments[case][1], arguments[case][2]])
+                reason = f"{files}: {reason} ({type(error).__name__})"
+            failures.append(Failure(case, LABELLED, reason, stage))
+            _remove_partial(arguments[case][0])
         return failures
 
     def _run_unlabelled(

@@ -55,11 +55,19 @@ PREPROCESSING_ENTRIES = tuple(
     Target(_ENTRY_POINTS, name, ())
     for name in ("plan_and_preprocess_entry", "preprocess_entry", "extract_fingerprint_entry")
 )
+DATASET = Target(
+    "nnunetv2.utilities.utils", "get_filenames_of_train_images_and_targets", ("raw_dataset_folder", "dataset_json")
+)
+VERIFY = Target(
+    "nnunetv2.experiment_planning.verify_dataset_integrity", "verify_dataset_integrity", ("folder", "num_processes")
+)
 LOAD_CHECKPOINT = Target(
     "nnunetv2.run.run_training",
     "maybe_load_checkpoint",
     ("nnunet_trainer", "continue_training", "validation_only", "pretrained_weights_file"),
 )
+
+SINGLE_TARGETS = (FIND_CLASS, FIND_TRAINER, DATASET, VERIFY, LOAD_CHECKPOINT)
 
 
 @functools.lru_cache(maxsize=1)

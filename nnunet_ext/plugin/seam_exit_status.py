@@ -24,12 +24,21 @@ def install(module: ModuleType) -> None:
 
 def _with_exit_status(original: Callable[..., Any]) -> Callable[..., Any]:
     def entry() -> Any:
-        result = original()
-        failures = sys.modules.get(FAILURES_MODULE)  # not imported: nothing of ours ran, so nothing of ours failed
-        failed = [] if failures is None else failures.drain()
-        if failures is None or not failed:
-            return result
-        print(failures.format_report(failed), file=sys.stderr)
-        return 1  # console scripts pass it to sys.exit
+        try:
+            result = original()
+        except BaseException:
+            _report()  # what failed case by case may be why there was nothing left to go on with
+            raise
+        return 1 if _report() else result  # console scripts pass it to sys.exit
 
     return entry
+
+
+def _report() -> bool:
+    """Print the cases that failed in this process, and return whether there is one."""
+    failures = sys.modules.get(FAILURES_MODULE)  # not imported: nothing of ours ran, so nothing of ours failed
+    failed = [] if failures is None else failures.drain()
+    if failures is None or not failed:
+        return False
+    print(failures.format_report(failed), file=sys.stderr)
+    return True

@@ -11,7 +11,20 @@ from nnunet_ext.plugin import compat
 CLASSES: Mapping[str, Mapping[str, str]] = MappingProxyType(
     {
         compat.PLANNING_MODULE: MappingProxyType(
-            {"SemiSupervisedPlanner": "nnunet_ext.planners.semi_supervised:SemiSupervisedPlanner"}
+            {
+                "GlobalIntensityFingerprintExtractor": (
+                    "nnunet_ext.planners.global_fingerprint:GlobalIntensityFingerprintExtractor"
+                ),
+                **{
+                    name: f"nnunet_ext.planners.semi_supervised:{name}"
+                    for name in (
+                        "SemiSupervisedPlanner",
+                        "SemiSupervisedPlannerResEncM",
+                        "SemiSupervisedPlannerResEncL",
+                        "SemiSupervisedPlannerResEncXL",
+                    )
+                },
+            }
         ),
         compat.PREPROCESSING_MODULE: MappingProxyType(
             {"SemiSupervisedPreprocessor": "nnunet_ext.planners.preprocessor:SemiSupervisedPreprocessor"}

@@ -16,6 +16,7 @@ import pytest
 import SimpleITK
 
 PLANS = "SemiSupervisedPlans"
+GLOBAL = ("-fpe", "GlobalIntensityFingerprintExtractor")
 TINY = "3d_tiny"
 TINY_2D = "2d_tiny"
 TRAINER = "nnUNetTrainerCPS_2epochs_2iterations"
@@ -146,10 +147,15 @@ class Workspace:
         return Done(process.returncode, process.stdout)
 
     def plan_and_preprocess(
-        self, planner: str, configurations: Sequence[str] = ("3d_fullres",), status: int = 0, **variables: str
+        self,
+        planner: str,
+        configurations: Sequence[str] = ("3d_fullres",),
+        status: int = 0,
+        more: Sequence[object] = (),
+        **variables: str,
     ) -> Done:
         """Plan and preprocess with as few processes as possible."""
-        processes = ("-npfp", 1, "-np", 1, "--no_pbar")
+        processes = ("-npfp", 1, "-np", 1, "--no_pbar", *more)
         fixed = ("nnUNetv2_plan_and_preprocess", "-d", self.number, "-c", *configurations, *processes)
         variables = {"nnUNet_n_proc_DA": "1", **variables}  # stock planning takes it for a number of threads, not 0
         return self.run(*fixed, "-pl", planner, status=status, **variables)
@@ -293,7 +299,7 @@ def prepared(blobs: Workspace) -> Prepared:
     hole[3, 4, 5] = np.nan
     write_image(hole, scans[1])
     configurations = ("3d_fullres", "2d")
-    broken = blobs.plan_and_preprocess("SemiSupervisedPlanner", configurations=configurations, status=1)
+    broken = blobs.plan_and_preprocess("SemiSupervisedPlanner", configurations, status=1, more=GLOBAL)
     cases = blobs.preprocessed / f"{PLANS}_3d_fullres_unlabeled"
     finished = {path.name: path.stat().st_mtime_ns for path in cases.glob("*.b2nd")}
     for scan, content in zip(scans, sound, strict=True):

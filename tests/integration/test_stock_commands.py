@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import signal
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
@@ -60,9 +61,10 @@ class TestPreparing:
         assert "LABELLED cases that failed" not in output
         unreadable, hole = (str(blobs.raw / "imagesUnlabeled" / f"extra_{n}_0000.nii.gz") for n in (1, 2))
         assert re.search(
-            rf"extra_1 \[3d_fullres, 2d\]: {re.escape(unreadable)} cannot be read \(.+\); replace or", output
+            rf"extra_1 \[fingerprint, 3d_fullres, 2d\]: {re.escape(unreadable)} cannot be read \(.+\); replace or",
+            output,
         )
-        assert f"extra_2 [3d_fullres, 2d]: {hole} has NaN or infinite values" in output
+        assert f"extra_2 [fingerprint, 3d_fullres, 2d]: {hole} has NaN or infinite values" in output
         assert sorted(prepared.finished) == ["extra_0.b2nd", "extra_9.b2nd"]
 
     def test_after_mending_the_finished_cases_are_kept(self, blobs, prepared):
@@ -112,6 +114,18 @@ class TestTraining:
     def test_2d_with_loader_processes(self, blobs, prepared):
         done = blobs.run(*blobs.train("2d_tiny"), nnUNet_n_proc_DA="2")
         check_training(blobs.model(configuration="2d_tiny") / "fold_0", done.output)
+
+    def test_find_best_configuration_takes_it_like_any_other(self, trained, tmp_path):
+        shutil.copytree(trained.workspace.root / "results", tmp_path / "results")
+        other = replace(trained.workspace, variables={"nnUNet_results": str(tmp_path / "results")})
+        names = ("-p", PLANS, "-c", "3d_tiny", "-tr", TRAINER, "-f", 0, "-np", 1)
+        other.run("nnUNetv2_find_best_configuration", other.number, *names)
+        found = json.loads((tmp_path / "results" / other.dataset / "inference_information.json").read_text())
+        (chosen,) = found["best_model_or_ensemble"]["selected_model_or_models"]
+        assert (chosen["trainer"], chosen["configuration"], chosen["plans_identifier"]) == (TRAINER, "3d_tiny", PLANS)
+        validation = json.loads((trained.model / "fold_0" / "validation" / "summary.json").read_text())
+        dice = found["best_model_or_ensemble"]["result_on_crossval_pre_pp"]
+        assert dice == pytest.approx(validation["foreground_mean"]["Dice"])
 
     def test_model_folder_needs_no_plugin_and_names_no_patient(self, trained):
         plans = json.loads((trained.model / "plans.json").read_text())

@@ -11,13 +11,16 @@ import numpy as np
 import pytest
 import SimpleITK
 import torch
+from nnunetv2.preprocessing.preprocessors.default_preprocessor import DefaultPreprocessor
 from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 pytestmark = pytest.mark.integration
 
 OFF = {"NNUNET_EXT_DISABLE": "1"}
 STOCK = "nnUNetPlans"
 CASES = "nnUNetPlans_3d_fullres"
+GLOBAL = ("-fpe", "GlobalIntensityFingerprintExtractor")
 
 
 @dataclass(frozen=True)
@@ -41,7 +44,10 @@ def both(blobs, prepared, tmp_path_factory) -> Both:
     used, untouched = (replace(blobs, variables={"nnUNet_preprocessed": str(folder)}) for folder in folders)
     used.plan_and_preprocess("ExperimentPlanner")
     written = written_at(used.preprocessed)
-    used.plan_and_preprocess("SemiSupervisedPlanner")
+    # Ours makes the fingerprint anew; what stock planning makes of it must be what it was.
+    used.plan_and_preprocess("SemiSupervisedPlanner", more=(*GLOBAL, "--clean"))
+    again = ("nnUNetv2_plan_experiment", "-d", blobs.number, "-overwrite_plans_name", "Again")
+    used.run(*again, nnUNet_n_proc_DA="1")
     stock = ("preprocess_unlabeled", "-d", blobs.number, "-p", STOCK, "-c", "3d_fullres", "-np", 1, "--no_pbar")
     report = used.run("nnUNetv2_ext", *stock).output
     untouched.plan_and_preprocess("ExperimentPlanner", **OFF)
@@ -73,8 +79,23 @@ def assert_same_content(first: Any, second: Any) -> None:
 
 
 def test_plans_fingerprint_and_dataset_are_stocks(both):
-    for name in (f"{STOCK}.json", "dataset_fingerprint.json", "dataset.json"):
+    for name in (f"{STOCK}.json", "dataset.json"):
         assert json.loads((both.used / name).read_text()) == json.loads((both.untouched / name).read_text()), name
+    again, stock = (
+        json.loads(text)
+        for text in (
+            (both.used / "Again.json").read_text().replace("Again", STOCK),
+            (both.untouched / f"{STOCK}.json").read_text(),
+        )
+    )
+    assert again == stock
+    ours, stock = (json.loads((f / "dataset_fingerprint.json").read_text()) for f in (both.used, both.untouched))
+    assert {key: ours[key] for key in stock} == stock
+    assert set(ours) - set(stock) == {
+        "global_intensity_properties_per_channel",
+        "unlabeled_spacings",
+        "unlabeled_shapes_after_crop",
+    }
 
 
 def test_preprocessed_cases_are_stocks(both):
@@ -102,6 +123,8 @@ def test_ground_truth_is_stocks(both):
 def test_ours_lies_beside_it_under_names_of_its_own(both):
     ours = {path.name for path in both.used.iterdir()} - {path.name for path in both.untouched.iterdir()}
     assert ours == {
+        "Again.json",  # stock plans that this test asked for
+        "fingerprint_cases",
         "SemiSupervisedPlans.json",
         "SemiSupervisedPlans_3d_fullres",
         "SemiSupervisedPlans_3d_fullres_unlabeled",
@@ -119,12 +142,16 @@ def test_unlabelled_cases_for_stock_plans(both):
         f"3d_fullres: 4 preprocessed, 0 up to date, 0 removed, 0 failed, in {folder}"
     )
     assert sorted(path.stem for path in folder.glob("*.b2nd")) == ["extra_0", "extra_1", "extra_2", "extra_9"]
-    for path in folder.glob("*.b2nd"):
-        # our plans differ from stock's in names only, so the cases are the same
-        other = both.used / "SemiSupervisedPlans_3d_fullres_unlabeled" / path.name
-        assert np.array_equal(decode(path), decode(other))
-        assert np.isfinite(decode(path)).all()
-        assert decode(path).std() > 0.1
+    plans = PlansManager(str(both.used / f"{STOCK}.json"))
+    dataset_json = json.loads((both.used / "dataset.json").read_text())
+    for number in (0, 1, 2):
+        image = str(both.workspace.raw / "imagesUnlabeled" / f"extra_{number}_0000.nii.gz")
+        configuration = plans.get_configuration("3d_fullres")
+        expected = DefaultPreprocessor(verbose=False).run_case([image], None, plans, configuration, dataset_json)[0]
+        found = decode(folder / f"extra_{number}.b2nd")
+        assert np.array_equal(found, expected)
+        assert np.isfinite(found).all()
+        assert found.std() > 0.1
 
 
 def make_stock_model(both: Both, results: Path) -> Path:

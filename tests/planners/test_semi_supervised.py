@@ -2,13 +2,26 @@ import importlib
 import inspect
 import json
 import pkgutil
+import shutil
+from pathlib import Path
 
 import nnunetv2.experiment_planning.experiment_planners as stock_planners
 import pytest
 from data.tiny_dataset import NAME, SHAPE, TinyDataset, make_plans
 from nnunetv2.experiment_planning.experiment_planners.default_experiment_planner import ExperimentPlanner
+from nnunetv2.experiment_planning.experiment_planners.residual_unets.residual_encoder_unet_planners import (
+    nnUNetPlannerResEncL,
+    nnUNetPlannerResEncM,
+    nnUNetPlannerResEncXL,
+)
 
-from nnunet_ext.planners.semi_supervised import STOCK_PLANS, SemiSupervisedPlanner
+from nnunet_ext.planners.semi_supervised import (
+    SemiSupervisedPlanner,
+    SemiSupervisedPlannerResEncL,
+    SemiSupervisedPlannerResEncM,
+    SemiSupervisedPlannerResEncXL,
+)
+from nnunet_ext.planners.semi_supervised_planning import STOCK_PLANS
 
 
 @pytest.fixture
@@ -19,11 +32,15 @@ def planned(tiny: TinyDataset) -> TinyDataset:
         image, label = tiny.add_labelled(name, seed)
         dataset[name] = {"images": [str(image)], "label": str(label)}
     tiny.write_dataset_json(dataset=dataset)
+    statistics = make_plans()["foreground_intensity_properties_per_channel"]
     fingerprint = {
         "spacings": [[1.0, 1.0, 1.0]] * 2,
         "shapes_after_crop": [list(SHAPE)] * 2,
-        "foreground_intensity_properties_per_channel": make_plans()["foreground_intensity_properties_per_channel"],
+        "foreground_intensity_properties_per_channel": statistics,
         "median_relative_size_after_cropping": 1.0,
+        "global_intensity_properties_per_channel": statistics,
+        "unlabeled_spacings": [],
+        "unlabeled_shapes_after_crop": [],
     }
     (tiny.preprocessed / "dataset_fingerprint.json").write_text(json.dumps(fingerprint))
     (tiny.preprocessed / "nnUNetPlans.json").unlink()
@@ -51,6 +68,7 @@ def test_plans_are_stock_plans_under_names_of_their_own(planned: TinyDataset):
             configuration[key] = stock["configurations"][name][key]
     for key in ("plans_name", "experiment_planner_used"):
         ours[key] = stock[key]
+    assert (ours.pop("intensity_source"), ours.pop("spacing_source")) == ("global", "all")
     assert ours == stock
 
 
@@ -101,3 +119,127 @@ def test_plans_of_another_planner_are_refused_and_untouched(planned: TinyDataset
     with pytest.raises(ValueError, match=r"MyPlans\.json was written by ExperimentPlanner; .* does not overwrite"):
         SemiSupervisedPlanner(777, plans_name="MyPlans")
     assert (planned.preprocessed / "MyPlans.json").read_bytes() == before
+
+
+def change_fingerprint(tiny: TinyDataset, **changes) -> dict:
+    path = tiny.preprocessed / "dataset_fingerprint.json"
+    fingerprint = json.loads(path.read_text()) | changes
+    path.write_text(json.dumps({key: value for key, value in fingerprint.items() if value is not None}))
+    return fingerprint
+
+
+GLOBAL = {"0": {"mean": 1, "median": 2, "std": 3, "min": 4, "max": 5, "percentile_99_5": 6, "percentile_00_5": 7}}
+FINER = {
+    "unlabeled_spacings": [[0.5, 0.5, 0.5]] * 3,
+    "unlabeled_shapes_after_crop": [[24, 32, 28]] * 3,
+    "global_intensity_properties_per_channel": GLOBAL,
+}
+
+
+@pytest.mark.parametrize(
+    ("intensity", "spacing"), [("global", "all"), ("foreground", "labeled"), ("global", "labeled")]
+)
+def test_sources_are_attributes_and_the_plans_say_which_were_used(planned: TinyDataset, intensity, spacing):
+    stock = change_fingerprint(planned, **FINER)["foreground_intensity_properties_per_channel"]
+    planner = SemiSupervisedPlanner(777)
+    planner.intensity_source, planner.spacing_source = intensity, spacing
+    plans = planner.plan_experiment()
+    assert (plans["intensity_source"], plans["spacing_source"]) == (intensity, spacing)
+    assert plans["foreground_intensity_properties_per_channel"] == (GLOBAL if intensity == "global" else stock)
+    # Median over two labelled (1 mm) and three unlabelled (0.5 mm) cases, or over the labelled alone.
+    assert plans["configurations"]["3d_fullres"]["spacing"] == [0.5 if spacing == "all" else 1.0] * 3
+    assert read(planned, "SemiSupervisedPlans")["intensity_source"] == intensity
+
+
+def test_an_unknown_source_is_refused(planned: TinyDataset):
+    planner = SemiSupervisedPlanner(777)
+    planner.intensity_source = "all"
+    with pytest.raises(ValueError, match=r"intensity_source is 'all', expected one of \('global', 'foreground'\)"):
+        planner.plan_experiment()
+
+
+def test_without_global_statistics_it_warns_once_and_records_what_it_used(planned: TinyDataset):
+    change_fingerprint(planned, global_intensity_properties_per_channel=None)
+    planner = SemiSupervisedPlanner(777)
+    with pytest.warns(UserWarning, match="-d 777 -fpe GlobalIntensityFingerprintExtractor") as caught:
+        plans = planner.plan_experiment()
+    assert len(caught) == 1
+    assert (plans["intensity_source"], plans["spacing_source"]) == ("foreground", "labeled")
+
+
+def unlabelled_only(tiny: TinyDataset, number: int = 3) -> None:
+    for seed in range(number):
+        tiny.add_unlabeled(f"u{seed}", seed)
+    tiny.write_dataset_json(numTraining=0)
+    shapes = {"spacings": [[1.0] * 3] * number, "shapes_after_crop": [[120, 160, 140]] * number}
+    change_fingerprint(
+        tiny, **shapes, unlabeled_spacings=shapes["spacings"], unlabeled_shapes_after_crop=shapes["shapes_after_crop"]
+    )
+    shutil.rmtree(tiny.raw / "imagesTr")
+
+
+def test_unlabelled_only_counts_images_for_the_batch_and_keeps_the_2d_batch_at_twelve(planned: TinyDataset):
+    unlabelled_only(planned, 40)
+    planner = SemiSupervisedPlannerResEncM(777)
+    planner.UNet_base_num_features = 4  # a narrow network leaves room for a large batch
+    plans = planner.plan_experiment()
+    assert plans["spacing_source"] == "all"
+    assert plans["configurations"]["2d"]["batch_size"] == 12
+    assert plans["configurations"]["3d_fullres"]["batch_size"] > 2
+    labelled = planned.add_labelled("l", 0)
+    planned.write_dataset_json(dataset={"l": {"images": [str(labelled[0])], "label": str(labelled[1])}}, numTraining=1)
+    change_fingerprint(planned, spacings=[[1.0] * 3], shapes_after_crop=[[120, 160, 140]])
+    planner = SemiSupervisedPlannerResEncM(777)
+    planner.UNet_base_num_features = 4
+    with_label = planner.plan_experiment()
+    assert with_label["configurations"]["2d"]["batch_size"] > 12  # one labelled case and 40 others: nnU-Net's rule
+
+
+def test_a_damaged_first_image_does_not_decide_the_reader(planned: TinyDataset):
+    first = json.loads((planned.raw / "dataset.json").read_text())["dataset"]["l"]["images"][0]
+    Path(first).write_bytes(b"no image")
+    assert SemiSupervisedPlanner(777).determine_reader_writer().__name__ == "SimpleITKIO"
+
+
+@pytest.mark.parametrize(
+    ("planner", "name", "stock"),
+    [
+        (SemiSupervisedPlannerResEncM, "SemiSupervisedResEncMPlans", nnUNetPlannerResEncM),
+        (SemiSupervisedPlannerResEncL, "SemiSupervisedResEncLPlans", nnUNetPlannerResEncL),
+        (SemiSupervisedPlannerResEncXL, "SemiSupervisedResEncXLPlans", nnUNetPlannerResEncXL),
+    ],
+)
+def test_residual_encoders_plan_as_stock_does_under_their_own_names(planned: TinyDataset, planner, name, stock):
+    expected = stock(777).plan_experiment()
+    ours = planner(777, preprocessor_name="DefaultPreprocessor").plan_experiment()
+    assert ours["plans_name"] == name
+    assert set(ours["configurations"]) == set(expected["configurations"])
+    for configuration, plan in ours["configurations"].items():
+        assert plan["data_identifier"] == f"{name}_{configuration}"
+        same = ("patch_size", "batch_size", "architecture", "spacing", "batch_dice")
+        assert all(plan[key] == expected["configurations"][configuration][key] for key in same)
+    signatures = (inspect.signature(c.__init__).parameters for c in (planner, stock))
+    assert list(next(signatures)) == list(next(signatures))
+
+
+def test_an_explicit_memory_target_is_the_total_of_a_cps_step(planned: TinyDataset, capsys):
+    shape = {"shapes_after_crop": [[120, 160, 140]] * 2, "unlabeled_shapes_after_crop": []}
+    change_fingerprint(planned, **shape)
+    free = SemiSupervisedPlanner(777)
+    free.UNet_base_num_features = 8
+    free_plan = free.plan_experiment()["configurations"]["3d_fullres"]
+    needed = free.cps_memory(free_plan) / 2**30
+    assert "3d_fullres: " in capsys.readouterr().out
+    target = free.memory_reserve_gb + needed / 2
+    tight = SemiSupervisedPlanner(777, gpu_memory_target_in_gb=target, plans_name="TightPlans")
+    tight.UNet_base_num_features = 8
+    plans = tight.plan_experiment()
+    for configuration in plans["configurations"].values():
+        assert tight.cps_memory(configuration) / 2**30 <= target - tight.memory_reserve_gb
+    used = tight.cps_memory(plans["configurations"]["3d_fullres"]) / 2**30
+    assert used > 0.6 * (target - tight.memory_reserve_gb)  # and not much is left unused
+
+
+def test_a_memory_target_that_nothing_fits_is_refused(planned: TinyDataset):
+    with pytest.raises(ValueError, match=r"-gpu_memory_target 1\.001: not even the smallest patch"):
+        SemiSupervisedPlanner(777, gpu_memory_target_in_gb=1.001).plan_experiment()

@@ -1,0 +1,125 @@
+"""The planner's estimate of a CPS step's memory, beside what a real step allocates.
+
+    python benchmarks/memory.py
+
+On a GPU: three plans in mixed precision against torch.cuda.max_memory_allocated, eager and compiled. On a CPU: three
+small plans in float32 against what torch's allocator reports (torch.profiler), which checks the bookkeeping, not cuDNN.
+"""
+
+from __future__ import annotations
+
+import contextlib
+
+import torch
+from _pairs import machine
+from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
+
+from nnunet_ext.training.cps_step import CPSStep
+from nnunet_ext.training.criteria import CrossPseudoCriterion, deep_supervision_weights
+from nnunet_ext.training.memory import GIB, cps_step_memory, supervised_loss
+
+PLANS = {  # title: features, patch, batch, classes, residual encoder
+    "cuda": {
+        "default, 112x160x128, 2 + 2, 14 classes": ([32, 64, 128, 256, 320, 320], (112, 160, 128), 2, 14, False),
+        "default, 128x128x128, 2 + 2, 3 classes": ([32, 64, 128, 256, 320, 320], (128, 128, 128), 2, 3, False),
+        "ResEncM, 96x160x160, 2 + 2, 14 classes": ([32, 64, 128, 256, 320, 320], (96, 160, 160), 2, 14, True),
+    },
+    "cpu": {
+        "plain 8 to 64, 40x56x40, 2 + 2, 3 classes": ([8, 16, 32, 64], (40, 56, 40), 2, 3, False),
+        "plain 16 to 128, 32x32x32, 4 + 4, 14 classes": ([16, 32, 64, 128], (32, 32, 32), 4, 14, False),
+        "residual 8 to 64, 40x56x40, 2 + 2, 3 classes": ([8, 16, 32, 64], (40, 56, 40), 2, 3, True),
+    },
+}
+
+
+def architecture(features: list[int], residual: bool) -> dict:
+    """Return an architecture as in plans."""
+    stages = len(features)
+    kind = "ResidualEncoderUNet" if residual else "PlainConvUNet"
+    blocks = {"n_blocks_per_stage": [1, 3, 4, 6, 6, 6][:stages]} if residual else {"n_conv_per_stage": [2] * stages}
+    return {
+        "network_class_name": f"dynamic_network_architectures.architectures.unet.{kind}",
+        "arch_kwargs": {
+            "n_stages": stages,
+            "features_per_stage": features,
+            "conv_op": "torch.nn.modules.conv.Conv3d",
+            "kernel_sizes": [[3, 3, 3]] * stages,
+            "strides": [[1, 1, 1], *[[2, 2, 2]] * (stages - 1)],
+            **blocks,
+            "n_conv_per_stage_decoder": [1 if residual else 2] * (stages - 1),
+            "conv_bias": True,
+            "norm_op": "torch.nn.modules.instancenorm.InstanceNorm3d",
+            "norm_op_kwargs": {"eps": 1e-5, "affine": True},
+            "dropout_op": None,
+            "dropout_op_kwargs": None,
+            "nonlin": "torch.nn.LeakyReLU",
+            "nonlin_kwargs": {"inplace": True},
+        },
+        "_kw_requires_import": ["conv_op", "norm_op", "dropout_op", "nonlin"],
+    }
+
+
+def real_peak(plan: tuple, device: torch.device, compiled: bool) -> int:
+    """Return the most bytes allocated at once by the second step, everything that stays included."""
+    features, patch, batch_size, classes, residual = plan
+    plan_architecture = architecture(features, residual)
+    arguments = [plan_architecture[k] for k in ("network_class_name", "arch_kwargs", "_kw_requires_import")]
+    networks = [get_network_from_plans(*arguments, 1, classes, deep_supervision=True).to(device) for _ in range(2)]
+    optimizers = [torch.optim.SGD(n.parameters(), 1e-2, momentum=0.99, nesterov=True) for n in networks]
+    shapes = [tuple(p // 2**i for p in patch) for i in range(len(features) - 1)]
+    weights = deep_supervision_weights(len(shapes))
+    cuda = device.type == "cuda"
+    step = CPSStep(
+        networks=tuple(torch.compile(n) if compiled else n for n in networks),
+        optimizers=tuple(optimizers),
+        supervised=supervised_loss(len(shapes), regions=False),
+        cross_pseudo=CrossPseudoCriterion(weights, False, False, False, compile_loss=compiled),
+        autocast=lambda: torch.autocast("cuda") if cuda else contextlib.nullcontext(),
+        device=device,
+        number_of_outputs=classes,
+        grad_scaler=torch.amp.GradScaler("cuda") if cuda else None,
+    )
+    batch = {
+        "data": torch.randn((batch_size, 1, *patch)),
+        "unlabeled": torch.randn((batch_size, 1, *patch)),
+        "target": [torch.randint(0, classes, (batch_size, 1, *shape)).float() for shape in shapes],
+        "valid": torch.ones((2 * batch_size, 1, *patch), dtype=torch.uint8),
+    }
+    step(batch, 0.5)  # momentum is there from the second step on
+    if cuda:
+        torch.cuda.reset_peak_memory_stats()
+        step(batch, 0.5)
+        return torch.cuda.max_memory_allocated()
+    held = sum(p.numel() * 4 * 3 for n in networks for p in n.parameters())  # weights, gradients, momentum
+    held += sum(
+        t.numel() * t.element_size() for t in [batch["data"], batch["unlabeled"], batch["valid"], *batch["target"]]
+    )
+    with torch.profiler.profile(profile_memory=True) as profile:
+        step(batch, 0.5)
+    now = peak = 0
+    for event in sorted(profile.profiler.kineto_results.events(), key=lambda e: e.start_ns()):
+        if event.name() == "[memory]":
+            now += event.nbytes()
+            peak = max(peak, now)
+    return held + peak
+
+
+def main() -> None:
+    """Measure and print."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    print(machine())
+    for title, plan in PLANS[device.type].items():
+        features, patch, batch_size, classes, residual = plan
+        cuda = device.type == "cuda"
+        estimate = cps_step_memory(architecture(features, residual), patch, batch_size, 1, classes, half_precision=cuda)
+        for compiled in (False, True) if cuda else (False,):
+            real = real_peak(plan, device, compiled)
+            print(
+                f"{title}{', compiled' if compiled else ''}: estimate {estimate / GIB:.3f} GB, real "
+                f"{real / GIB:.3f} GB, error {100 * (estimate / real - 1):+.1f} %",
+                flush=True,
+            )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,66 @@
+"""Draws the intensities, spacings and shapes of labelled and unlabelled scans, and names those unlike the others.
+
+Shows whether the unlabelled scans match the labelled ones, and which clipping window each group of voxels would give.
+Scans that were looked at before (by GlobalIntensityFingerprintExtractor or this command) are not read again; the
+fingerprint itself is not touched.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from nnunet_ext.cli.values import positive_int
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of ``nnUNetv2_ext fingerprint``."""
+    parser.add_argument("-d", required=True, metavar="DATASET", help="dataset number or name")
+    parser.add_argument(
+        "-o", type=Path, default=None, metavar="PNG", help="(default: fingerprint.png in nnUNet_preprocessed/DATASET)"
+    )
+    parser.add_argument("-np", type=positive_int, default=4, metavar="N", help="processes (default: %(default)s)")
+    parser.add_argument("--no_pbar", action="store_true", help="no progress bar")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Draw; the exit status is 1 if a case failed."""
+    from nnunetv2.utilities.dataset_name_id_conversion import maybe_convert_to_dataset_name
+    from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
+
+    from nnunet_ext.data.case_statistics import CaseStatistics, merge
+    from nnunet_ext.data.failures import LABELLED, UNLABELLED, format_report
+    from nnunet_ext.data.fingerprint import case_table, light, read_cases
+    from nnunet_ext.data.fingerprint_figure import Group, draw_fingerprint
+    from nnunet_ext.data.outliers import find_outliers, format_outliers
+    from nnunet_ext.data.unlabeled import channel_names, raw_dataset_folder
+
+    name = maybe_convert_to_dataset_name(int(arguments.d) if arguments.d.isdigit() else arguments.d)
+    table = case_table(name, get_filenames_of_train_images_and_targets(str(raw_dataset_folder(name))))
+    read_cases(table, arguments.np, show_progress_bar=not arguments.no_pbar)
+    cases: dict[str, dict[str, CaseStatistics]] = {LABELLED: {}, UNLABELLED: {}}
+    groups = []
+    for kind in (LABELLED, UNLABELLED):
+        for case_name, case in table.good(kind):
+            cases[kind][case_name] = light(case)
+        groups.append(Group(kind, merge(case.images for _, case in table.good(kind))))
+    groups.append(Group("foreground", merge(case.foreground or [] for _, case in table.good(LABELLED))))
+    if not any(cases.values()):
+        print(format_report(table.failures), file=sys.stderr)
+        raise RuntimeError(f"no case of {name} could be read")
+    target = arguments.o or table.folder.parent / "fingerprint.png"
+    target.parent.mkdir(parents=True, exist_ok=True)
+    channels = channel_names(table.dataset_json)
+    draw_fingerprint(target, name, channels, groups, {kind: list(some.values()) for kind, some in cases.items()})
+    for group in groups:
+        for channel, statistics in zip(channels, group.channels, strict=False):
+            if statistics.count:
+                low, median, high = statistics.percentiles((0.5, 50.0, 99.5))
+                print(f"{group.title:<11} channel {channel}: clipping window {low:g} to {high:g}, median {median:g}")
+    outliers = format_outliers(find_outliers(cases[LABELLED], cases[UNLABELLED], table.dataset_json))
+    print(outliers or "No scan is unlike the others.")
+    print(f"Wrote {target}")
+    if table.failures:
+        print(format_report(table.failures), file=sys.stderr)
+    return 1 if table.failures else 0

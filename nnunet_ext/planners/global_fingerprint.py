@@ -1,0 +1,77 @@
+"""The fingerprint extractor that also looks at unlabelled images."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from nnunetv2.experiment_planning.dataset_fingerprint.fingerprint_extractor import DatasetFingerprintExtractor
+from nnunetv2.paths import nnUNet_preprocessed
+from tqdm import tqdm
+
+from nnunet_ext.data import fingerprint as cases_of
+from nnunet_ext.data.failures import LABELLED, UNLABELLED, record
+from nnunet_ext.data.fingerprint import CaseTable, Provenance
+from nnunet_ext.data.outliers import find_outliers, format_outliers
+from nnunet_ext.data.unlabeled import labelled_cases
+
+
+class GlobalIntensityFingerprintExtractor(DatasetFingerprintExtractor):
+    """Adds the intensities of all voxels of labelled and unlabelled images to nnU-Net's fingerprint.
+
+    3D-CPS normalises CT by statistics over all voxels instead of foreground ones. nnU-Net's own keys stay as nnU-Net
+    computes them; where the dataset has no label, they hold the global values. A fingerprint that is there already is
+    completed. What was found of each case is kept in ``fingerprint_cases/``: only new and changed scans are read.
+    """
+
+    def __init__(self, dataset_name_or_id: str | int, num_processes: int = 8, verbose: bool = False) -> None:
+        super().__init__(dataset_name_or_id, num_processes, verbose)
+        self.labelled = labelled_cases(self.dataset)
+
+    def run(self, overwrite_existing: bool = False) -> dict[str, Any]:
+        """Write ``dataset_fingerprint.json`` and return it.
+
+        Args:
+            overwrite_existing: Start over (``--clean``) instead of completing what is there.
+
+        Raises:
+            FileNotFoundError: If the dataset has no case at all.
+            ValueError: If cases contradict each other, or no image can be opened.
+            RuntimeError: If no case could be read.
+        """
+        preprocessed = Path(str(nnUNet_preprocessed)) / self.dataset_name
+        preprocessed.mkdir(parents=True, exist_ok=True)
+        target = preprocessed / cases_of.FILE
+        table = cases_of.case_table(self.dataset_name, self.dataset)
+        if overwrite_existing and table.folder.is_dir():
+            shutil.rmtree(table.folder)
+        before = json.loads(target.read_text()) if target.is_file() and not overwrite_existing else {}
+        provenance = Provenance(table.folder)
+        samples = None
+        if self.labelled and not provenance.fits(table, before):
+            samples = int(self.num_foreground_voxels_for_intensitystats // len(self.labelled))
+            if before:
+                tqdm.write("nnU-Net's foreground statistics are missing or of other labelled cases: computing them.")
+        done = cases_of.read_cases(table, self.num_processes, samples, self.show_progress_bar)
+        record(table.failures)
+        fingerprint = dict(before)
+        if samples is not None:
+            fingerprint |= cases_of.stock_properties(table, samples)
+        fingerprint |= cases_of.global_properties(table)
+        cases_of.write_fingerprint(fingerprint, target)
+        provenance.note(table)
+        cases_of.remove_samples(table)
+        self._say(table, done)
+        return fingerprint
+
+    def _say(self, table: CaseTable, done: int) -> None:
+        labelled, unlabelled = table.found[LABELLED], table.found[UNLABELLED]
+        tqdm.write(
+            f"Global intensity statistics over {len(labelled)} labelled and {len(unlabelled)} unlabelled cases; "
+            f"{done} read now, {len(table.failures)} failed."
+        )
+        warnings = format_outliers(find_outliers(labelled, unlabelled, self.dataset_json))
+        if warnings:
+            tqdm.write(warnings)

@@ -1,0 +1,154 @@
+"""How much memory a training step takes, found by running it on tensors that have shapes and no values."""
+
+from __future__ import annotations
+
+import contextlib
+import weakref
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from nnunetv2.training.loss.compound_losses import DC_and_BCE_loss, DC_and_CE_loss
+from nnunetv2.training.loss.deep_supervision import DeepSupervisionWrapper
+from nnunetv2.training.loss.dice import MemoryEfficientSoftDiceLoss
+from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from nnunet_ext.training.cps_step import CPSStep
+from nnunet_ext.training.criteria import CrossPseudoCriterion, deep_supervision_weights
+
+GIB = 2**30
+
+
+class PeakOfStorages(TorchDispatchMode):
+    """Follows the storages that operations make, and remembers the most bytes that were alive at once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = 0
+        self.peak = 0
+        self._alive: set[int] = set()
+
+    def __torch_dispatch__(
+        self, func: Callable[..., Any], types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Run the operation and count what it made."""
+        result = func(*args, **(kwargs or {}))
+        for leaf in tree_leaves(result):
+            if isinstance(leaf, Tensor):
+                self._count(leaf.untyped_storage())
+        return result
+
+    def _count(self, storage: torch.UntypedStorage) -> None:
+        key = storage._cdata
+        if key in self._alive:
+            return
+        size = storage.nbytes()
+        self._alive.add(key)
+        self.now += size
+        self.peak = max(self.peak, self.now)
+        weakref.finalize(storage, self._forget, key, size)
+
+    def _forget(self, key: int, size: int) -> None:
+        self._alive.discard(key)
+        self.now -= size
+
+
+class _StepWithoutReport(CPSStep):
+    """Tensors without values cannot be copied to the host."""
+
+    def _report(self, *_: Any) -> dict[str, Any]:
+        return {}
+
+
+def cps_step_memory(
+    architecture: dict[str, Any],
+    patch_size: Sequence[int],
+    batch_size: int,
+    input_channels: int,
+    output_channels: int,
+    regions: bool = False,
+    half_precision: bool = True,
+) -> int:
+    """Return the most bytes that a step of cross pseudo supervision has allocated at once.
+
+    Both networks, gradients, momentum, activations of both graphs, and the losses, for ``batch_size`` labelled and as
+    many unlabelled patches, without torch.compile. Not in it: cuDNN's workspaces, the CUDA context, and what the
+    allocator loses between blocks.
+
+    Args:
+        architecture: As in plans: ``network_class_name``, ``arch_kwargs``, ``_kw_requires_import``.
+        patch_size: Voxels.
+        batch_size: Labelled patches a step.
+        input_channels: Of the network.
+        output_channels: Of the network.
+        regions: Overlapping regions instead of exclusive classes.
+        half_precision: Mixed precision, as nnU-Net trains on GPUs.
+    """
+    with FakeTensorMode(), PeakOfStorages() as memory:
+        networks = [
+            get_network_from_plans(
+                architecture["network_class_name"],
+                architecture["arch_kwargs"],
+                architecture["_kw_requires_import"],
+                input_channels,
+                output_channels,
+                allow_init=False,
+                deep_supervision=True,
+            )
+            for _ in range(2)
+        ]
+        optimizers = [torch.optim.SGD(network.parameters(), 1e-2, momentum=0.99, nesterov=True) for network in networks]
+        for network, optimizer in zip(networks, optimizers, strict=True):
+            for parameter in network.parameters():
+                optimizer.state[parameter]["momentum_buffer"] = torch.empty_like(parameter)
+        data = torch.empty((batch_size, input_channels, *patch_size))
+        with torch.no_grad():
+            shapes = [tuple(output.shape[2:]) for output in networks[0](data)]
+        target_channels = output_channels if regions else 1
+        batch = {
+            "data": data,
+            "unlabeled": torch.empty_like(data),
+            "target": [torch.empty((batch_size, target_channels, *shape)) for shape in shapes],
+            "valid": torch.empty((2 * batch_size, 1, *patch_size), dtype=torch.uint8),
+        }
+        # The networks on shapes alone, above, are not part of the step.
+        memory.peak = memory.now
+        step = _StepWithoutReport(
+            networks=(networks[0], networks[1]),
+            optimizers=(optimizers[0], optimizers[1]),
+            supervised=supervised_loss(len(shapes), regions),
+            cross_pseudo=CrossPseudoCriterion(deep_supervision_weights(len(shapes)), regions, False, False),
+            # On the CPU too this makes what autocast makes on a GPU: convolutions, norms and activations in 16 bit.
+            autocast=lambda: torch.autocast("cpu", torch.bfloat16) if half_precision else contextlib.nullcontext(),
+            device=torch.device("cpu"),
+            number_of_outputs=output_channels,
+            regions=regions,
+        )
+        step(batch, 0.5)
+        return memory.peak
+
+
+def supervised_loss(outputs: int, regions: bool) -> nn.Module:
+    """Return nnU-Net's loss for deep supervision, on float32 logits, as a training on a GPU has it."""
+    dice = {"batch_dice": False, "smooth": 1e-5, "ddp": False}
+    loss: nn.Module
+    if regions:
+        loss = DC_and_BCE_loss({}, dice | {"do_bg": True}, dice_class=MemoryEfficientSoftDiceLoss)
+    else:
+        loss = DC_and_CE_loss(dice | {"do_bg": False}, {}, dice_class=MemoryEfficientSoftDiceLoss)
+    return _InFloat32(DeepSupervisionWrapper(loss, deep_supervision_weights(outputs)))
+
+
+class _InFloat32(nn.Module):
+    """Autocast on GPUs computes softmax and cross-entropy in float32, autocast on CPUs does not."""
+
+    def __init__(self, loss: nn.Module) -> None:
+        super().__init__()
+        self.loss = loss
+
+    def forward(self, outputs: list[Tensor], target: list[Tensor]) -> Tensor:
+        return self.loss([output.float() for output in outputs], target)

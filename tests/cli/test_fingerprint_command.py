@@ -1,0 +1,80 @@
+import json
+
+import numpy as np
+import pytest
+from data.tiny_dataset import TinyDataset, scan, tiny, write_image
+from PIL import Image
+
+from nnunet_ext.cli.main import main
+
+__all__ = ["tiny"]
+
+
+@pytest.fixture
+def dataset(tiny: TinyDataset) -> TinyDataset:
+    listed = {}
+    for seed, name in enumerate("lmn"):
+        image, label = tiny.raw / f"{name}_0000.nii.gz", tiny.raw / f"{name}.nii.gz"
+        write_image(image, scan(seed))
+        write_image(label, (scan(seed) > 110).astype(np.uint8))
+        listed[name] = {"images": [str(image)], "label": str(label)}
+        tiny.add_unlabeled(f"u{name}", 10 + seed)
+    tiny.write_dataset_json(dataset=listed)
+    return tiny
+
+
+def command(*more: str) -> int:
+    return main(["fingerprint", "-d", "777", "-np", "1", "--no_pbar", *more])
+
+
+def test_it_draws_prints_windows_and_reads_nothing_twice(dataset: TinyDataset, capsys, monkeypatch):
+    assert command() == 0
+    printed = capsys.readouterr().out
+    for group in ("labelled", "unlabelled", "foreground"):
+        assert f"{group:<11} channel channel0: clipping window " in printed
+    assert "No scan is unlike the others." in printed
+    target = dataset.preprocessed / "fingerprint.png"
+    with Image.open(target) as image:
+        pixels = np.asarray(image.convert("RGB"))
+    for colour in ((0, 114, 178), (230, 159, 0), (0, 158, 115)):  # one curve a group
+        assert (pixels == colour).all(-1).sum() > 50
+    assert not (dataset.preprocessed / "dataset_fingerprint.json").exists()
+    monkeypatch.setattr("nnunet_ext.data.case_statistics.read_checked", lambda *_: pytest.fail("read again"))
+    assert command("-o", str(dataset.root / "new" / "x.png")) == 0
+    assert (dataset.root / "new" / "x.png").stat().st_size > 10000
+
+
+def test_outliers_are_named(dataset: TinyDataset, capsys):
+    write_image(dataset.raw / "imagesUnlabeled" / "odd_0000.nii.gz", 40 * scan(5), spacing=(1, 1, 5))
+    assert command() == 0
+    printed = capsys.readouterr().out
+    assert "WARNING: intensities unlike the others (1 case(s)):\n  odd: channel channel0" in printed
+    assert "WARNING: spacing unlike the others (1 case(s)):\n  odd: 1 x 1 x 5 mm" in printed
+
+
+def test_a_bad_scan_is_listed_and_the_status_is_1(dataset: TinyDataset, capsys):
+    (dataset.raw / "imagesUnlabeled" / "bad_0000.nii.gz").write_bytes(b"no image")
+    assert command() == 1
+    captured = capsys.readouterr()
+    assert "Wrote " in captured.out
+    assert "bad_0000.nii.gz cannot be read" in captured.err
+
+
+def test_several_channels_and_no_label(tiny: TinyDataset):
+    tiny.write_dataset_json(channels=2, numTraining=0)
+    for seed in range(3):
+        for channel in range(2):
+            tiny.add_unlabeled(f"u{seed}", seed + 5 * channel, channel)
+    from nnunet_ext.data.fingerprint import case_table, read_cases
+    from nnunet_ext.data.unlabeled import unlabelled_only
+
+    table = case_table(tiny.raw.name, unlabelled_only(tiny.raw))
+    assert read_cases(table, 1, show_progress_bar=False) == 3
+    assert command() == 0
+
+
+def test_unknown_dataset_is_one_clear_error(tiny: TinyDataset, capsys):
+    assert main(["fingerprint", "-d", "123", "-np", "1"]) == 1
+    assert "error: " in capsys.readouterr().err
+    content = json.loads((tiny.raw / "dataset.json").read_text())
+    assert content["numTraining"] == 2
