@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from fractions import Fraction
@@ -50,6 +52,18 @@ class CaseStatistics:
     percentiles: list[list[float]] = field(default_factory=list)
     integer_valued: list[bool] = field(default_factory=list)
     extremes: list[list[float]] = field(default_factory=list)
+
+
+def case_source(files: tuple[str, ...], reader_class: type[BaseReaderWriter], channels: int) -> dict[str, Any]:
+    """Return everything on which what is kept of a case depends, as JSON values.
+
+    Raises:
+        OSError: If a file cannot be looked at.
+    """
+    # nnU-Net's reader of 3D TIFF takes the spacing from CASE.json.
+    beside = (re.sub(r"(_\d{4})?\.tiff?$", ".json", file) for file in files if file.endswith((".tif", ".tiff")))
+    files = (*files, *(file for file in dict.fromkeys(beside) if os.path.isfile(file)))
+    return source_signature(files) | {"reader": reader_class.__name__, "channels": channels}
 
 
 def nonzero_box(data: np.ndarray) -> tuple[slice, ...]:
@@ -103,8 +117,9 @@ def analyze(
     """
     files = (*images, label) if label is not None else images
     try:
-        source = source_signature(files)
-        data, properties = read_checked(images, reader_class, channels)
+        source = case_source(files, reader_class, channels)
+        # Labelled cases are judged as nnU-Net judges them.
+        data, properties = read_checked(images, reader_class, channels, strict=label is None)
         box = nonzero_box(data)
         case = CaseStatistics(
             source=source,
@@ -118,15 +133,16 @@ def analyze(
         case.integer_valued = [statistics.integer_valued for statistics in case.images]
         case.extremes = [[statistics.minimum, statistics.maximum] for statistics in case.images]
         if label is not None:
-            _analyze_foreground(case, data, label, reader_class, samples)
+            _analyze_foreground(case, data, box, label, reader_class, samples)
+        save(case, Path(target))
     except Exception as error:
         raise ValueError(describe(error, files)) from error
-    save(case, Path(target))
 
 
 def _analyze_foreground(
     case: CaseStatistics,
     data: np.ndarray,
+    box: tuple[slice, ...],
     label: str,
     reader_class: type[BaseReaderWriter],
     samples: tuple[str, int] | None,
@@ -142,14 +158,13 @@ def _analyze_foreground(
         )
     case.foreground = [IntensityStatistics.of(channel[segmentation[0] > 0]) for channel in data]
     if samples is not None:
-        # These import torch, which takes seconds and 200 MB; workers that see unlabelled scans only do without.
+        # Imports torch, which takes seconds and 200 MB; workers that see unlabelled scans only do without.
         from nnunetv2.experiment_planning.dataset_fingerprint.fingerprint_extractor import DatasetFingerprintExtractor
-        from nnunetv2.preprocessing.cropping.cropping import crop_to_nonzero
 
-        # nnU-Net's own order of the voxels: its drawing depends on it.
-        cropped, segmentation, _ = crop_to_nonzero(data, segmentation)
+        # nnU-Net's crop, in which its drawing numbers the voxels; what it changes besides is background.
+        where = (slice(None), *box)
         drawn, _ = DatasetFingerprintExtractor.collect_foreground_intensities(
-            segmentation, cropped, num_samples=samples[1]
+            segmentation[where], data[where], num_samples=samples[1]
         )
         _replace_by(Path(samples[0]), np.array(drawn))
 
@@ -170,7 +185,10 @@ def _orientation(properties: dict[str, Any]) -> str | None:
 
 def case_file(folder: Path, name: str) -> Path:
     """Return where a case is kept; any name makes a file of this folder."""
-    return folder / f"{quote(name, safe='')}.npz"
+    quoted = quote(name, safe="")
+    if len(quoted) > 150:  # file systems end at 255, and the temporary name needs some
+        quoted = f"{quoted[:100]}~{hashlib.sha256(name.encode()).hexdigest()[:32]}"
+    return folder / f"{quoted}.npz"
 
 
 def save(case: CaseStatistics, path: Path) -> None:

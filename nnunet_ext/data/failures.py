@@ -59,7 +59,7 @@ def format_report(failures: list[Failure]) -> str:
             if failure.kind == kind:
                 reasons.setdefault((failure.case, failure.reason), []).append(failure.stage)
         if kind == LABELLED and reasons:
-            lines.append("LABELLED cases that failed (training goes on without them):")
+            lines.append("LABELLED cases that failed (those that failed in preprocessing are not trained on):")
         elif reasons:
             lines.append("Unlabelled cases that failed:")
         for (case, reason), stages in reasons.items():

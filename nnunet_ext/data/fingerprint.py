@@ -6,27 +6,31 @@ import hashlib
 import json
 import os
 import shutil
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
 from nnunetv2.paths import nnUNet_preprocessed, nnUNet_raw
 from tqdm import tqdm
 
-from nnunet_ext.data.case_statistics import CaseStatistics, analyze, case_file, load, merge
+from nnunet_ext.data.case_statistics import CaseStatistics, analyze, case_file, case_source, load, merge
 from nnunet_ext.data.failures import LABELLED, UNLABELLED, Failure
 from nnunet_ext.data.intensity import IntensityStatistics
-from nnunet_ext.data.pool import WORKER_DIED, map_isolated
+from nnunet_ext.data.pool import map_isolated
 from nnunet_ext.data.reading import choose_reader
-from nnunet_ext.data.signature import source_signature
 from nnunet_ext.data.unlabeled import (
     UnlabeledCase,
     find_unlabeled_cases,
     labelled_cases,
+    load_dataset_json,
     number_of_channels,
+    numbers_of_files,
     where_looked,
+    without_strays,
 )
 
 FILE = "dataset_fingerprint.json"
@@ -51,6 +55,7 @@ class CaseTable:
         dataset_json: The dataset's dataset.json.
         labelled: ``{"images": [...], "label": ...}`` by name.
         unlabelled: The unlabelled cases by name.
+        reader_class: nnU-Net's reader of the images.
         failures: Cases that could not be read.
         found: Cases that were read, without their distributions, by kind and name.
     """
@@ -59,6 +64,7 @@ class CaseTable:
     dataset_json: dict[str, Any]
     labelled: dict[str, dict[str, Any]]
     unlabelled: dict[str, UnlabeledCase]
+    reader_class: type[BaseReaderWriter]
     failures: list[Failure] = field(default_factory=list)
     found: dict[str, dict[str, CaseStatistics]] = field(default_factory=lambda: {LABELLED: {}, UNLABELLED: {}})
 
@@ -80,7 +86,8 @@ class CaseTable:
         """Return what the case's files are like now, or None if one is missing."""
         images, label = self.files(kind, name)
         try:
-            return source_signature(images if label is None else (*images, label))
+            files = images if label is None else (*images, label)
+            return case_source(files, self.reader_class, number_of_channels(self.dataset_json))
         except OSError:
             return None
 
@@ -101,8 +108,10 @@ class CaseTable:
         wanted = {self.path(kind, name) for kind, name in self.names()}
         for kind in (LABELLED, UNLABELLED):
             for path in (self.folder / kind).glob("*"):
-                if path not in wanted:
-                    path.unlink()
+                # A temporary file may belong to another process that is at work.
+                old = path.name.startswith(".") and time.time() - path.stat().st_mtime > 3600
+                if old or (path.suffix == ".npz" and path not in wanted):
+                    path.unlink(missing_ok=True)
 
 
 def case_table(dataset_name: str, dataset: dict[str, Any]) -> CaseTable:
@@ -114,16 +123,20 @@ def case_table(dataset_name: str, dataset: dict[str, Any]) -> CaseTable:
 
     Raises:
         FileNotFoundError: If the dataset has no case at all.
-        ValueError: If cases contradict each other.
+        ValueError: If cases contradict each other, or no image can be opened.
     """
     raw = Path(str(nnUNet_raw)) / dataset_name
-    dataset_json = json.loads((raw / "dataset.json").read_text())
+    dataset_json = load_dataset_json(raw)
     unlabelled, failures = find_unlabeled_cases(raw, dataset_json)
     labelled = labelled_cases(dataset)
     if not labelled and not unlabelled and not failures:
         raise FileNotFoundError(f"{dataset_name} has no case at all. {where_looked(raw)}")
+    labelled, strays = without_strays(raw, dataset_json, labelled, "fingerprint")
+    failures += strays
+    images = [image for files in labelled.values() for image in files["images"]]
+    images += [image for case in unlabelled.values() for image in case.images]
     folder = Path(str(nnUNet_preprocessed)) / dataset_name / FOLDER
-    return CaseTable(folder, dataset_json, labelled, unlabelled, failures)
+    return CaseTable(folder, dataset_json, labelled, unlabelled, choose_reader(dataset_json, images), failures)
 
 
 def samples_file(table: CaseTable, name: str, number: int) -> Path:
@@ -148,18 +161,16 @@ def read_cases(
 
     Returns:
         How many cases were read.
-
-    Raises:
-        ValueError: If no image can be opened.
     """
     table.remove_others()
     channels = number_of_channels(table.dataset_json)
     tasks: dict[str, tuple] = {}
-    images = (image for kind, name in table.names() for image in table.files(kind, name)[0])
-    reader_class = choose_reader(table.dataset_json, images)
+    known = {(failure.kind, failure.case) for failure in table.failures}
     for kind, name in table.names():
         files, label = table.files(kind, name)
-        if len(files) != channels:
+        if (kind, name) in known:
+            continue
+        if len(files) not in numbers_of_files(table.dataset_json):
             reason = f"{len(files)} image file(s) {list(files)[:3]}, expected {channels}: CASE_0000 and so on."
             table.failures.append(Failure(name, kind, reason, "fingerprint"))
             continue
@@ -168,14 +179,12 @@ def read_cases(
             file = samples_file(table, name, samples)
             draw = None if file.is_file() else (str(file), samples)
         if draw is not None or table.kept(kind, name) is None:
-            tasks[f"{kind}/{name}"] = (files, label, reader_class, channels, str(table.path(kind, name)), draw)
+            tasks[f"{kind}/{name}"] = (files, label, table.reader_class, channels, str(table.path(kind, name)), draw)
     results = map_isolated(analyze, tasks, num_processes)
     bar = tqdm(results, "Extracting dataset fingerprint", len(tasks), disable=not show_progress_bar or not tasks)
     for task, _, error in bar:
         if error is not None:
             kind, name = task.split("/", 1)
-            # What an older scan of this name gave must not count.
-            table.path(kind, name).unlink(missing_ok=True)
             table.failures.append(Failure(name, kind, str(error), "fingerprint"))
     return len(tasks)
 
@@ -196,6 +205,11 @@ def stock_properties(table: CaseTable, samples: int) -> dict[str, Any]:
         if file.is_file():
             cases.append(case)
             drawn.append(np.load(file, allow_pickle=False))
+    if not drawn:
+        raise RuntimeError(
+            "no labelled case could be read, so nnU-Net's foreground statistics cannot be computed; mend the cases "
+            "that are listed and run again, what was found of the others is kept"
+        )
     properties = {}
     for channel in range(number_of_channels(table.dataset_json)):
         voxels = np.concatenate([one[channel] for one in drawn])
@@ -243,7 +257,7 @@ def global_properties(table: CaseTable) -> dict[str, Any]:
 
     merged = merge(channels())
     if not merged:
-        raise RuntimeError("no case could be read, so there is no fingerprint; the reasons follow")
+        raise RuntimeError("no case could be read, so there is no fingerprint; the reasons are listed")
     cases = list(table.found[UNLABELLED].values())
     intensities = {str(channel): statistics.summary() for channel, statistics in enumerate(merged)}
     result = {
@@ -276,28 +290,28 @@ class Provenance:
         self._file = folder / "foreground.json"
 
     def fits(self, table: CaseTable, fingerprint: dict[str, Any]) -> bool:
-        """Whether nnU-Net's keys describe the labelled cases that there are now."""
+        """Whether nnU-Net's keys describe the labelled cases that there are now.
+
+        A damaged case that was left out counts as described until its files change or it can be read after all.
+        """
         if any(key not in fingerprint for key in STOCK_KEYS):
             return False
         if not self._file.is_file():
             # Made by nnU-Net itself, which takes all labelled cases.
             return len(fingerprint["spacings"]) == len(table.labelled) > 0
-        return json.loads(self._file.read_text()) == self._now(table)
+        known = json.loads(self._file.read_text())
+        if known["used"] | known["failed"] != {name: table.source(LABELLED, name) for name in table.labelled}:
+            return False
+        return not any(table.kept(LABELLED, name) for name in known["failed"])
 
     def note(self, table: CaseTable) -> None:
-        """Remember the labelled cases of which the keys were just made.
-
-        A damaged one counts until its files change; one that failed for lack of memory is tried again next time.
-        """
-        died = {failure.case for failure in table.failures if failure.reason == WORKER_DIED}
-        now = {name: source for name, source in self._now(table).items() if name not in died}
+        """Remember the labelled cases of which the keys were just made, and those that had to be left out."""
+        used = {name: table.source(LABELLED, name) for name in table.found[LABELLED]}
+        failed = {name: table.source(LABELLED, name) for name in table.labelled if name not in used}
         self._file.parent.mkdir(parents=True, exist_ok=True)
         temporary = self._file.with_suffix(".tmp")
-        temporary.write_text(json.dumps(now))
+        temporary.write_text(json.dumps({"used": used, "failed": failed}))
         os.replace(temporary, self._file)
-
-    def _now(self, table: CaseTable) -> dict[str, Any]:
-        return {name: table.source(LABELLED, name) for name in table.labelled}
 
 
 def remove_samples(table: CaseTable) -> None:

@@ -179,7 +179,7 @@ def _look_at(image: np.ndarray) -> tuple[float, float, bool]:
     low, high, integer = np.inf, -np.inf, True
     for chunk in _chunks(image):
         low, high = np.minimum(low, chunk.min()), np.maximum(high, chunk.max())
-        if not np.isfinite(low + high):
+        if not (np.isfinite(low) and np.isfinite(high)):
             return float(low), float(high), False
         integer = integer and bool((np.rint(chunk) == chunk).all())
     return float(low), float(high), integer

@@ -69,7 +69,9 @@ def _until_broken(
                     suspects += pending.values()
                     return
                 name = pending.pop(future)
-                yield name, None if error else future.result(), error if isinstance(error, Exception) else None
+                if error is not None and not isinstance(error, Exception):  # the worker was told to stop
+                    error = RuntimeError(f"stopped by {type(error).__name__}")
+                yield name, None if error else future.result(), error
 
 
 def _alone(work: Callable[..., Any], name: str, arguments: tuple) -> tuple[str, Any, Exception | None]:

@@ -21,7 +21,13 @@ from nnunet_ext.data.pool import map_isolated
 from nnunet_ext.data.reading import describe, read_checked
 from nnunet_ext.data.signature import digest, plans_signature, source_signature
 from nnunet_ext.data.splits import hidden_cases
-from nnunet_ext.data.unlabeled import UnlabeledCase, find_unlabeled_cases, number_of_channels, where_looked
+from nnunet_ext.data.unlabeled import (
+    UnlabeledCase,
+    find_unlabeled_cases,
+    load_dataset_json,
+    number_of_channels,
+    where_looked,
+)
 
 
 @dataclass
@@ -71,7 +77,7 @@ def preprocess_unlabeled(
     name = maybe_convert_to_dataset_name(dataset_name_or_id)
     raw_folder, preprocessed = Path(str(nnUNet_raw)) / name, Path(str(nnUNet_preprocessed)) / name
     plans_manager, configuration_manager = load_configuration(preprocessed, plans_identifier, configuration)
-    dataset_json = load_json(str(raw_folder / "dataset.json"))
+    dataset_json = load_dataset_json(raw_folder)
     cases, failures = find_unlabeled_cases(raw_folder, dataset_json, hidden_cases(preprocessed))
     if not cases and not failures:
         raise FileNotFoundError(f"{name} has no unlabelled case. {where_looked(raw_folder)}")

@@ -40,7 +40,7 @@ def choose_reader(dataset_json: dict[str, Any], images: Iterable[str]) -> type[B
 
 
 def read_checked(
-    images: tuple[str, ...], reader_class: type[BaseReaderWriter], channels: int
+    images: tuple[str, ...], reader_class: type[BaseReaderWriter], channels: int, strict: bool = True
 ) -> tuple[np.ndarray, dict[str, Any]]:
     """Read the channels of one case and check what nnU-Net would only notice later, or never.
 
@@ -48,6 +48,7 @@ def read_checked(
         images: One file a channel.
         reader_class: nnU-Net's reader, as the plans name it.
         channels: Number of channels expected.
+        strict: Compare origin and direction of the channels too; without, only shape and spacing, as nnU-Net does.
 
     Returns:
         ``(C, *S)`` float32 and the reader's properties of the first channel.
@@ -69,14 +70,14 @@ def read_checked(
                 f"{image} has an array of shape {array.shape}, expected one 3D image a file; split it into channels"
             )
         # Both are NaN if any value is; a mask of finite values would cost a quarter of the image.
-        if not (np.isfinite(array.min()) and np.isfinite(array.max())) or _nifti_has_non_finite(image):
+        if not (np.isfinite(array.min()) and np.isfinite(array.max())) or _nifti_has_non_finite(image, array, reader):
             raise ValueError(f"{image} has NaN or infinite values; replace them by values that mean something")
         if index == 0:
             first, data = properties, array
             if len(images) > 1:
                 data = np.empty((len(images), *array.shape[1:]), array.dtype)
         else:
-            _check_same_geometry(image, array, properties, images[0], data, first)
+            _check_same_geometry(image, array, properties, images[0], data, first, strict)
         if len(images) > 1:
             data[index] = array[0]
     if len(data) != channels:
@@ -87,9 +88,12 @@ def read_checked(
     return data, first
 
 
-def _nifti_has_non_finite(image: str) -> bool:
-    """Look into a NIfTI file of floats itself: ITK's reader turns NaN and infinite values into 0 and says nothing."""
-    if not image.endswith((".nii", ".nii.gz")):
+def _nifti_has_non_finite(image: str, array: np.ndarray, reader: BaseReaderWriter) -> bool:
+    """Look into a NIfTI file of floats itself: ITK's reader turns NaN and infinite values into 0 and says nothing.
+
+    It takes as long as the reading did, so it is done only where there is a 0 that may have been something else.
+    """
+    if not image.endswith((".nii", ".nii.gz")) or type(reader).__name__.startswith("Nibabel") or array.all():
         return False
     stored: Any = nibabel.load(image)
     if not np.issubdtype(stored.get_data_dtype(), np.floating):
@@ -110,14 +114,20 @@ def _first_line(error: Exception) -> str:
 
 
 def _check_same_geometry(
-    image: str, array: np.ndarray, properties: dict, first_image: str, first_array: np.ndarray, first: dict
+    image: str,
+    array: np.ndarray,
+    properties: dict,
+    first_image: str,
+    first_array: np.ndarray,
+    first: dict,
+    strict: bool,
 ) -> None:
     if array.shape[1:] != first_array.shape[1:]:
         raise ValueError(
             f"{image} has shape {array.shape[1:]}, but {first_image} has {first_array.shape[1:]}; channels of one case "
             "must lie on the same grid"
         )
-    for key, expected in _geometry(first).items():
+    for key, expected in (_geometry(first) if strict else {"spacing": first["spacing"]}).items():
         found = _geometry(properties).get(key)
         if found is None or not np.allclose(found, expected, atol=1e-3):
             raise ValueError(

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nnunet_ext.data.failures import UNLABELLED, Failure
+from nnunet_ext.data.failures import LABELLED, UNLABELLED, Failure
 
 FOLDER = "imagesUnlabeled"
 KEY = "unlabeled"
@@ -42,6 +42,63 @@ def name_problem(name: str) -> str | None:
     if name.endswith("_seg"):
         return f"the case name {name!r} ends in '_seg', which nnU-Net reserves for segmentations. Rename it."
     return None
+
+
+def load_dataset_json(raw_folder: str | Path) -> dict[str, Any]:
+    """Read a dataset.json.
+
+    Raises:
+        ValueError: If a name occurs twice in it; JSON would silently keep the last.
+    """
+    path = Path(raw_folder) / "dataset.json"
+
+    def refuse_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(pairs)
+        if len(found) != len(pairs):
+            names = [name for name, _ in pairs]
+            twice = sorted({name for name in names if names.count(name) > 1})
+            raise ValueError(f"{path} has {twice[:5]} more than once; names must be unique, rename or remove one")
+        return found
+
+    return json.loads(path.read_text(), object_pairs_hook=refuse_duplicates)
+
+
+def numbers_of_files(dataset_json: dict[str, Any]) -> tuple[int, ...]:
+    """Return how many image files a case may have: one a channel, or one with all of them where nnU-Net reads RGB."""
+    channels = len(channel_names(dataset_json))
+    return (channels, 1) if dataset_json["file_ending"].lower() in (".png", ".bmp", ".tif") else (channels,)
+
+
+def stray_files(folder: Path, dataset_json: dict[str, Any]) -> list[str]:
+    """Return the files of a folder that have the dataset's ending but no channel suffix."""
+    ending = dataset_json["file_ending"]
+    pattern = re.compile(r".+_\d{4}" + re.escape(ending))
+    names = sorted(name for name in os.listdir(folder) if not name.startswith("."))
+    return [name for name in names if name.endswith(ending) and not pattern.fullmatch(name)]
+
+
+def without_strays(
+    raw_folder: Path, dataset_json: dict[str, Any], labelled: dict[str, Any], stage: str
+) -> tuple[dict[str, Any], list[Failure]]:
+    """Take the cases without images, which nnU-Net makes of files without channel suffix, out of the labelled ones.
+
+    Args:
+        raw_folder: The dataset's folder in ``nnUNet_raw``.
+        dataset_json: Its dataset.json.
+        labelled: The labelled cases as nnU-Net lists them.
+        stage: For the failures.
+
+    Returns:
+        The cases that have images, and one failure a stray file.
+    """
+    if not labelled or "dataset" in dataset_json:
+        return labelled, []
+    folder = raw_folder / "imagesTr"
+    reason = f"has no channel suffix; expected CASE_0000{dataset_json['file_ending']}."
+    failures = [
+        Failure(name, LABELLED, f"{folder / name} {reason}", stage) for name in stray_files(folder, dataset_json)
+    ]
+    return {name: files for name, files in labelled.items() if files["images"]}, failures
 
 
 def check_dataset_json(raw_folder: str | Path, dataset_json: dict[str, Any]) -> None:
@@ -173,7 +230,9 @@ def unlabelled_only(raw_folder: str | Path, dataset_json: dict[str, Any] | None 
         # A copy that lies elsewhere may come without the paths.
         if not (raw_folder / "dataset.json").is_file():
             return None
-        dataset_json = json.loads((raw_folder / "dataset.json").read_text())
+        dataset_json = load_dataset_json(raw_folder)
+    if not (raw_folder / FOLDER).is_dir() and not dataset_json.get(KEY):
+        return None
     if dataset_json.get("dataset") or "file_ending" not in dataset_json:
         return None
     folder = raw_folder / "imagesTr"
@@ -206,6 +265,7 @@ def _resolve(raw_folder: Path, path: str) -> str:
 
 def _cases_of_folder(folder: Path, dataset_json: dict[str, Any]) -> tuple[dict[str, UnlabeledCase], list[Failure]]:
     ending, channels = dataset_json["file_ending"], number_of_channels(dataset_json)
+    numbers = numbers_of_files(dataset_json)
     pattern = re.compile(r"(.+)_(\d{4})" + re.escape(ending))
     found: dict[str, dict[int, str]] = {}
     failures = []
@@ -229,13 +289,13 @@ def _cases_of_folder(folder: Path, dataset_json: dict[str, Any]) -> tuple[dict[s
     cases = {}
     for name, files in found.items():
         problem = name_problem(name)
-        if problem is None and sorted(files) != list(range(channels)):
+        if problem is None and not (sorted(files) == list(range(len(files))) and len(files) in numbers):
             problem = (
                 f"{folder / name}: found channels {sorted(files)}, expected {list(range(channels))} "
                 f"({channels} channel(s) in dataset.json). Add the missing files or remove the surplus."
             )
         if problem is None:
-            cases[name] = UnlabeledCase(name, tuple(files[c] for c in range(channels)))
+            cases[name] = UnlabeledCase(name, tuple(files[c] for c in sorted(files)))
         else:
             failures.append(Failure(name, UNLABELLED, problem))
     return cases, failures
@@ -256,7 +316,7 @@ def _cases_of_json(raw_folder: Path, dataset_json: dict[str, Any]) -> tuple[dict
         images = tuple(_resolve(raw_folder, image) for image in files)
         wrong = [image for image in images if not image.endswith(ending)]
         missing = [image for image in images if not os.path.isfile(image)]
-        if problem is None and len(images) != channels:
+        if problem is None and len(images) not in numbers_of_files(dataset_json):
             problem = f"dataset.json gives {len(images)} image(s) for it, expected {channels} (one a channel)."
         if problem is None and wrong:
             problem = f"{wrong[0]} does not end in {ending!r}, the file ending of this dataset. Convert it."

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ from tqdm import tqdm
 from nnunet_ext.data.failures import UNLABELLED, Failure, record
 from nnunet_ext.data.pool import map_isolated
 from nnunet_ext.data.reading import choose_reader, read_checked
-from nnunet_ext.data.unlabeled import find_unlabeled_cases, number_of_channels
+from nnunet_ext.data.unlabeled import find_unlabeled_cases, load_dataset_json, number_of_channels
 
 
 def verify_unlabelled_only(folder: str | Path, num_processes: int = 8) -> None:
@@ -29,7 +28,7 @@ def verify_unlabelled_only(folder: str | Path, num_processes: int = 8) -> None:
         ValueError: If dataset.json contradicts itself or the files.
     """
     folder = Path(folder)
-    dataset_json = json.loads((folder / "dataset.json").read_text())
+    dataset_json = load_dataset_json(folder)
     _check_json(folder, dataset_json)
     cases, failures = find_unlabeled_cases(folder, dataset_json)
     reader = choose_reader(dataset_json, (image for case in cases.values() for image in case.images))

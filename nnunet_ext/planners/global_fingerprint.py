@@ -45,16 +45,21 @@ class GlobalIntensityFingerprintExtractor(DatasetFingerprintExtractor):
         preprocessed.mkdir(parents=True, exist_ok=True)
         target = preprocessed / cases_of.FILE
         table = cases_of.case_table(self.dataset_name, self.dataset)
-        if overwrite_existing and table.folder.is_dir():
-            shutil.rmtree(table.folder)
-        before = json.loads(target.read_text()) if target.is_file() and not overwrite_existing else {}
+        if overwrite_existing:
+            # The fingerprint too: continued after a kill, it would pass for one of the present files.
+            shutil.rmtree(table.folder, ignore_errors=True)
+            target.unlink(missing_ok=True)
+        before = json.loads(target.read_text()) if target.is_file() else {}
         provenance = Provenance(table.folder)
-        samples = None
-        if self.labelled and not provenance.fits(table, before):
-            samples = int(self.num_foreground_voxels_for_intensitystats // len(self.labelled))
-            if before:
-                tqdm.write("nnU-Net's foreground statistics are missing or of other labelled cases: computing them.")
+        number = int(self.num_foreground_voxels_for_intensitystats // max(1, len(self.labelled)))
+        samples = None if not table.labelled or provenance.fits(table, before) else number
         done = cases_of.read_cases(table, self.num_processes, samples, self.show_progress_bar)
+        if samples is None and table.labelled and not provenance.fits(table, before):
+            # A labelled case that could not be read last time can be read now.
+            samples = number
+            done += cases_of.read_cases(table, self.num_processes, samples, self.show_progress_bar)
+        if samples is not None and before:
+            tqdm.write("nnU-Net's foreground statistics were missing or of other labelled cases: computed anew.")
         record(table.failures)
         fingerprint = dict(before)
         if samples is not None:

@@ -16,7 +16,13 @@ from nnunet_ext.data.failures import LABELLED, UNLABELLED, Failure, record
 from nnunet_ext.data.pool import WorkerDiedError, map_isolated
 from nnunet_ext.data.preprocess import load_configuration, preprocess_unlabeled
 from nnunet_ext.data.splits import hidden_cases
-from nnunet_ext.data.unlabeled import find_unlabeled_cases, labelled_cases, where_looked
+from nnunet_ext.data.unlabeled import (
+    find_unlabeled_cases,
+    labelled_cases,
+    load_dataset_json,
+    where_looked,
+    without_strays,
+)
 
 
 class SemiSupervisedPreprocessor(DefaultPreprocessor):
@@ -49,6 +55,8 @@ class SemiSupervisedPreprocessor(DefaultPreprocessor):
             shutil.rmtree(output)
         output.mkdir(parents=True)
         dataset = labelled_cases(get_filenames_of_train_images_and_targets(str(raw_folder), dataset_json))
+        dataset, strays = without_strays(raw_folder, dataset_json, dataset, configuration_name)
+        record(strays)
         arguments = {
             case: (
                 str(output / case),
@@ -81,7 +89,7 @@ class SemiSupervisedPreprocessor(DefaultPreprocessor):
     def _run_unlabelled(
         self, name: str, raw_folder: Path, plans_identifier: str, configuration_name: str, num_processes: int
     ) -> None:
-        raw_json = load_json(str(raw_folder / "dataset.json"))
+        raw_json = load_dataset_json(raw_folder)
         hidden = hidden_cases(Path(str(nnUNet_preprocessed)) / name)
         cases, failures = find_unlabeled_cases(raw_folder, raw_json, hidden)
         if not cases and not failures:

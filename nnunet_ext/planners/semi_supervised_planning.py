@@ -6,7 +6,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from batchgenerators.utilities.file_and_folder_operations import load_json
+from batchgenerators.utilities.file_and_folder_operations import load_json, save_json
 from nnunetv2.experiment_planning.experiment_planners.default_experiment_planner import ExperimentPlanner
 from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
 from nnunetv2.paths import nnUNet_preprocessed
@@ -19,6 +19,7 @@ from nnunet_ext.data.unlabeled import labelled_cases, number_of_channels
 from nnunet_ext.training.memory import GIB, cps_step_memory
 
 PREPROCESSOR = "SemiSupervisedPreprocessor"
+_PLANNED_NAMES = ("2d", "3d_lowres", "3d_fullres", "3d_cascade_fullres")
 STOCK_PLANS = (
     "nnUNetPlans",
     "nnUNetResEncUNetPlans",
@@ -94,6 +95,8 @@ class SemiSupervisedPlanning(ExperimentPlanner):
             suppress_transpose,
         )
         self.cps_memory_target_in_gb = cps_memory_target_in_gb
+        self._found_fingerprint = self.dataset_fingerprint
+        self._found_dataset_json = self.dataset_json
         self._estimates: dict[str, int] = {}
         self._fitted: dict[int, float] = {}
         self._used_sources: dict[str, str] = {}
@@ -114,18 +117,30 @@ class SemiSupervisedPlanning(ExperimentPlanner):
         Raises:
             ValueError: If an attribute has a value that is not offered.
         """
+        self._fitted = {}
         self._used_sources = self._swap_sources()
         if not labelled_cases(self.dataset):
             # nnU-Net caps the batch at a share of the training voxels; without labels all images are for training.
-            self.dataset_json = self.dataset_json | {"numTraining": len(self.dataset_fingerprint["spacings"])}
+            self.dataset_json = self._found_dataset_json | {"numTraining": len(self.dataset_fingerprint["spacings"])}
         plans = super().plan_experiment()
         self._print_memory(plans)
         return plans
 
     def save_plans(self, plans: dict[str, Any]) -> None:
-        """Write the plans, with the sources that were used."""
+        """Write the plans, with the sources that were used.
+
+        nnU-Net keeps the configurations of an older file that it did not plan now. Those that users added stay; those
+        that an earlier planning made, of another fingerprint or memory target, do not.
+        """
         plans.update(self._used_sources)
+        planned = set(plans["configurations"])
         super().save_plans(plans)
+        stale = (set(_PLANNED_NAMES) & set(plans["configurations"])) - planned
+        if stale:
+            for name in stale:
+                del plans["configurations"][name]
+            plans_file = Path(str(nnUNet_preprocessed)) / self.dataset_name / f"{self.plans_identifier}.json"
+            save_json(plans, str(plans_file), sort_keys=False)
 
     def _swap_sources(self) -> dict[str, str]:
         """Put what the attributes name where nnU-Net's planning looks; return what was really used."""
@@ -134,7 +149,7 @@ class SemiSupervisedPlanning(ExperimentPlanner):
                 raise ValueError(
                     f"{type(self).__name__}.{attribute} is {getattr(self, attribute)!r}, expected one of {offered}"
                 )
-        fingerprint = dict(self.dataset_fingerprint)
+        fingerprint = dict(self._found_fingerprint)
         used = {"intensity_source": self.intensity_source, "spacing_source": self.spacing_source}
         has_labels = bool(labelled_cases(self.dataset))
         if GLOBAL_KEY not in fingerprint:
@@ -148,6 +163,11 @@ class SemiSupervisedPlanning(ExperimentPlanner):
                 )
         elif not has_labels:
             # nnU-Net's own keys hold the global values already.
+            if used != {"intensity_source": "global", "spacing_source": "all"}:
+                raise ValueError(
+                    f"{self.dataset_name} has no labels, so {type(self).__name__} can only plan with intensity_source "
+                    f"'global' and spacing_source 'all', got {self.intensity_source!r} and {self.spacing_source!r}"
+                )
             used = {"intensity_source": "global", "spacing_source": "all"}
         else:
             if self.intensity_source == "global":
@@ -166,7 +186,7 @@ class SemiSupervisedPlanning(ExperimentPlanner):
         approximate_n_voxels_dataset: float,
         _cache: dict[str, Any],
     ) -> dict[str, Any]:
-        """Plan one configuration; with an explicit memory target, the largest of which a CPS step fits into it."""
+        """Plan one configuration; with an explicit memory target, such that a CPS step fits into it."""
         arguments = (spacing, median_shape, data_identifier, approximate_n_voxels_dataset, _cache)
         if self.cps_memory_target_in_gb is None:
             plan = self._plan_one(*arguments)
@@ -201,6 +221,7 @@ class SemiSupervisedPlanning(ExperimentPlanner):
             while not fits and self._fitted[dimensions] > explicit / 64:
                 self._fitted[dimensions] *= 0.9
                 best, fits = attempt(self._fitted[dimensions])
+            best = best if fits else None
         else:
             for _ in range(7):
                 middle = (low + high) / 2

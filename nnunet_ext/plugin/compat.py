@@ -61,13 +61,18 @@ DATASET = Target(
 VERIFY = Target(
     "nnunetv2.experiment_planning.verify_dataset_integrity", "verify_dataset_integrity", ("folder", "num_processes")
 )
+PREPROCESS_DATASET = Target(
+    "nnunetv2.experiment_planning.plan_and_preprocess_api",
+    "preprocess_dataset",
+    ("dataset_id", "plans_identifier", "configurations", "num_processes", "verbose", "show_progress_bar"),
+)
 LOAD_CHECKPOINT = Target(
     "nnunetv2.run.run_training",
     "maybe_load_checkpoint",
     ("nnunet_trainer", "continue_training", "validation_only", "pretrained_weights_file"),
 )
 
-SINGLE_TARGETS = (FIND_CLASS, FIND_TRAINER, DATASET, VERIFY, LOAD_CHECKPOINT)
+SINGLE_TARGETS = (FIND_CLASS, FIND_TRAINER, DATASET, VERIFY, PREPROCESS_DATASET, LOAD_CHECKPOINT)
 
 
 @functools.lru_cache(maxsize=1)

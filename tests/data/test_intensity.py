@@ -63,6 +63,7 @@ def test_floats_are_within_a_thousandth(image):
         # Between two neighbours of different sign the value can be next to 0; the neighbours bound the error.
         neighbours = np.sort(flat)[[int(np.floor(position)), int(np.ceil(position))]]
         assert found == pytest.approx(np.percentile(flat, percentage), rel=0, abs=1e-3 * np.abs(neighbours).max())
+    assert statistics.percentiles((0.0, 100.0)) == [flat.min(), flat.max()]
     summary = statistics.summary()
     scale = np.abs(flat).max()
     assert summary["mean"] == pytest.approx(flat.mean(), rel=1e-6, abs=1e-12 * scale)
@@ -149,3 +150,10 @@ def test_a_statistics_object_fits_into_a_file_without_pickle():
         np.savez(file, **{key: getattr(statistics, key) for key in KEYS})
         file.seek(0)
         assert set(np.load(file, allow_pickle=False)) == set(KEYS)
+
+
+def test_the_lowest_float_as_no_data_value_does_not_hide_the_rest():
+    image = np.full(30, np.finfo(np.float32).min)
+    image[20:] = 4.73
+    statistics = IntensityStatistics.of(image.astype(np.float32))
+    assert statistics.maximum == np.float32(4.73)

@@ -47,3 +47,13 @@ def test_one_process_can_be_spawned():
 
 def test_no_task_is_no_work():
     assert list(map_isolated(square, {}, 2)) == []
+
+
+def leave(number: int) -> int:
+    raise SystemExit(number)
+
+
+def test_leaving_is_no_success():
+    ((name, result, error),) = map_isolated(leave, {"a": (3,)}, 1, always_spawn=True)
+    assert (name, result) == ("a", None)
+    assert "SystemExit" in str(error)

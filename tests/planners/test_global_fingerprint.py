@@ -11,6 +11,7 @@ import SimpleITK
 from data.tiny_dataset import TinyDataset, scan, write_image
 from nnunetv2.experiment_planning.dataset_fingerprint.fingerprint_extractor import DatasetFingerprintExtractor
 from nnunetv2.preprocessing.cropping.cropping import crop_to_nonzero
+from PIL import Image
 
 from nnunet_ext.data import case_statistics, fingerprint
 from nnunet_ext.data.case_statistics import merge, nonzero_box
@@ -61,9 +62,9 @@ def read_files(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     seen = []
     original = case_statistics.read_checked
 
-    def read(images, *arguments):
+    def read(images, *arguments, **named):
         seen.append(Path(images[0]).name.removesuffix("_0000.nii.gz"))
-        return original(images, *arguments)
+        return original(images, *arguments, **named)
 
     monkeypatch.setattr(case_statistics, "read_checked", read)
     return seen
@@ -145,7 +146,8 @@ def test_only_new_and_changed_scans_are_read(tiny: TinyDataset, read_files):
     result = extractor().run()
     assert len(read_files) == 5
     assert len(result["unlabeled_spacings"]) == 2
-    assert sorted(p.name for p in (tiny.preprocessed / "fingerprint_cases" / "unlabelled").iterdir()) == [
+    kept = tiny.preprocessed / "fingerprint_cases" / "unlabelled"
+    assert sorted(path.name for path in kept.iterdir()) == [
         "u.npz",
         "w.npz",
     ]
@@ -184,7 +186,7 @@ def test_a_new_labelled_case_brings_nnunets_keys_up_to_date(tiny: TinyDataset, c
     add_labelled(tiny, {"l": 1, "m": 2})
     result = extractor().run()
     assert len(result["spacings"]) == 2
-    assert "foreground statistics are missing or of other labelled cases" in capsys.readouterr().out
+    assert "foreground statistics were missing or of other labelled cases" in capsys.readouterr().out
     assert extractor().run(overwrite_existing=True) == result
 
 
@@ -338,8 +340,10 @@ def test_merging_a_stream_of_cases_equals_merging_one_by_one():
 
 
 def test_any_case_name_makes_a_file_of_the_folder(tmp_path):
-    for name in ("../x", "a/b", "a b", "ä"):
-        assert case_statistics.case_file(tmp_path, name).parent == tmp_path
+    for name in ("../x", "a/b", "a b", "ä", "字" * 60, "字" * 59 + "x"):
+        file = case_statistics.case_file(tmp_path, name)
+        file.touch(exist_ok=False)
+        assert file.parent == tmp_path
 
 
 def test_the_fingerprint_is_never_half_written(tiny: TinyDataset, monkeypatch):
@@ -352,3 +356,129 @@ def test_the_fingerprint_is_never_half_written(tiny: TinyDataset, monkeypatch):
     with pytest.raises(OSError, match="disk full"):
         fingerprint.write_fingerprint(before | {"new": 1}, tiny.preprocessed / "dataset_fingerprint.json")
     assert on_disk(tiny) == before
+
+
+def test_rgb_in_one_file_is_three_channels(tiny: TinyDataset):
+    tiny.write_dataset_json(channels=3, file_ending=".png", numTraining=0)
+    rng = np.random.default_rng(0)
+    folder = tiny.raw / "imagesUnlabeled"
+    folder.mkdir()
+    pictures = {name: rng.integers(0, 255, (8, 9, 3)).astype(np.uint8) for name in "uv"}
+    for name, picture in pictures.items():
+        Image.fromarray(picture).save(folder / f"{name}_0000.png")
+    result = extractor().run()
+    assert drain() == []
+    assert result["unlabeled_shapes_after_crop"] == [[1, 8, 9]] * 2
+    for channel in range(3):
+        voxels = np.concatenate([picture[..., channel].ravel() for picture in pictures.values()])
+        found = result["global_intensity_properties_per_channel"][str(channel)]
+        assert found["median"] == np.median(voxels)
+        assert found["max"] == voxels.max()
+
+
+def test_labelled_channels_are_judged_as_nnunet_judges_them(tiny: TinyDataset):
+    listed = {}
+    for name in "lm":
+        images = [tiny.raw / f"{name}_{channel:04d}.nii.gz" for channel in range(2)]
+        for channel, image in enumerate(images):
+            write_image(image, scan(channel), origin=(0.01 * channel * (name == "m"), 0, 0))
+        write_image(tiny.raw / f"{name}.nii.gz", (scan(1) > 110).astype(np.uint8))
+        listed[name] = {"images": [str(i) for i in images], "label": str(tiny.raw / f"{name}.nii.gz")}
+    tiny.write_dataset_json(channels=2, dataset=listed)
+    assert len(extractor().run()["spacings"]) == 2
+    assert drain() == []
+
+
+def test_where_no_labelled_case_can_be_read_it_says_so_and_keeps_the_others(tiny: TinyDataset, read_files):
+    add_labelled(tiny, {"l": 1})
+    add_unlabelled(tiny, {"u": 3})
+    (tiny.raw / "l.nii.gz").write_bytes(b"no label")
+    with pytest.raises(RuntimeError, match="no labelled case could be read, .* what was found of the others is kept"):
+        extractor().run()
+    (failure,) = drain()
+    assert "l.nii.gz cannot be read" in failure.reason
+    write_image(tiny.raw / "l.nii.gz", (scan(1) > 110).astype(np.uint8), spacing=(1, 1, 1.3))
+    read_files.clear()
+    extractor().run()
+    assert read_files == ["l"]
+
+
+def test_a_killed_clean_leaves_no_old_values(tiny: TinyDataset, monkeypatch):
+    add_labelled(tiny, {"l": 1, "m": 2})
+    extractor().run()
+    for name in "lm":
+        write_image(tiny.raw / f"{name}_0000.nii.gz", 5 * scan(1), spacing=(1, 1, 1.3))
+    original = case_statistics.save
+
+    def save(case, path):
+        if path.name == "m.npz":
+            raise KeyboardInterrupt
+        original(case, path)
+
+    monkeypatch.setattr(case_statistics, "save", save)
+    with pytest.raises(KeyboardInterrupt):
+        extractor().run(overwrite_existing=True)
+    monkeypatch.setattr(case_statistics, "save", original)
+    continued = extractor().run()
+    assert continued == extractor().run(overwrite_existing=True)
+    assert continued["foreground_intensity_properties_per_channel"]["0"]["mean"] > 500
+
+
+def test_another_reader_or_number_of_channels_is_noticed(tiny: TinyDataset, read_files):
+    tiny.write_dataset_json(numTraining=0)
+    add_unlabelled(tiny, {"u": 3}, spacing=(3, 1, 1))
+    assert extractor().run()["spacings"] == [[3, 1, 1]]
+    tiny.write_dataset_json(numTraining=0, overwrite_image_reader_writer="NibabelIOWithReorient")
+    assert extractor().run(False)["unlabeled_spacings"] == [[3, 1, 1]]
+    assert read_files == ["u", "u"]
+
+
+def test_a_labelled_case_that_failed_for_once_is_in_nnunets_keys_next_time(tiny: TinyDataset, monkeypatch):
+    add_labelled(tiny, {"l": 1, "m": 2})
+    original = case_statistics.save
+
+    def save(case, path):
+        if path.name == "m.npz":
+            raise MemoryError("for once")
+        original(case, path)
+
+    monkeypatch.setattr(case_statistics, "save", save)
+    assert len(extractor().run()["spacings"]) == 1
+    (failure,) = drain()
+    assert "m_0000.nii.gz: for once" in failure.reason
+    monkeypatch.setattr(case_statistics, "save", original)
+    again = extractor().run()
+    assert len(again["spacings"]) == 2
+    assert again == extractor().run(overwrite_existing=True)
+
+
+def test_a_stray_file_among_the_labelled_is_named(tiny: TinyDataset):
+    tiny.add_labelled("l", 1)
+    tiny.write_dataset_json(numTraining=1)
+    write_image(tiny.raw / "imagesTr" / "patient7.nii.gz", scan(2))
+    result = extractor().run()
+    assert len(result["spacings"]) == 1
+    (failure,) = drain()
+    assert failure.kind == "labelled"
+    assert "imagesTr/patient7.nii.gz has no channel suffix; expected CASE_0000.nii.gz" in failure.reason
+
+
+def test_a_file_that_another_process_is_writing_is_left_alone(tiny: TinyDataset):
+    tiny.write_dataset_json(numTraining=0)
+    add_unlabelled(tiny, {"u": 3})
+    folder = tiny.preprocessed / "fingerprint_cases" / "unlabelled"
+    folder.mkdir(parents=True)
+    for name in (".v.npz.1.tmp", ".w.npz.2.tmp"):
+        (folder / name).touch()
+    os.utime(folder / ".w.npz.2.tmp", (1, 1))
+    extractor().run()
+    assert sorted(path.name for path in folder.iterdir()) == [".v.npz.1.tmp", "u.npz"]
+
+
+def test_a_name_twice_in_dataset_json_is_an_error(tiny: TinyDataset):
+    add_unlabelled(tiny, {"u": 3})
+    text = '{"channel_names": {"0": "CT"}, "labels": {"background": 0}, "numTraining": 0, "file_ending": ".nii.gz", '
+    entry = '"A": {"images": ["imagesUnlabeled/u_0000.nii.gz"]}'
+    (tiny.raw / "dataset.json").write_text(text + '"unlabeled": {' + entry + ", " + entry + "}}")
+    with pytest.raises(ValueError, match=r"dataset\.json has \['A'\] more than once"):
+        extractor().run()

@@ -243,3 +243,28 @@ def test_an_explicit_memory_target_is_the_total_of_a_cps_step(planned: TinyDatas
 def test_a_memory_target_that_nothing_fits_is_refused(planned: TinyDataset):
     with pytest.raises(ValueError, match=r"-gpu_memory_target 1\.001: not even the smallest patch"):
         SemiSupervisedPlanner(777, gpu_memory_target_in_gb=1.001).plan_experiment()
+
+
+def test_planning_twice_plans_the_same(planned: TinyDataset):
+    change_fingerprint(planned, **FINER)
+    planner = SemiSupervisedPlanner(777)
+    assert planner.plan_experiment() == planner.plan_experiment()
+
+
+def test_without_labels_labelled_sources_are_refused(planned: TinyDataset):
+    unlabelled_only(planned)
+    planner = SemiSupervisedPlanner(777)
+    planner.intensity_source = "foreground"
+    with pytest.raises(ValueError, match="has no labels, so SemiSupervisedPlanner can only plan with"):
+        planner.plan_experiment()
+
+
+def test_configurations_of_an_earlier_planning_go_and_those_of_users_stay(planned: TinyDataset):
+    SemiSupervisedPlanner(777).plan_experiment()
+    path = planned.preprocessed / "SemiSupervisedPlans.json"
+    plans = json.loads(path.read_text())
+    plans["configurations"]["3d_lowres"] = plans["configurations"]["3d_fullres"]
+    plans["configurations"]["3d_mine"] = {"inherits_from": "3d_fullres"}
+    path.write_text(json.dumps(plans))
+    assert set(SemiSupervisedPlanner(777).plan_experiment()["configurations"]) == {"2d", "3d_fullres", "3d_mine"}
+    assert set(read(planned, "SemiSupervisedPlans")["configurations"]) == {"2d", "3d_fullres", "3d_mine"}

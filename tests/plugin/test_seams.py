@@ -201,6 +201,22 @@ def test_exit_status_is_one_and_the_report_on_stderr_where_cases_failed(failures
 
 
 @pytest.mark.parametrize("name", ENTRIES)
+def test_cases_that_failed_are_reported_where_the_command_itself_fails_too(failures, capsys, name):
+    module = ModuleType("fake")
+
+    def stops():
+        raise RuntimeError("nothing left to plan")
+
+    for entry in ENTRIES:
+        setattr(module, entry, stops)
+    seam_exit_status.install(module)
+    failures.pending = ["case_1"]
+    with pytest.raises(RuntimeError, match="nothing left to plan"):
+        getattr(module, name)()
+    assert capsys.readouterr().err == "1 failed: case_1\n"
+
+
+@pytest.mark.parametrize("name", ENTRIES)
 def test_exit_status_is_stocks_where_nothing_of_ours_ran(monkeypatch, name):
     monkeypatch.delitem(sys.modules, seam_exit_status.FAILURES_MODULE, raising=False)
     module = entries(result="stock")

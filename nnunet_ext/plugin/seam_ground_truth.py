@@ -1,0 +1,34 @@
+"""One labelled case without its label does not keep the ground truth of the others from being copied."""
+
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any
+
+from nnunet_ext.plugin import compat
+
+
+def install(module: ModuleType) -> None:
+    """Extend ``preprocess_dataset`` of ``nnunetv2.experiment_planning.plan_and_preprocess_api``.
+
+    Args:
+        module: That module, executed.
+
+    Raises:
+        SeamError: If the function does not look as expected.
+    """
+    compat.replace(module, [compat.PREPROCESS_DATASET], _with_isolated_copies)
+
+
+def _with_isolated_copies(original: Callable[..., Any]) -> Callable[..., Any]:
+    def preprocess_dataset(dataset_id: int, plans_identifier: str = "nnUNetPlans", *args: Any, **kwargs: Any) -> Any:
+        try:
+            return original(dataset_id, plans_identifier, *args, **kwargs)
+        except Exception:
+            # nnU-Net copies after all configurations are done, and stops at the first label that is missing.
+            from nnunet_ext.data.ground_truth import copy_what_is_there
+
+            if not copy_what_is_there(dataset_id, plans_identifier):
+                raise
+            return None
+
+    return preprocess_dataset
