@@ -55,13 +55,31 @@ for _ in tqdm(map_isolated(read, tasks, {processes}, always_spawn=True), total=l
 """,
 }
 MEASURE = """
-import json, resource, sys, time
+import json, multiprocessing, resource, sys, threading, time
 start = time.perf_counter()
+worker_peaks = {{}}
+
+
+def watch():
+    # The peak that a worker reports of itself begins with its parent's memory, from before it became a new program.
+    while True:
+        for child in multiprocessing.active_children():
+            try:
+                with open(f"/proc/{{child.pid}}/status") as status:
+                    peak = [int(line.split()[1]) for line in status if line.startswith("VmHWM")]
+                    worker_peaks[child.pid] = max([worker_peaks.get(child.pid, 0), *peak])
+            except OSError:
+                pass
+        time.sleep(0.1)
+
+
 if __name__ == "__main__":
+    threading.Thread(target=watch, daemon=True).start()
     {body}
     seconds = time.perf_counter() - start
-    own, children = (resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
-    print("RESULT" + json.dumps({{"seconds": seconds, "main_mib": own / 1024, "worker_mib": children / 1024}}))
+    own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    worker = max(worker_peaks.values())
+    print("RESULT" + json.dumps({{"seconds": seconds, "main_mib": own / 1024, "worker_mib": worker / 1024}}))
 """
 
 
@@ -99,6 +117,9 @@ def generate() -> list[Path]:
 
 def dataset(number: int, cases: int, labelled: bool) -> str:
     """Reference the files under many names, and return the dataset's name."""
+    for other in (WORK / "raw").glob(f"Dataset{number:03d}_*"):
+        shutil.rmtree(other)
+        shutil.rmtree(WORK / "preprocessed" / other.name, ignore_errors=True)
     name = f"Dataset{number:03d}_CT{cases}"
     files = generate()
     content = {"channel_names": {"0": "CT"}, "labels": {"background": 0, "organ": 1}, "file_ending": ".nii.gz"}
@@ -149,8 +170,8 @@ def measure_memory(cases: list[int], processes: int) -> None:
     check(few)
     reading = run("reading", dataset(802, 8, labelled=False), max(processes, 2))
     print(f"worker that only reads: peak {reading['worker_mib']:.0f} MiB; one image as float32: {IMAGE_MIB:.0f} MiB")
-    for number in cases:
-        figures = run("ours", dataset(803, number, labelled=False), max(processes, 2))
+    for index, number in enumerate(cases):
+        figures = run("ours", dataset(810 + index, number, labelled=False), max(processes, 2))
         beyond = (figures["worker_mib"] - reading["worker_mib"]) / IMAGE_MIB
         print(
             f"{number} cases: main process {figures['main_mib']:.0f} MiB, largest worker "
