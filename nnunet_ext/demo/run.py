@@ -245,7 +245,6 @@ class _Demo:
             usage,
             StageBar(self._title(name) + " and preprocess"),
             *("nnUNetv2_plan_and_preprocess", "-d", str(DATASET_ID), "-pl", PLANNER, "-c", "3d_fullres"),
-            *("-fpe", "GlobalIntensityFingerprintExtractor"),
             *("-gpu_memory_target", _PLANNING_MEMORY_GB),
             *("-np", "2", "-npfp", "2", "--verify_dataset_integrity"),
         )
