@@ -53,6 +53,7 @@ bench: $(STAMP)  ## quick measurements, under ten minutes
 	$(BIN)/python benchmarks/startup.py
 	cd benchmarks && ../$(BIN)/python step.py --small --pairs 30
 	cd benchmarks && ../$(BIN)/python loading.py
+	cd benchmarks && ../$(BIN)/python memory.py
 
 bench-accuracy: $(STAMP)  ## trainings on real data (NNUNET_EXT_DATA), hours on a CPU, resumable
 	$(BIN)/python benchmarks/accuracy.py run

@@ -63,38 +63,42 @@ class SemiSupervisedPlanning(ExperimentPlanner):
             the labelled foreground, as in nnU-Net. The plans say which was used.
         spacing_source: ``"all"``: spacing and shape are planned from labelled and unlabelled cases, as the released
             code of 3D-CPS does; ``"labeled"``: from the labelled ones only.
+        one_network_in_gb: nnU-Net's memory target for one network, where the user names none for the whole step.
+        default_plans_name: Of the plans.
         memory_reserve_gb: Of an explicit memory target, what is kept for the CUDA context and cuDNN's workspaces.
     """
 
     intensity_source = "global"
     spacing_source = "all"
     memory_reserve_gb = 1.0
+    one_network_in_gb: float = 8
+    default_plans_name = "SemiSupervisedPlans"
     dataset_json: dict[str, Any]
     dataset_fingerprint: dict[str, Any]
 
     def __init__(
         self,
         dataset_name_or_id: str | int,
-        gpu_memory_target_in_gb: float,
-        preprocessor_name: str,
-        plans_name: str,
-        overwrite_target_spacing: list[float] | tuple[float, ...] | None,
-        suppress_transpose: bool,
-        cps_memory_target_in_gb: float | None,
+        gpu_memory_target_in_gb: float | None = None,
+        preprocessor_name: str = PREPROCESSOR,
+        plans_name: str | None = None,
+        overwrite_target_spacing: list[float] | tuple[float, ...] | None = None,
+        suppress_transpose: bool = False,
     ) -> None:
+        plans_name = plans_name or self.default_plans_name
         refuse_foreign_plans(dataset_name_or_id, plans_name, type(self).__name__)
         if preprocessor_name == "DefaultPreprocessor":
             # nnU-Net's commands pass this name whenever the user gave none.
             preprocessor_name = PREPROCESSOR
         super().__init__(
             dataset_name_or_id,
-            gpu_memory_target_in_gb,
+            self.one_network_in_gb,
             preprocessor_name,
             plans_name,
             overwrite_target_spacing,
             suppress_transpose,
         )
-        self.cps_memory_target_in_gb = cps_memory_target_in_gb
+        self.cps_memory_target_in_gb = gpu_memory_target_in_gb
         self._found_fingerprint = self.dataset_fingerprint
         self._found_dataset_json = self.dataset_json
         self._estimates: dict[str, int] = {}
