@@ -154,6 +154,7 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=30)
     parser.add_argument("--bf16", action="store_true", help="bfloat16 autocast on the CPU, both sides")
     parser.add_argument("--small", action="store_true", help="features 8 to 64 instead of 32 to 256")
+    parser.add_argument("--bound-only", action="store_true", help="without the step of four forward passes")
     parser.add_argument("--threads", type=int, default=None)
     arguments = parser.parse_args()
     if arguments.threads:
@@ -162,11 +163,13 @@ def main() -> None:
     for classes in arguments.classes:
         bench = Bench(classes, arguments.small, arguments.bf16)
         bench.check()
-        seconds = interleaved(
-            {"cps": bench.step_cps, "bound": bench.step_bound, "four": bench.step_four_passes}, arguments.pairs
-        )
+        sides = {"cps": bench.step_cps, "bound": bench.step_bound, "four": bench.step_four_passes}
+        if arguments.bound_only:
+            del sides["four"]
+        seconds = interleaved(sides, arguments.pairs)
         print(f"{classes} classes: CPS step / lower bound {ratio(seconds['cps'], seconds['bound'])}")
-        print(f"{classes} classes: four passes / CPS step {ratio(seconds['four'], seconds['cps'])}", flush=True)
+        if "four" in seconds:
+            print(f"{classes} classes: four passes / CPS step {ratio(seconds['four'], seconds['cps'])}", flush=True)
 
 
 if __name__ == "__main__":
