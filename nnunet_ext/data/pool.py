@@ -16,7 +16,11 @@ class WorkerDiedError(RuntimeError):
 
 
 def map_isolated(
-    work: Callable[..., Any], tasks: Mapping[str, tuple], num_processes: int, always_spawn: bool = False
+    work: Callable[..., Any],
+    tasks: Mapping[str, tuple],
+    num_processes: int,
+    always_spawn: bool = False,
+    handed_out: int | None = None,
 ) -> Iterator[tuple[str, Any, Exception | None]]:
     """Call ``work(*arguments)`` for every task and yield what came of it, in the order in which the calls end.
 
@@ -29,6 +33,7 @@ def map_isolated(
         tasks: Its arguments by name.
         num_processes: Spawned processes; 1 or less works in this one.
         always_spawn: Spawn one process even then.
+        handed_out: Calls whose results may be there at a time; twice the number of processes if not given.
 
     Yields:
         Name, result, and the exception that the call raised (the result is None then).
@@ -43,20 +48,26 @@ def map_isolated(
     todo = list(tasks)
     while todo:
         suspects: list[str] = []
-        yield from _until_broken(work, tasks, todo, suspects, max(1, min(num_processes, len(todo))))
+        processes = max(1, min(num_processes, len(todo)))
+        yield from _until_broken(work, tasks, todo, suspects, processes, handed_out or 2 * processes)
         for name in suspects:
             yield _alone(work, name, tasks[name])
 
 
 def _until_broken(
-    work: Callable[..., Any], tasks: Mapping[str, tuple], todo: list[str], suspects: list[str], num_processes: int
+    work: Callable[..., Any],
+    tasks: Mapping[str, tuple],
+    todo: list[str],
+    suspects: list[str],
+    num_processes: int,
+    handed_out: int,
 ) -> Iterator[tuple[str, Any, Exception | None]]:
     """Work ``todo`` off; if a worker dies, stop and leave the names that were handed out in ``suspects``."""
     pending: dict[Future, str] = {}
     with ProcessPoolExecutor(num_processes, mp_context=multiprocessing.get_context("spawn")) as pool:
         while todo or pending:
             try:
-                while todo and len(pending) < 2 * num_processes:
+                while todo and len(pending) < handed_out:
                     pending[pool.submit(work, *tasks[todo[0]])] = todo[0]
                     todo.pop(0)
             except BrokenProcessPool:

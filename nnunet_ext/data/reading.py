@@ -64,7 +64,7 @@ def read_checked(
         try:
             array, properties = reader.read_images([image])
         except Exception as error:
-            raise ValueError(f"{image} cannot be read ({_first_line(error)}); replace or remove it") from error
+            raise ValueError(f"{image} cannot be read ({one_line(error)}); replace or remove it") from error
         if array.ndim != 4 or (len(images) > 1 and len(array) != 1):
             raise ValueError(
                 f"{image} has an array of shape {array.shape}, expected one 3D image a file; split it into channels"
@@ -108,7 +108,8 @@ def describe(error: Exception, images: tuple[str, ...]) -> str:
     return text if named else f"{images[0]}: {text} ({type(error).__name__})"
 
 
-def _first_line(error: Exception) -> str:
+def one_line(error: Exception) -> str:
+    """Return the last line of what a library says, where the reason stands."""
     text = str(error).strip()
     return text.splitlines()[-1].strip() if text else type(error).__name__
 

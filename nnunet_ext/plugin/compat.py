@@ -55,6 +55,10 @@ PREPROCESSING_ENTRIES = tuple(
     Target(_ENTRY_POINTS, name, ())
     for name in ("plan_and_preprocess_entry", "preprocess_entry", "extract_fingerprint_entry")
 )
+PREDICT_ENTRIES = tuple(
+    Target("nnunetv2.inference.predict_from_raw_data", name, ())
+    for name in ("predict_entry_point", "predict_entry_point_modelfolder")
+)
 DATASET = Target(
     "nnunetv2.utilities.utils", "get_filenames_of_train_images_and_targets", ("raw_dataset_folder", "dataset_json")
 )

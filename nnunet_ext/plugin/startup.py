@@ -22,6 +22,7 @@ SEAMS = {
     "nnunetv2.utilities.utils": "nnunet_ext.plugin.seam_dataset",
     "nnunetv2.experiment_planning.plan_and_preprocess_api": "nnunet_ext.plugin.seam_ground_truth",
     "nnunetv2.experiment_planning.verify_dataset_integrity": "nnunet_ext.plugin.seam_verify",
+    "nnunetv2.inference.predict_from_raw_data": "nnunet_ext.plugin.seam_predict",
 }
 SPAWN_SEAM = ("multiprocessing.spawn", "nnunet_ext.plugin.seam_spawn")
 

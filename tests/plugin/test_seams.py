@@ -10,6 +10,7 @@ from nnunet_ext.plugin import (
     seam_exit_status,
     seam_find_class,
     seam_find_trainer,
+    seam_predict,
     seam_pretrained,
 )
 
@@ -259,3 +260,48 @@ def test_pretrained_stock_trainer_sees_no_difference(load):
     trainer = SimpleNamespace(calls=[])
     load(trainer, continue_training=False, validation_only=False, pretrained_weights_file="w")
     assert trainer.calls == [("stock", False, False, "w")]
+
+
+def predict_module():
+    """Entry points that parse, as nnU-Net's do, and remember the predictor they would use."""
+    import argparse
+
+    module = ModuleType("fake")
+    module.nnUNetPredictor = type("nnUNetPredictor", (), {})
+    module.used = []
+
+    def predict_entry_point():
+        argparse.ArgumentParser().parse_args()
+        module.used.append(module.nnUNetPredictor)
+
+    def predict_entry_point_modelfolder():
+        argparse.ArgumentParser().parse_args()
+        module.used.append(module.nnUNetPredictor)
+
+    module.predict_entry_point, module.predict_entry_point_modelfolder = (
+        predict_entry_point,
+        predict_entry_point_modelfolder,
+    )
+    return module
+
+
+@pytest.mark.parametrize("name", ["predict_entry_point", "predict_entry_point_modelfolder"])
+def test_predict_knows_our_options(monkeypatch, name):
+    module = predict_module()
+    seam_predict.install(module)
+    seam_predict.install(module)  # again: nothing new
+    for arguments in ([], ["--fast_export"], []):
+        monkeypatch.setattr(sys, "argv", ["predict", *arguments])
+        assert getattr(module, name)() is None
+    stock, ours, again = module.used
+    assert stock is again is module.nnUNetPredictor
+    assert ours.__mro__[1].__name__ == "Predictor"
+
+
+def test_predict_is_left_alone_without_its_predictor():
+    module = predict_module()
+    del module.nnUNetPredictor
+    entry = module.predict_entry_point
+    with pytest.raises(compat.SeamError, match="nnUNetPredictor, not found"):
+        seam_predict.install(module)
+    assert module.predict_entry_point is entry

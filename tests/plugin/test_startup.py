@@ -185,6 +185,7 @@ for function in (
     training.maybe_load_checkpoint, training.recursive_find_trainer_class_by_name,
     prediction.recursive_find_trainer_class_by_name, objects.recursive_find_python_class,
     entries.plan_and_preprocess_entry, entries.preprocess_entry, entries.extract_fingerprint_entry,
+    prediction.predict_entry_point, prediction.predict_entry_point_modelfolder,
 ):
     assert function.{compat.MARKER} and pickle.loads(pickle.dumps(function)) is function
 pickle.loads(pickle.dumps(training.run_ddp))
@@ -196,5 +197,5 @@ print("fine")
 
 
 def test_table_names_the_modules_that_compat_describes():
-    described = {target.module for target in compat.SINGLE_TARGETS}
-    assert set(startup.SEAMS) == described | {target.module for target in compat.PREPROCESSING_ENTRIES}
+    targets = (*compat.SINGLE_TARGETS, *compat.PREPROCESSING_ENTRIES, *compat.PREDICT_ENTRIES)
+    assert set(startup.SEAMS) == {target.module for target in targets}

@@ -1,0 +1,82 @@
+"""Which array axis of an image runs left to right, front to back and head to foot."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from nibabel.orientations import io_orientation
+
+XYZ = "xyz"
+
+
+@dataclass(frozen=True)
+class Axes:
+    """Array axes of the patient's axes.
+
+    Attributes:
+        of: Array axis of ``x`` (left-right), ``y`` (front-back) and ``z`` (head-foot, the axial axis).
+        known: Whether the image's direction said so; without one the array order is taken for ``(z, y, x)``.
+    """
+
+    of: tuple[int, int, int]
+    known: bool
+
+    @property
+    def axial(self) -> int:
+        """Array axis along which the slices are stacked."""
+        return self.of[2]
+
+    def to_xyz(self, values: Sequence[Any]) -> tuple[Any, Any, Any]:
+        """Reorder three values from array order to ``x, y, z``."""
+        x, y, z = (values[axis] for axis in self.of)
+        return x, y, z
+
+    def to_array(self, values: Sequence[Any]) -> tuple[Any, Any, Any]:
+        """Reorder three values from ``x, y, z`` to array order."""
+        ordered: list[Any] = [None, None, None]
+        for axis, value in zip(self.of, values, strict=True):
+            ordered[axis] = value
+        first, second, third = ordered
+        return first, second, third
+
+
+UNKNOWN_AXES = Axes((2, 1, 0), known=False)
+
+
+def find_axes(properties: Mapping[str, Any]) -> Axes:
+    """Find the axes of an image from what nnU-Net's reader says of it.
+
+    The axes of an oblique image are those nearest to the patient's, each taken once; flips make no difference.
+
+    Args:
+        properties: As returned by ``read_images`` of nnU-Net's readers, whose arrays are ``(C, *S)`` with the last
+            image axis first.
+
+    Returns:
+        The axes; of an image without a direction, or with one that is no rotation, ``x, y, z`` are the last, middle and
+        first array axis.
+    """
+    direction = _direction(properties)
+    if direction is None or not np.isfinite(direction).all() or abs(np.linalg.det(direction)) < 1e-6:
+        return UNKNOWN_AXES
+    affine = np.eye(4)
+    affine[:3, :3] = direction
+    nearest = [int(axis) for axis in io_orientation(affine)[:, 0]]  # of each image axis; nnU-Net reverses their order
+    x, y, z = (2 - nearest.index(axis) for axis in range(3))
+    return Axes((x, y, z), known=True)
+
+
+def _direction(properties: Mapping[str, Any]) -> np.ndarray | None:
+    """Return the direction of each image axis as a column, ``None`` where the reader gives none in 3D."""
+    if "sitk_stuff" in properties:
+        direction = np.asarray(properties["sitk_stuff"]["direction"], float)
+        return direction.reshape(3, 3) if direction.size == 9 else None
+    if "nibabel_stuff" in properties:
+        stuff = properties["nibabel_stuff"]
+        affine = np.asarray(stuff.get("reoriented_affine", stuff["original_affine"]), float)
+        lengths = np.linalg.norm(affine[:3, :3], axis=0)
+        return affine[:3, :3] / np.where(lengths > 0, lengths, 1)
+    return None

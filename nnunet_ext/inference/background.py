@@ -1,0 +1,98 @@
+"""Exports in the background: a bounded number at a time, and a worker that dies costs nothing but what it held."""
+
+from __future__ import annotations
+
+import multiprocessing
+from collections.abc import Callable
+from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from typing import Any
+
+
+class Background:
+    """Calls that go on while the next case is predicted.
+
+    Args:
+        workers: How many at a time; 0 calls at once and here.
+        threads: Threads instead of spawned processes, for calls that spend their time outside Python or on a GPU.
+        done: Called here with the name, the result and the exception (one of them ``None``) of every call that ended.
+        died: Called here with the name of every call that was under way when a worker process died.
+    """
+
+    def __init__(
+        self,
+        workers: int,
+        threads: bool,
+        done: Callable[[str, Any, Exception | None], None],
+        died: Callable[[str], None],
+    ) -> None:
+        self.workers, self.threads = workers, threads
+        self._done, self._died = done, died
+        self._executor: Executor | None = None
+        self._pending: dict[Future, str] = {}
+
+    def submit(self, name: str, work: Callable[..., Any], *arguments: Any) -> None:
+        """Call ``work(*arguments)``; waits first while as many calls as there are workers are under way."""
+        if self.workers == 0:
+            try:
+                result = work(*arguments)
+            except Exception as error:
+                self._done(name, None, error)
+            else:
+                self._done(name, result, None)
+            return
+        while len(self._pending) >= self.workers:
+            self._collect()
+        try:
+            future = self._running().submit(work, *arguments)
+        except BrokenProcessPool:  # a worker died while it had nothing to do
+            self._collect_broken()
+            future = self._running().submit(work, *arguments)
+        self._pending[future] = name
+
+    def finish(self) -> None:
+        """Wait for all calls and end the workers."""
+        while self._pending:
+            self._collect()
+        if self._executor is not None:
+            self._executor.shutdown()
+            self._executor = None
+
+    def _running(self) -> Executor:
+        if self._executor is None:
+            if self.threads:
+                self._executor = ThreadPoolExecutor(self.workers)
+            else:
+                self._executor = ProcessPoolExecutor(self.workers, mp_context=multiprocessing.get_context("spawn"))
+        return self._executor
+
+    def _collect(self) -> None:
+        finished, _ = wait(self._pending, return_when=FIRST_COMPLETED)
+        for future in finished:
+            if future not in self._pending:
+                continue
+            error = future.exception()
+            if isinstance(error, BrokenProcessPool):
+                self._collect_broken()
+                return
+            name = self._pending.pop(future)
+            if error is not None and not isinstance(error, Exception):
+                error = RuntimeError(f"stopped by {type(error).__name__}")
+            self._done(name, None if error else future.result(), error)
+
+    def _collect_broken(self) -> None:
+        """Start anew: nobody can tell which of the calls under way the dead worker had."""
+        wait(self._pending)
+        names = []
+        for future, name in self._pending.items():
+            error = future.exception()
+            if isinstance(error, BrokenProcessPool):
+                names.append(name)
+            else:
+                self._done(name, None if error else future.result(), error)  # type: ignore[arg-type]
+        self._pending.clear()
+        if self._executor is not None:
+            self._executor.shutdown()
+            self._executor = None
+        for name in names:
+            self._died(name)

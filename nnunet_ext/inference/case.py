@@ -1,0 +1,236 @@
+"""One case on its way to the network: read, given its spacings, checked, preprocessed."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+from nnunetv2.preprocessing.preprocessors.default_preprocessor import DefaultPreprocessor
+from nnunetv2.utilities.label_handling.label_handling import convert_labelmap_to_one_hot
+from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
+
+from nnunet_ext.data.reading import one_line
+from nnunet_ext.inference.axes import find_axes
+from nnunet_ext.inference.memory import forget_peak_memory, peak_memory_mib, total_memory_bytes
+from nnunet_ext.inference.resampling import lean
+from nnunet_ext.inference.spacing import CaseGeometry, SpacingChoice, SpacingRule, check_shape
+
+
+@dataclass(frozen=True)
+class Model:
+    """What is needed of a model to prepare its cases and to export what it predicts; it can be pickled.
+
+    Attributes:
+        plans: nnU-Net's PlansManager.
+        configuration: Its ConfigurationManager, with the spacing that the network was trained at.
+        dataset_json: Content of dataset.json.
+        verbose: Whether nnU-Net's preprocessor says what it does.
+    """
+
+    plans: PlansManager
+    configuration: ConfigurationManager
+    dataset_json: dict[str, Any]
+    verbose: bool = False
+
+    @property
+    def channels(self) -> int:
+        """Number of image channels."""
+        return len(self.dataset_json.get("channel_names") or self.dataset_json["modality"])
+
+    @property
+    def dimensions(self) -> int:
+        """Axes that are resampled: 2 or 3."""
+        return len(self.configuration.spacing)
+
+
+@dataclass
+class Prepared:
+    """A case ready for the network.
+
+    Attributes:
+        data: ``(C, *S)`` float32, resampled; with the one-hot previous stage where there is one.
+        properties: As nnU-Net's preprocessor leaves them, with the declared spacing, for resampling back.
+        true_spacing: Of the image in mm, in array order, for writing.
+        target: Spacing of ``data``, as nnU-Net's configurations have it: in the plans' axis order, 2 values in 2d.
+        record: For the report; see ``docs/inference.md``.
+    """
+
+    data: np.ndarray
+    properties: dict[str, Any]
+    true_spacing: Any
+    target: list[float]
+    record: dict[str, Any] = field(default_factory=dict)
+
+
+class CaseConfiguration(ConfigurationManager):
+    """A configuration that resamples to the spacing of one case, and resamples as lean as it can."""
+
+    def __init__(self, configuration: ConfigurationManager, target: Sequence[float], image_only: bool) -> None:
+        super().__init__({**configuration.configuration, "spacing": list(target)})
+        self._image_only = image_only
+
+    @property
+    @lru_cache(maxsize=1)  # noqa: B019 - as in nnU-Net; one instance a case
+    def resampling_fn_data(self) -> Callable[..., Any]:
+        """The plans' function, or one that gives the same values with less memory."""
+        return lean(super().resampling_fn_data)
+
+    @property
+    @lru_cache(maxsize=1)  # noqa: B019
+    def resampling_fn_seg(self) -> Callable[..., Any]:
+        """The plans' function; without a previous stage nobody looks at what it would return."""
+        return _empty_segmentation if self._image_only else super().resampling_fn_seg
+
+
+def _empty_segmentation(seg: np.ndarray, new_shape: Sequence[int], *_: Any) -> np.ndarray:
+    return np.zeros((len(seg), *(int(n) for n in new_shape)), np.int8)
+
+
+def prepare(
+    source: tuple[str, ...] | tuple[np.ndarray, dict[str, Any]],
+    previous: str | np.ndarray | None,
+    rule: SpacingRule,
+    model: Model,
+) -> Prepared:
+    """Read and preprocess one case.
+
+    Args:
+        source: Image files, one a channel; or an array ``(C, *S)`` and its properties, as nnU-Net's readers return it.
+        previous: Segmentation of the previous stage: a file, or an array ``(1, *S)``.
+        rule: Chooses its spacings.
+        model: What it is prepared for.
+
+    Raises:
+        ValueError: If a file cannot be read, has no usable spacing or non-finite values, or if the spacing chosen
+            leaves too few voxels, or more than memory would hold.
+    """
+    forget_peak_memory()
+    start = time.perf_counter()
+    images = _read(source, previous, model)
+    data, seg, properties = images
+    read = time.perf_counter()
+    name = str(source[0]) if isinstance(source[0], str) else "the image"
+    try:
+        geometry = _geometry(data, properties, model)
+        choice = rule.choose(geometry)
+        check_shape(choice, geometry, rule)
+        _check_memory(choice, geometry, rule, model)
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from error
+    forward = model.plans.transpose_forward
+    target = [to for to in (choice.target[axis] for axis in forward) if to is not None]
+    true_spacing = properties["spacing"]
+    properties = {**properties, "spacing": list(choice.declared)}
+    preprocessor = model.configuration.preprocessor_class(verbose=model.verbose)
+    image_only = seg is None and type(preprocessor).run_case_npy is DefaultPreprocessor.run_case_npy
+    configuration = CaseConfiguration(model.configuration, target, image_only)
+    holder = [data]
+    del data, images  # the preprocessor makes a copy; nobody needs the image after that
+    prepared, found, properties = preprocessor.run_case_npy(
+        holder.pop(), seg, properties, model.plans, configuration, model.dataset_json
+    )
+    if seg is not None:
+        labels = model.plans.get_label_manager(model.dataset_json).foreground_labels
+        prepared = np.vstack((prepared, convert_labelmap_to_one_hot(found[0], labels, prepared.dtype)))
+    record = _record(geometry, choice, prepared.shape[1:])
+    record["seconds"] = {"reading": read - start, "preprocessing": time.perf_counter() - read}
+    record["peak_memory_mib"] = {"preprocessing": peak_memory_mib()}
+    return Prepared(np.ascontiguousarray(prepared, np.float32), properties, true_spacing, target, record)
+
+
+def _read(
+    source: tuple[Any, ...], previous: str | np.ndarray | None, model: Model
+) -> tuple[np.ndarray, np.ndarray | None, dict[str, Any]]:
+    if not isinstance(source[0], str):
+        data, properties = np.asarray(source[0]), dict(source[1])
+        return data, previous, properties  # type: ignore[return-value]
+    reader = model.plans.image_reader_writer_class()
+    try:
+        data, properties = reader.read_images(list(source))
+    except Exception as error:
+        file = next((image for image in source if image in str(error)), source[0])
+        raise ValueError(f"{file} cannot be read ({one_line(error)}); replace or remove it") from error
+    if len(data) != model.channels:
+        raise ValueError(f"{source[0]} has {len(data)} channel(s), expected {model.channels} (dataset.json)")
+    if not (np.isfinite(data.min()) and np.isfinite(data.max())):  # both are NaN if any value is
+        raise ValueError(f"{source[0]} has NaN or infinite values; replace them by values that mean something")
+    if previous is None:
+        return data, None, properties
+    try:
+        seg = reader.read_seg(str(previous))[0]
+    except Exception as error:
+        reason = one_line(error)
+        raise ValueError(f"{previous} cannot be read ({reason}); it must be the previous stage's prediction") from error
+    if seg.shape[1:] != data.shape[1:]:
+        raise ValueError(f"{previous} has shape {seg.shape[1:]}, but {source[0]} has {data.shape[1:]}")
+    return data, seg, properties
+
+
+def _geometry(data: np.ndarray, properties: Mapping[str, Any], model: Model) -> CaseGeometry:
+    if data.ndim != 4:
+        raise ValueError(f"expected an array (C, *S) with 3 spatial axes, got shape {data.shape}")
+    spacing = properties.get("spacing")
+    try:
+        values = tuple(float(value) for value in spacing)  # type: ignore[union-attr]
+    except (TypeError, ValueError):
+        values = ()
+    if len(values) != 3 or not all(math.isfinite(value) and value > 0 for value in values):
+        raise ValueError(f"its spacing is {spacing}, expected 3 positive values in mm; correct the file's header")
+    plan: list[float | None] = [None, None, None]
+    resampled = list(model.plans.transpose_forward)[-model.dimensions :]
+    for axis, value in zip(resampled, model.configuration.spacing, strict=True):
+        plan[axis] = float(value)
+    first, second, third = plan
+    shape = (data.shape[1], data.shape[2], data.shape[3])
+    return CaseGeometry(shape, _non_zero_shape(data), values, (first, second, third), find_axes(properties))  # type: ignore[arg-type]
+
+
+def _non_zero_shape(data: np.ndarray) -> tuple[int, int, int]:
+    """Return the size of the box around the non-zero voxels, which is what nnU-Net's preprocessor crops to."""
+    size = []
+    for axis in range(3):
+        filled = [bool(np.take(data, index, axis + 1).any()) for index in (0, -1)]
+        if all(filled):  # as in most CT, where air is -1000; looking at two slices is enough then
+            size.append(data.shape[axis + 1])
+            continue
+        others = tuple(a for a in range(4) if a != axis + 1)
+        where = np.flatnonzero((data != 0).any(axis=others))
+        size.append(int(where[-1] - where[0] + 1) if len(where) else data.shape[axis + 1])
+    return size[0], size[1], size[2]
+
+
+def _check_memory(choice: SpacingChoice, geometry: CaseGeometry, rule: SpacingRule, model: Model) -> None:
+    """Refuse what the memory of this machine cannot hold whatever else it holds."""
+    heads = model.plans.get_label_manager(model.dataset_json).num_segmentation_heads
+    shape = choice.resampled_shape(geometry.cropped_shape)
+    # image float32; logits and number of predictions float16; nnU-Net looks for infinite logits with a mask
+    a_voxel = 4 * model.channels + 3 * heads + 2
+    needed, there = math.prod(shape) * a_voxel, total_memory_bytes()
+    if there is not None and needed > there:
+        most = int(0.5 * there / a_voxel)
+        raise ValueError(
+            f"{rule.describe()} makes a volume of {' x '.join(map(str, shape))} voxels, whose image and logits of "
+            f"{heads} classes alone take {needed / 2**30:.1f} GiB; this machine has {there / 2**30:.1f} GiB. Use a "
+            f"coarser spacing, or e.g. --max_voxels {most}"
+        )
+
+
+def _record(geometry: CaseGeometry, choice: SpacingChoice, resampled: tuple[int, ...]) -> dict[str, Any]:
+    def xyz(values: Sequence[float | None]) -> list[float | None]:
+        return [None if value is None else round(float(value), 6) for value in geometry.axes.to_xyz(values)]
+
+    return {
+        "true_spacing": xyz(geometry.spacing),
+        "declared_spacing": xyz(choice.declared),
+        "target_spacing": xyz(choice.target),
+        "stretch": xyz(choice.stretch(geometry)),
+        "direction_known": geometry.axes.known,
+        "shape": list(geometry.axes.to_xyz(geometry.shape)),
+        "resampled_shape": list(geometry.axes.to_xyz(choice.resampled_shape(geometry.cropped_shape))),
+        "voxels": int(np.prod(resampled)),
+    }

@@ -1,0 +1,182 @@
+"""From logits to files: a label map at the image's own size, written whole or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import socket
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from acvl_utils.cropping_and_padding.bounding_boxes import bounding_box_to_slice
+from batchgenerators.utilities.file_and_folder_operations import save_pickle
+from nnunetv2.inference.export_prediction import convert_predicted_logits_to_segmentation_with_correct_shape
+from nnunetv2.utilities.label_handling.label_handling import LabelManager
+
+from nnunet_ext.inference.case import CaseConfiguration, Model, Prepared
+from nnunet_ext.inference.fast_export import Interpolation, label_map, plan_interpolation
+from nnunet_ext.inference.memory import forget_peak_memory, peak_memory_mib
+
+PARTIAL = ".partial_"
+
+
+@dataclass
+class Exported:
+    """What became of the logits of a case.
+
+    Attributes:
+        segmentation: ``(*S)`` at the image's size; ``None`` once it is written.
+        probabilities: ``(K, *S)``, where they were asked for and not written.
+        seconds: Of the stages.
+        peak_memory_mib: Of the process, during the export.
+    """
+
+    segmentation: np.ndarray | None
+    probabilities: np.ndarray | None
+    seconds: dict[str, float] = field(default_factory=dict)
+    peak_memory_mib: float = 0.0
+
+
+def why_not_fast(
+    model: Model, prepared: Prepared, shape: Sequence[int], save_probabilities: bool = False
+) -> str | None:
+    """Return why a case has to be exported by nnU-Net's own functions, ``None`` if it need not.
+
+    Args:
+        model: The model.
+        prepared: The case.
+        shape: ``*S`` of its logits.
+        save_probabilities: Whether probabilities are wanted.
+    """
+    if save_probabilities:
+        return "probabilities are wanted"
+    if type(model.plans.get_label_manager(model.dataset_json)) is not LabelManager:
+        return f"the plans have a label manager of their own ({model.plans.plans.get('label_manager')})"
+    if _interpolation(model, prepared, shape) is None:
+        name = model.configuration.configuration.get("resampling_fn_probabilities")
+        return f"the plans' resampling of probabilities ({name}) is not linear"
+    return None
+
+
+def export(
+    logits: torch.Tensor | np.ndarray,
+    prepared: Prepared,
+    model: Model,
+    output: str | None,
+    save_probabilities: bool = False,
+    fast: bool = False,
+    device: torch.device | None = None,
+) -> Exported:
+    """Resample logits to the image's size, make a label map of them, and write it if there is a name for it.
+
+    Args:
+        logits: ``(K, *S)`` of the prepared case.
+        prepared: The case; its data is not used.
+        model: Says how to resample, what the labels are, and how to write.
+        output: Path of the result without its ending; ``None`` returns the result instead.
+        save_probabilities: Give probabilities too (``.npz`` and ``.pkl``, as nnU-Net).
+        fast: Interpolate only where needed; possible if :func:`why_not_fast` is ``None``.
+        device: Where to interpolate if fast.
+    """
+    forget_peak_memory()
+    start = time.perf_counter()
+    probabilities = None
+    if fast:
+        segmentation = _fast(logits, prepared, model, device)
+    else:
+        made = convert_predicted_logits_to_segmentation_with_correct_shape(
+            logits,
+            model.plans,
+            CaseConfiguration(model.configuration, prepared.target, image_only=True),
+            model.plans.get_label_manager(model.dataset_json),
+            prepared.properties,
+            return_probabilities=save_probabilities,
+        )
+        segmentation, probabilities = made if save_probabilities else (made, None)
+    done = time.perf_counter()
+    result = Exported(segmentation, probabilities, {"resampling": done - start})
+    if output is not None:
+        _write(result, {**prepared.properties, "spacing": prepared.true_spacing}, model, Path(output))
+        result.segmentation = result.probabilities = None
+    result.seconds["writing"] = time.perf_counter() - done
+    result.peak_memory_mib = peak_memory_mib()
+    return result
+
+
+def _interpolation(model: Model, prepared: Prepared, logits_shape: Sequence[int]) -> Interpolation | None:
+    """Say how stock would resample the logits of a case; the arguments are those of nnU-Net's export."""
+    properties = prepared.properties
+    spacing = [properties["spacing"][axis] for axis in model.plans.transpose_forward]
+    shape = properties["shape_after_cropping_and_before_resampling"]
+    current = prepared.target if len(prepared.target) == len(shape) else [spacing[0], *prepared.target]
+    resampling = model.configuration.resampling_fn_probabilities
+    return plan_interpolation(resampling, logits_shape, shape, current, spacing)
+
+
+def _fast(
+    logits: torch.Tensor | np.ndarray, prepared: Prepared, model: Model, device: torch.device | None
+) -> np.ndarray:
+    interpolation = _interpolation(model, prepared, logits.shape[1:])
+    if interpolation is None:
+        raise ValueError("these logits are not resampled linearly; see why_not_fast")
+    labels = model.plans.get_label_manager(model.dataset_json)
+    properties = prepared.properties
+    whole = np.zeros(
+        properties["shape_before_cropping"], np.uint8 if len(labels.foreground_labels) < 255 else np.uint16
+    )
+    inside = whole[bounding_box_to_slice(properties["bbox_used_for_cropping"])]
+    order = [int(label) for label in labels.regions_class_order] if labels.has_regions else None
+    for where in dict.fromkeys((device, torch.device("cpu"))):
+        try:
+            label_map(logits, inside.shape, interpolation, order, out=inside, device=where)
+            break
+        except torch.OutOfMemoryError:  # the network's memory may be all that the GPU has
+            if where is None or where.type == "cpu":
+                raise
+    return whole.transpose(model.plans.transpose_backward)
+
+
+def _write(result: Exported, properties: dict[str, Any], model: Model, output: Path) -> None:
+    with complete_files(output) as folder:
+        if result.probabilities is not None:
+            np.savez_compressed(folder / f"{output.name}.npz", probabilities=result.probabilities)
+            save_pickle(properties, str(folder / f"{output.name}.pkl"))
+        file = folder / (output.name + model.dataset_json["file_ending"])
+        model.plans.image_reader_writer_class().write_seg(result.segmentation, str(file), properties)
+
+
+@contextlib.contextmanager
+def complete_files(output: Path) -> Iterator[Path]:
+    """Give a folder to write files into, and move them beside ``output`` once all of them are written.
+
+    Args:
+        output: Where the files belong; the label map, with its name, is moved last, for it stands for a finished case.
+    """
+    output.parent.mkdir(parents=True, exist_ok=True)
+    prefix = f"{PARTIAL}{socket.gethostname()}_{os.getpid()}_"
+    with tempfile.TemporaryDirectory(prefix=prefix, dir=output.parent) as folder:
+        yield Path(folder)
+        files = sorted(Path(folder).iterdir(), key=lambda file: file.suffix not in (".npz", ".pkl", ".json"))
+        for file in files:
+            os.replace(file, output.parent / file.name)
+
+
+def remove_partial(folder: Path) -> None:
+    """Remove what killed runs of this machine left half-written in ``folder``; runs that are alive keep theirs."""
+    for left in folder.glob(f"{PARTIAL}{socket.gethostname()}_*"):
+        process = left.name.removeprefix(f"{PARTIAL}{socket.gethostname()}_").partition("_")[0]
+        if process.isdigit() and not _alive(int(process)):
+            shutil.rmtree(left, ignore_errors=True)
+
+
+def _alive(process: int) -> bool:
+    import psutil
+
+    return psutil.pid_exists(process)

@@ -1,0 +1,317 @@
+"""nnU-Net's predictor with spacings of its own choice and a fast export; one bad case never costs the others."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from batchgenerators.utilities.file_and_folder_operations import save_json
+from nnunetv2.configuration import default_num_processes
+from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
+from nnunetv2.inference.sliding_window_prediction import compute_gaussian
+from nnunetv2.utilities.helpers import empty_cache
+from nnunetv2.utilities.json_export import recursive_fix_for_json_export
+
+from nnunet_ext.inference.case import Model, Prepared, prepare
+from nnunet_ext.inference.exporting import export, remove_partial, why_not_fast
+from nnunet_ext.inference.memory import forget_peak_memory, peak_memory_mib
+from nnunet_ext.inference.report import SpacingReport, spacing_line
+from nnunet_ext.inference.run import PredictionFailedError, Run, Task, returned
+from nnunet_ext.inference.spacing import PlansSpacing, SpacingRule
+
+
+class BadInputError(ValueError):
+    """What the predictor was asked cannot be done; the message says what to do instead."""
+
+
+class Predictor(nnUNetPredictor):
+    """A drop-in ``nnUNetPredictor`` with two more options. Without them it is nnU-Net's own, voxel for voxel.
+
+    With one of them, cases are isolated: if some fail, the others are predicted and written all the same, and then
+    ``PredictionFailedError`` is raised. Files appear under their names only when they are complete, and
+    ``spacing_report.json`` beside them says what was done with each case.
+
+    Args:
+        arguments: Of nnUNetPredictor.
+        spacing: ``ForcedSpacing``, ``TargetSpacing`` or ``MaxVoxels``; ``None`` is nnU-Net's own spacing.
+        fast_export: Make the label map without interpolating logits where the winner is known. Equal to stock up to
+            float ties; where it cannot be done, nnU-Net's export does it and that is said.
+        part: Number of this part and of all parts, for ``predict_from_files_sequential``, whose signature has none.
+        keywords: Of nnUNetPredictor.
+    """
+
+    def __init__(
+        self,
+        *arguments: Any,
+        spacing: SpacingRule | None = None,
+        fast_export: bool = False,
+        part: tuple[int, int] = (0, 1),
+        **keywords: Any,
+    ) -> None:
+        super().__init__(*arguments, **keywords)
+        self.spacing, self.fast_export, self.part = spacing, fast_export, part
+        self._said: set[str] = set()
+
+    @property
+    def has_options(self) -> bool:
+        """Whether anything differs from nnU-Net's predictor."""
+        return self.spacing is not None or self.fast_export
+
+    @property
+    def rule(self) -> SpacingRule:
+        """How spacings are chosen."""
+        return self.spacing or PlansSpacing()
+
+    @property
+    def model_of_cases(self) -> Model:
+        """What workers need of this predictor."""
+        return Model(self.plans_manager, self.configuration_manager, self.dataset_json, self.verbose_preprocessing)
+
+    def describe_options(self) -> dict[str, Any]:
+        """Return what a report says of the way cases are predicted."""
+        return {
+            "spacing": self.rule.describe(),
+            "fast_export": self.fast_export,
+            "tile_step_size": self.tile_step_size,
+            "mirroring": bool(self.use_mirroring and self.allowed_mirroring_axes),
+            "device": str(self.device),
+        }
+
+    def predict_from_files(  # noqa: D102 - documented by nnU-Net
+        self,
+        list_of_lists_or_source_folder: str | list[list[str]],
+        output_folder_or_list_of_truncated_output_files: str | list[str] | None,
+        save_probabilities: bool = False,
+        overwrite: bool = True,
+        num_processes_preprocessing: int = default_num_processes,
+        num_processes_segmentation_export: int = default_num_processes,
+        folder_with_segs_from_prev_stage: str | None = None,
+        num_parts: int = 1,
+        part_id: int = 0,
+    ) -> list[Any] | None:
+        call = {key: value for key, value in locals().items() if key not in ("self", "__class__")}
+        if not self.has_options:
+            return super().predict_from_files(**call)
+        return self._predict_files(call)
+
+    def predict_from_files_sequential(  # noqa: D102 - documented by nnU-Net
+        self,
+        list_of_lists_or_source_folder: str | list[list[str]],
+        output_folder_or_list_of_truncated_output_files: str | list[str] | None,
+        save_probabilities: bool = False,
+        overwrite: bool = True,
+        folder_with_segs_from_prev_stage: str | None = None,
+    ) -> list[Any] | None:
+        call = {key: value for key, value in locals().items() if key not in ("self", "__class__")}
+        if not self.has_options:
+            return super().predict_from_files_sequential(**call)
+        here = {"num_processes_preprocessing": 0, "num_processes_segmentation_export": 0}
+        return self._predict_files(call | here | {"part_id": self.part[0], "num_parts": self.part[1]})
+
+    def predict_from_list_of_npy_arrays(  # noqa: D102 - documented by nnU-Net
+        self,
+        image_or_list_of_images: np.ndarray | list[np.ndarray],
+        segs_from_prev_stage_or_list_of_segs_from_prev_stage: np.ndarray | list[np.ndarray] | None,
+        properties_or_list_of_properties: dict | list[dict],
+        truncated_ofname: str | list[str] | None,
+        num_processes: int = 3,
+        save_probabilities: bool = False,
+        num_processes_segmentation_export: int = default_num_processes,
+    ) -> list[Any]:
+        call = {key: value for key, value in locals().items() if key not in ("self", "__class__")}
+        if not self.has_options:
+            return super().predict_from_list_of_npy_arrays(**call)
+        images, properties = _listed(image_or_list_of_images), _listed(properties_or_list_of_properties)
+        previous = _listed(segs_from_prev_stage_or_list_of_segs_from_prev_stage) or [None] * len(images)
+        outputs = _listed(truncated_ofname) or [None] * len(images)
+        tasks = {
+            f"image {number}" if output is None else Path(output).name: Task((image, own), seg, output)
+            for number, (image, own, seg, output) in enumerate(zip(images, properties, previous, outputs, strict=True))
+        }
+        return self._run(tasks, save_probabilities, num_processes, num_processes_segmentation_export, None)
+
+    def predict_single_npy_array(  # noqa: D102 - documented by nnU-Net
+        self,
+        input_image: np.ndarray,
+        image_properties: dict,
+        segmentation_previous_stage: np.ndarray | None = None,
+        output_file_truncated: str | None = None,
+        save_or_return_probabilities: bool = False,
+    ) -> Any:
+        call = {key: value for key, value in locals().items() if key not in ("self", "__class__")}
+        if not self.has_options:
+            return super().predict_single_npy_array(**call)
+        source = (input_image, image_properties)
+        prepared = prepare(source, segmentation_previous_stage, self.rule, self.model_of_cases)
+        logits = self.predict_logits(prepared)
+        export_fast = self.exports_fast(prepared, logits, save_or_return_probabilities)
+        made = export(
+            logits,
+            prepared,
+            self.model_of_cases,
+            output_file_truncated,
+            save_or_return_probabilities,
+            export_fast,
+            self.export_device,
+        )
+        return returned(made, save_or_return_probabilities)
+
+    def predict_from_data_iterator(  # noqa: D102 - documented by nnU-Net
+        self,
+        data_iterator: Iterable[dict[str, Any]],
+        save_probabilities: bool = False,
+        num_processes_segmentation_export: int = default_num_processes,
+    ) -> list[Any]:
+        if self.has_options:
+            raise BadInputError(
+                f"predict_from_data_iterator takes preprocessed data, where {self.rule.describe()} and fast_export "
+                "come too late; call predict_from_files, predict_from_list_of_npy_arrays or predict_single_npy_array"
+            )
+        return super().predict_from_data_iterator(data_iterator, save_probabilities, num_processes_segmentation_export)
+
+    def _predict_files(self, call: dict[str, Any]) -> list[Any] | None:
+        """Do what ``predict_from_files`` does around its loop over cases, then the loop."""
+        outputs = call["output_folder_or_list_of_truncated_output_files"]
+        previous_folder = call["folder_with_segs_from_prev_stage"]
+        stage = self.configuration_manager.previous_stage_name
+        if stage is not None and previous_folder is None:
+            raise BadInputError(
+                f"this configuration is a cascade and needs the predictions of {stage}; pass their folder with "
+                "-prev_stage_predictions (folder_with_segs_from_prev_stage)"
+            )
+        part = call["part_id"], call["num_parts"]
+        if not 0 <= part[0] < part[1]:
+            raise BadInputError(f"part_id must lie in 0 to {part[1] - 1} (num_parts - 1), got {part[0]}")
+        folder = Path(outputs) if isinstance(outputs, str) else Path(outputs[0]).parent if outputs else None
+        if folder is not None:
+            self._describe_run(folder, call)
+        files, names, previous = self._manage_input_and_output_lists(
+            call["list_of_lists_or_source_folder"],
+            outputs,
+            previous_folder,
+            call["overwrite"],
+            *part,
+            call["save_probabilities"],
+        )
+        source = call["list_of_lists_or_source_folder"]
+        if not files and call["overwrite"] and part[1] == 1:
+            ending = self.dataset_json["file_ending"]
+            raise BadInputError(f"no images in {source}; expected files named CASE_0000{ending}, one a channel")
+        tasks = {}
+        for number, (images, seg) in enumerate(zip(files, previous, strict=True)):
+            output = None if names is None else str(names[number])
+            case = Path(images[0]).name.removesuffix(self.dataset_json["file_ending"]) if output is None else output
+            tasks[Path(case).name] = Task(tuple(str(image) for image in images), seg, output)
+        report = None
+        if folder is not None:
+            report = SpacingReport(folder, self.describe_options(), part, keep=not call["overwrite"])
+            self._warn_of_others(report)
+        processes = call["num_processes_preprocessing"], call["num_processes_segmentation_export"]
+        return self._run(tasks, call["save_probabilities"], *processes, report)
+
+    def _describe_run(self, folder: Path, call: dict[str, Any]) -> None:
+        """Write the files that nnU-Net puts beside predictions."""
+        folder.mkdir(parents=True, exist_ok=True)
+        remove_partial(folder)
+        arguments = dict(call) | {"nnunet_ext": self.describe_options()}
+        recursive_fix_for_json_export(arguments)
+        save_json(arguments, str(folder / "predict_from_raw_data_args.json"))
+        save_json(self.dataset_json, str(folder / "dataset.json"), sort_keys=False)
+        save_json(self.plans_manager.plans, str(folder / "plans.json"), sort_keys=False)
+
+    def _warn_of_others(self, report: SpacingReport) -> None:
+        others = {record.get("predicted_with") for record in report.content["cases"].values()}
+        others -= {self.rule.describe()}
+        if others:
+            print(f"Cases that are there already were predicted with {', '.join(map(str, others))}; they are kept.")
+
+    def _run(
+        self,
+        tasks: dict[str, Task],
+        save_probabilities: bool,
+        preprocessing: int,
+        exporting: int,
+        report: SpacingReport | None,
+    ) -> list[Any]:
+        run = Run(self, tasks, save_probabilities, report)
+        try:
+            run.work(list(tasks), preprocessing, exporting)
+            while run.suspects:  # whichever of them made a worker die does so alone now
+                name = run.suspects.pop(0)
+                run.work([name], preprocessing, min(exporting, 1), alone=True)
+        finally:
+            compute_gaussian.cache_clear()
+            empty_cache(self.device)
+        results = [run.results.get(name) for name in tasks]
+        if run.failures:
+            raise PredictionFailedError({name: run.failures[name] for name in tasks if name in run.failures}, results)
+        return results
+
+    def predict_logits(self, prepared: Prepared) -> torch.Tensor:
+        """Return the logits ``(K, *S)`` of a case, and complete its record."""
+        forget_peak_memory()
+        gpu = self.device.type == "cuda"
+        if gpu:
+            torch.cuda.reset_peak_memory_stats(self.device)
+        start = time.perf_counter()
+        logits = self.predict_logits_from_preprocessed_data(torch.from_numpy(prepared.data)).cpu()
+        prepared.record["seconds"]["network"] = time.perf_counter() - start
+        prepared.record["peak_memory_mib"]["network"] = peak_memory_mib()
+        if gpu:
+            peak = torch.cuda.max_memory_allocated(self.device)
+            prepared.record["peak_memory_mib"]["gpu"] = round(peak / 2**20, 1)
+        prepared.record["patches"] = self._number_of_patches(prepared.data.shape[1:])
+        prepared.record["predicted_with"] = self.rule.describe()
+        prepared.data = np.empty(0, np.float32)
+        return logits
+
+    def _number_of_patches(self, shape: tuple[int, ...]) -> int:
+        patch = self.configuration_manager.patch_size
+        padded = [*shape[: len(shape) - len(patch)], *map(max, shape[-len(patch) :], patch)]
+        self.verbose, verbose = False, self.verbose
+        try:
+            return len(self._internal_get_sliding_window_slicers(tuple(padded)))
+        finally:
+            self.verbose = verbose
+
+    @property
+    def export_device(self) -> torch.device:
+        """Where fast exports interpolate."""
+        return self.device if self.device.type == "cuda" else torch.device("cpu")
+
+    def exports_fast(self, prepared: Prepared, logits: torch.Tensor, save_probabilities: bool) -> bool:
+        """Whether a case can be exported fast; says why not, once."""
+        reason = why_not_fast(self.model_of_cases, prepared, logits.shape[1:], save_probabilities)
+        if self.fast_export and reason is not None:
+            self._say(f"--fast_export: {reason}; nnU-Net's own export is used.")
+        return self.fast_export and reason is None
+
+    def say_spacing(self, name: str, record: dict[str, Any]) -> None:
+        """Print which spacings a case got."""
+        if self.spacing is None:
+            return
+        if len(self.configuration_manager.spacing) == 2:
+            self._say(
+                f"{self.rule.describe()}: this is a 2d configuration, and nnU-Net never resamples between its slices, "
+                "so only the in-plane values act."
+            )
+        if not record["direction_known"]:
+            self._say(
+                "These images have no direction: their first array axis is taken for the axial one (z), their last "
+                "for x."
+            )
+        print(spacing_line(name, record))
+
+    def _say(self, text: str) -> None:
+        """Print what holds for all cases, once."""
+        if text not in self._said:
+            self._said.add(text)
+            print(text)
+
+
+def _listed(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [] if value is None else [value]

@@ -1,0 +1,139 @@
+"""One call of a predictor: many cases, each on its own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from tqdm import tqdm
+
+from nnunet_ext.data.pool import WORKER_DIED, WorkerDiedError, map_isolated
+from nnunet_ext.inference.background import Background
+from nnunet_ext.inference.case import prepare
+from nnunet_ext.inference.exporting import Exported, export
+from nnunet_ext.inference.report import SpacingReport
+
+if TYPE_CHECKING:
+    from nnunet_ext.inference.predictor import Predictor
+
+
+class PredictionFailedError(RuntimeError):
+    """Some cases failed; all others are done.
+
+    Attributes:
+        failures: Case -> what was wrong.
+        results: Of all cases in their order, ``None`` for those that failed or were written to files.
+    """
+
+    def __init__(self, failures: dict[str, str], results: list[Any]) -> None:
+        self.failures, self.results = failures, results
+        lines = [f"{len(failures)} of {len(results)} case(s) failed; the others are done and kept."]
+        lines += [f"  {case}: {reason}" for case, reason in failures.items()]
+        lines.append("Mend or remove them and run again, with --continue_prediction for these cases only.")
+        super().__init__("\n".join(lines))
+
+
+@dataclass(frozen=True)
+class Task:
+    """A case to predict.
+
+    Attributes:
+        source: Image files, or an array and its properties.
+        previous: Segmentation of the previous stage, a file or an array; ``None`` if there is none.
+        output: Path of the result without its ending; ``None`` keeps the result.
+    """
+
+    source: tuple[Any, ...]
+    previous: Any
+    output: str | None
+
+
+class Run:
+    """One call of a predictor: cases go through preprocessing, network and export, each on its own."""
+
+    def __init__(
+        self, predictor: Predictor, tasks: dict[str, Task], save_probabilities: bool, report: SpacingReport | None
+    ) -> None:
+        self.predictor, self.tasks, self.report = predictor, tasks, report
+        self.save_probabilities = save_probabilities
+        self.results: dict[str, Any] = {}
+        self.failures: dict[str, str] = {}
+        self.suspects: list[str] = []
+        self.records: dict[str, dict[str, Any]] = {}
+        self.alone = False
+
+    def work(self, names: list[str], preprocessing: int, exporting: int, alone: bool = False) -> None:
+        """Predict cases.
+
+        Args:
+            names: Of the cases.
+            preprocessing: Processes; 0 works here.
+            exporting: Processes, or threads for fast exports; 0 works here.
+            alone: Whether a worker that dies is the fault of the case.
+        """
+        self.alone = alone
+        slow = Background(exporting, False, self._done, self._died)
+        fast = Background(exporting, True, self._done, self._died)
+        predictor, model = self.predictor, self.predictor.model_of_cases
+        try:
+            bar = tqdm(self._prepared(names, preprocessing), "cases", len(names), disable=not predictor.allow_tqdm)
+            for name, prepared, error in bar:
+                if error is not None:
+                    self._fail(name, error)
+                    continue
+                print(f"\nPredicting {name}:")
+                predictor.say_spacing(name, prepared.record)
+                try:
+                    logits = predictor.predict_logits(prepared)
+                    quick = predictor.exports_fast(prepared, logits, self.save_probabilities)
+                except (RuntimeError, ValueError, MemoryError) as failure:
+                    self._fail(name, failure)
+                    continue
+                self.records[name] = prepared.record
+                task = self.tasks[name]
+                shared = (prepared, model, task.output, self.save_probabilities, quick)
+                if quick:
+                    fast.submit(name, export, logits, *shared, predictor.export_device)
+                else:
+                    slow.submit(name, export, logits.numpy(), *shared)
+                del logits, prepared, shared
+        finally:
+            fast.finish()
+            slow.finish()
+
+    def _prepared(self, names: list[str], processes: int) -> Iterator[tuple[str, Any, Exception | None]]:
+        rule, model = self.predictor.rule, self.predictor.model_of_cases
+        calls = {name: (self.tasks[name].source, self.tasks[name].previous, rule, model) for name in names}
+        # One more than there are processes, so that they work while the network does.
+        return map_isolated(prepare, calls, processes, always_spawn=processes > 0, handed_out=processes + 1)
+
+    def _done(self, name: str, exported: Exported | None, error: Exception | None) -> None:
+        if error is not None or exported is None:
+            self._fail(name, error or RuntimeError("no result"))
+            return
+        record = self.records.pop(name)
+        record["seconds"] = {key: round(value, 3) for key, value in (record["seconds"] | exported.seconds).items()}
+        record["peak_memory_mib"]["resampling"] = exported.peak_memory_mib
+        self.results[name] = returned(exported, self.save_probabilities)
+        if self.report is not None:
+            self.report.add(name, record)
+        print(f"done with {name}")
+
+    def _died(self, name: str) -> None:
+        if self.alone:
+            self._fail(name, WorkerDiedError(WORKER_DIED.replace("-np", "-nps") + ", or with --fast_export"))
+        else:
+            self.suspects.append(name)
+
+    def _fail(self, name: str, error: Exception) -> None:
+        text = str(error).strip() or type(error).__name__
+        self.failures[name] = text
+        print(f"{name} failed: {text}")
+
+
+def returned(exported: Exported, with_probabilities: bool) -> Any:
+    """Return what nnU-Net's predictor returns: the label map, with its probabilities where they were asked for."""
+    if exported.segmentation is None or not with_probabilities:
+        return exported.segmentation
+    return exported.segmentation, exported.probabilities

@@ -1,0 +1,111 @@
+"""A model with random weights in nnU-Net's folders, and images to predict with it."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from data.tiny_dataset import make_plans, write_image
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+from scipy.ndimage import gaussian_filter
+
+LABELS = {"background": 0, "one": 1, "two": 2, "three": 3}
+REGIONS = {"background": 0, "whole": [1, 2, 3], "core": [2, 3], "three": 3}
+SPACING = [2.0, 1.5, 1.25]  # of the plans, array order
+
+
+def smooth_image(seed: int, shape: Sequence[int] = (20, 26, 30)) -> np.ndarray:
+    """Return smooth noise around 100, without a zero; what lies on a border is not cropped."""
+    noise = gaussian_filter(np.random.default_rng(seed).normal(0, 1, shape), 2)
+    return (100 + 20 * noise / noise.std()).clip(1, None).astype(np.float32)
+
+
+@dataclass(frozen=True)
+class TinyModel:
+    """A trained model and its images.
+
+    Attributes:
+        folder: Model folder, for ``nnUNetv2_predict_from_modelfolder``.
+        images: Folder of images.
+        ending: File ending.
+        configuration: Name of it.
+    """
+
+    folder: Path
+    images: Path
+    ending: str
+    configuration: str
+
+    def predictor(self, kind: type[Any], **options: Any) -> Any:
+        """Return a predictor of this model: nnU-Net's, or ours with options."""
+        predictor = kind(device=torch.device("cpu"), allow_tqdm=False, use_mirroring=False, **options)
+        predictor.initialize_from_trained_model_folder(str(self.folder), (0,), "checkpoint_final.pth")
+        return predictor
+
+    def add(self, name: str, seed: int, spacing: Sequence[float] = (3.0, 1.0, 1.0), **more: Any) -> Path:
+        """Write an image; spacing in array order, ``shape`` and geometry as keywords."""
+        array = smooth_image(seed, more.pop("shape", (20, 26, 30)))
+        return write_image(self.images / f"{name}_0000{self.ending}", array, spacing, **more)
+
+
+def make_model(
+    root: Path, configuration: str = "3d_fullres", labels: dict[str, Any] | None = None, **plans: Any
+) -> TinyModel:
+    """Write a model with random weights whose predictions hold all its labels.
+
+    Args:
+        root: Where.
+        configuration: ``3d_fullres`` or ``2d``.
+        labels: Of dataset.json.
+        plans: Changes to the plans, on the top level; ``file_ending`` goes to dataset.json, and ``change`` into the
+            configuration.
+    """
+    ending = plans.pop("file_ending", ".nii.gz")
+    change = plans.pop("change", {})
+    content = make_plans()
+    spacing = SPACING[-2:] if configuration == "2d" else SPACING
+    content["configurations"][configuration] |= {"spacing": list(spacing)} | copy.deepcopy(change)
+    content |= plans
+    dataset_json = {
+        "channel_names": {"0": "CT"},
+        "labels": labels or LABELS,
+        "numTraining": 2,
+        "file_ending": ending,
+    }
+    if labels and any(isinstance(value, list) for value in labels.values()):
+        dataset_json["regions_class_order"] = [1, 2, 3]
+    manager = PlansManager(content)
+    heads = manager.get_label_manager(dataset_json).num_segmentation_heads
+    torch.manual_seed(0)
+    made = manager.get_configuration(configuration)
+    channels = (
+        1 if made.previous_stage_name is None else 1 + len(manager.get_label_manager(dataset_json).foreground_labels)
+    )
+    network = nnUNetTrainer.build_network_architecture(manager, made, channels, heads, enable_deep_supervision=False)
+    head = network.decoder.seg_layers[-1]
+    with torch.no_grad():  # large differences between classes, as after training, and none that always wins
+        head.weight.mul_(20)
+        head.bias.zero_()
+        patch = torch.from_numpy(smooth_image(9, (16,) * len(made.patch_size)))[None, None]
+        patch = torch.cat([(patch - 100) / 20, *[torch.zeros_like(patch)] * (channels - 1)], 1)
+        head.bias.copy_(-network.eval()(patch).mean([0, *range(2, patch.ndim)]))
+    folder = root / "model"
+    (folder / "fold_0").mkdir(parents=True)
+    (folder / "plans.json").write_text(json.dumps(content))
+    (folder / "dataset.json").write_text(json.dumps(dataset_json))
+    checkpoint = {
+        "network_weights": network.state_dict(),
+        "trainer_name": "nnUNetTrainer",
+        "init_args": {"configuration": configuration},
+        "inference_allowed_mirroring_axes": None,
+    }
+    torch.save(checkpoint, folder / "fold_0" / "checkpoint_final.pth")
+    (root / "images").mkdir()
+    return TinyModel(folder, root / "images", ending, configuration)

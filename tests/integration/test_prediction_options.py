@@ -1,0 +1,148 @@
+"""Spacings and the fast export on nnU-Net's own predict commands."""
+
+import json
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import SimpleITK
+
+from nnunet_ext.inference.command import find_command
+
+pytestmark = pytest.mark.integration
+
+PLANS = "SemiSupervisedPlans"
+TRAINER = "nnUNetTrainerCPS_2epochs_2iterations"
+CASES = ("test_0", "test_1")
+FAST = ("--disable_progress_bar", "--disable_tta", "-device", "cpu")
+
+
+def read(path: Path) -> np.ndarray:
+    return SimpleITK.GetArrayFromImage(SimpleITK.ReadImage(str(path)))
+
+
+def same_geometry(one: Path, other: Path) -> bool:
+    first, second = SimpleITK.ReadImage(str(one)), SimpleITK.ReadImage(str(other))
+    return all(
+        getattr(first, f"Get{name}")() == getattr(second, f"Get{name}")()
+        for name in ("Size", "Spacing", "Origin", "Direction")
+    )
+
+
+def from_model(trained, output, *more, images=None):
+    images = images or trained.workspace.raw / "imagesTs"
+    return ("nnUNetv2_predict_from_modelfolder", "-m", trained.model, "-i", images, "-o", output, "-f", 0, *FAST, *more)
+
+
+def test_commands_in_turn(trained, predicted, tmp_path):
+    """One interpreter for several commands, with and without our options in turn."""
+    workspace = trained.workspace
+    by_name = ("nnUNetv2_predict", "-d", workspace.number, "-c", "3d_tiny", "-p", PLANS, "-tr", TRAINER, "-f", 0)
+    by_name += ("-i", workspace.raw / "imagesTs", *FAST)
+    sequential = ("-npp", 0, "-nps", 0)
+    done = workspace.run_in_turn(
+        (*by_name, "-o", tmp_path / "forced", "--forced_spacing", 1, 1, 9, *sequential),
+        (*by_name, "-o", tmp_path / "stock", *sequential),
+        from_model(trained, tmp_path / "fast", "--fast_export", *sequential),
+        from_model(
+            trained, tmp_path / "target", "--target_spacing", -1, -1, 2.5, "--fast_export", "-npp", 1, "-nps", 1
+        ),
+        from_model(trained, tmp_path / "parts", "--max_voxels", 9000, *sequential),
+        (*by_name, "-o", tmp_path / "parts", "--max_voxels", 9000, "-num_parts", 2, "-part_id", 1, *sequential),
+        ("nnUNetv2_predict", "-h"),
+    )
+    assert [one.status for one in done] == [0] * 7, "\n".join(one.output for one in done if one.status)
+    for case in CASES:
+        image = workspace.raw / "imagesTs" / f"{case}_0000.nii.gz"
+        expected = read(predicted / f"{case}.nii.gz")
+        np.testing.assert_array_equal(read(tmp_path / "stock" / f"{case}.nii.gz"), expected)
+        assert (read(tmp_path / "fast" / f"{case}.nii.gz") != expected).mean() <= 1e-4
+        for folder in ("forced", "target", "fast", "parts"):
+            assert same_geometry(tmp_path / folder / f"{case}.nii.gz", image)
+    assert not (tmp_path / "stock" / "spacing_report.json").exists()
+    forced = json.loads((tmp_path / "forced" / "spacing_report.json").read_text())["cases"]
+    assert sorted(forced) == list(CASES)
+    assert forced["test_0"]["true_spacing"] == forced["test_0"]["declared_spacing"] == [1, 1, 1.5]  # 24 slices: z stays
+    target = json.loads((tmp_path / "target" / "spacing_report.json").read_text())["cases"]["test_0"]
+    assert target["target_spacing"] == [1, 1, 2.5]
+    assert target["resampled_shape"] == [24, 28, 14]  # 24 * 1.5 / 2.5 = 14.4
+    whole = json.loads((tmp_path / "parts" / "spacing_report.json").read_text())["cases"]["test_0"]
+    assert 8000 < whole["voxels"] <= 9000
+    part = json.loads((tmp_path / "parts" / "spacing_report_part_1_of_2.json").read_text())["cases"]
+    assert sorted(part) == ["test_1"]
+    assert "\nnnunet_ext:\n" in done[-1].output
+    assert "--forced_spacing" in done[-1].output.partition("\nnnunet_ext:\n")[2]
+
+
+def test_a_broken_scan_costs_itself_and_the_exit_status_says_so(trained, tmp_path):
+    images = tmp_path / "images"
+    images.mkdir()
+    for case in CASES:
+        name = f"{case}_0000.nii.gz"
+        (images / name).symlink_to(trained.workspace.raw / "imagesTs" / name)
+    broken = images / "test_00_0000.nii.gz"
+    broken.write_bytes(b"no image")
+    command = from_model(trained, tmp_path / "out", "--fast_export", "-npp", 1, "-nps", 1, images=images)
+    done = trained.workspace.run(*command, status=1)
+    assert "1 of 3 case(s) failed; the others are done and kept." in done.output
+    assert f"  test_00: {broken} cannot be read (" in done.output
+    assert "Traceback" not in done.output.partition("case(s) failed")[2]
+    assert sorted(path.name for path in (tmp_path / "out").glob("*.nii.gz")) == [f"{case}.nii.gz" for case in CASES]
+
+
+def test_wrong_values_are_one_line(trained, tmp_path):
+    workspace = trained.workspace
+    done = workspace.run_in_turn(
+        from_model(trained, tmp_path / "out", "--forced_spacing", 0, 1, 1),
+        from_model(trained, tmp_path / "out", "--target_spacing", 1, 1, 900, "-npp", 0, "-nps", 0),
+        from_model(trained, tmp_path / "out", "--max_voxels", 5, "--forced_spacing"),
+    )
+    assert [one.status for one in done] == [2, 1, 2]
+    assert "forced spacing must be 3 positive values in mm, got 0.0 1.0 1.0" in done[0].last_line
+    assert "leaves 0 voxel(s) along z (36 mm resampled to 900 mm)" in done[1].output
+    assert done[2].last_line.endswith("argument --forced_spacing: not allowed with argument --max_voxels")
+
+
+def test_without_the_plugin_the_options_are_unknown(trained, tmp_path):
+    command = from_model(trained, tmp_path / "out", "--fast_export")
+    done = trained.workspace.run(*command, status=2, NNUNET_EXT_DISABLE="1")
+    assert done.last_line.endswith("error: unrecognized arguments: --fast_export")
+
+
+def test_a_killed_run_is_continued(trained, tmp_path):
+    images, output = tmp_path / "images", tmp_path / "out"
+    images.mkdir()
+    for number in range(8):
+        source = trained.workspace.raw / "imagesTs" / f"{CASES[number % 2]}_0000.nii.gz"
+        (images / f"case_{number}_0000.nii.gz").symlink_to(source)
+    command = from_model(trained, output, "--target_spacing", 0.4, 0.4, 0.5, "-npp", 0, "-nps", 0, images=images)
+    words = [find_command(str(command[0])), *(str(word) for word in command[1:])]
+    process = subprocess.Popen(
+        words,
+        env=trained.workspace.environment(),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    deadline = time.monotonic() + 120
+    while not (output / "case_1.nii.gz").is_file() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    finished = {path.name: path.stat().st_mtime_ns for path in output.glob("*.nii.gz")}
+    assert 2 <= len(finished) < 8
+    for name in finished:
+        read(output / name)  # whole
+    done = trained.workspace.run(*command, "--continue_prediction")
+    assert f"That's {8 - len(finished)} cases." in done.output
+    for name, when in finished.items():
+        assert (output / name).stat().st_mtime_ns == when
+    names = sorted(path.name for path in output.glob("*.nii.gz"))
+    assert names == [f"case_{number}.nii.gz" for number in range(8)]
+    assert not list(output.glob(".partial_*"))
+    report = json.loads((output / "spacing_report.json").read_text())["cases"]
+    assert sorted(report) == [f"case_{number}" for number in range(8)]
