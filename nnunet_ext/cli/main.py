@@ -15,6 +15,7 @@ COMMANDS = {
     "preprocess_unlabeled": "preprocess the unlabelled cases of a dataset for any plans",
     "fingerprint": "draw intensities, spacings and shapes of labelled and unlabelled scans, and name outliers",
     "export": "write a trained model that plain nnU-Net predicts with",
+    "profile": "predict in several ways and compare time, memory and accuracy",
     "demo": "generate phantoms, train supervised and CPS with the stock commands, and compare",
 }
 

@@ -1,22 +1,17 @@
 """Run one stock command: its output goes to a log, its progress to the terminal, its time and memory into a record."""
 
 import json
-import os
-import queue
-import shlex
-import shutil
-import subprocess
-import sys
-import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TextIO
 
 from nnunet_ext.demo.dataset import write_atomically
+from nnunet_ext.inference import command
+from nnunet_ext.inference.usage import tree_memory_mb
 
-_TICK_SECONDS = 0.5
+__all__ = ["DemoError", "Usage", "find_command", "run_command", "tree_memory_mb"]
+
 _MEMORY_SECONDS = 4  # adding up shared pages walks through the page tables of the training, which slows it
 
 
@@ -32,7 +27,8 @@ class Usage:
         seconds: Wall-clock time, summed over the runs of a stage that was interrupted and continued.
         peak_memory_mb: Largest host memory seen, in 10^6 bytes: the proportional set sizes of the command and all its
             descendants added up (shared pages count once), sampled every four seconds, or the kernel's high-water mark
-            of one of these processes where that is larger. Memory of a GPU is not in it. 0 where there is no ``/proc``.
+            of one of these processes where that is larger. Memory of a GPU is not in it. Where there is no ``/proc``,
+            the resident set sizes.
     """
 
     seconds: float = 0.0
@@ -55,11 +51,10 @@ def find_command(name: str) -> str:
     Raises:
         DemoError: If there is none.
     """
-    beside = Path(sys.executable).parent
-    found = shutil.which(name, path=str(beside)) or shutil.which(name)
-    if found is None:
-        raise DemoError(f"{name} is neither in {beside} nor on PATH; install nnunetv2 into this environment")
-    return found
+    try:
+        return command.find_command(name)
+    except command.CommandError as error:
+        raise DemoError(str(error)) from error
 
 
 def run_command(
@@ -83,109 +78,21 @@ def run_command(
     Raises:
         DemoError: If the command is missing or fails; names the command and its log.
     """
-    command = [find_command(arguments[0]), *arguments[1:]]
-    log.parent.mkdir(parents=True, exist_ok=True)
-    with log.open("a", encoding="utf-8") as sink:
-        sink.write(f"$ {shlex.join(arguments)}\n")
-        process = subprocess.Popen(
-            command,
-            env={**os.environ, **environment, "PYTHONUNBUFFERED": "1"},
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            encoding="utf-8",
-            errors="replace",
-        )
-        try:
-            _follow(process, sink, usage, on_line, on_tick)
-        finally:
-            _stop(process)
-    if process.returncode:
-        end = "\n".join(log.read_text(encoding="utf-8").splitlines()[-12:])
-        failed = f"{shlex.join(arguments)} ended with exit status {process.returncode}"
-        raise DemoError(f"{failed}. Its output is in {log}, the end of it:\n{end}")
-
-
-def tree_memory_mb(pid: int) -> float:
-    """Host memory of a process and its descendants, as ``Usage.peak_memory_mb`` defines it; 0 without ``/proc``."""
-    together = largest = 0.0
-    for member in _descendants(pid):
-        together += _proc_kb(f"/proc/{member}/smaps_rollup", "Pss:")
-        largest = max(largest, _proc_kb(f"/proc/{member}/status", "VmHWM:"))
-    return max(together, largest) * 1024 / 1e6
-
-
-def _follow(
-    process: subprocess.Popen[str],
-    sink: TextIO,
-    usage: Usage,
-    on_line: Callable[[str], None],
-    on_tick: Callable[[], None],
-) -> None:
-    lines: queue.Queue[str | None] = queue.Queue()
-    threading.Thread(target=_read, args=(process.stdout, lines), daemon=True).start()
     clock, before = time.monotonic(), usage.seconds
-    ticked, sampled = clock - _TICK_SECONDS, clock - _MEMORY_SECONDS
-    line: str | None = ""
-    while line is not None:
-        try:
-            line = lines.get(timeout=_TICK_SECONDS)
-        except queue.Empty:
-            # a worker that outlives the command keeps the pipe open: then its end is the command's end
-            line = "" if process.poll() is None else None
-        if line:
-            sink.write(line)
-            sink.flush()
-            on_line(line.rstrip("\n"))
+    sampled = clock - _MEMORY_SECONDS
+
+    def tick(pid: int) -> None:
+        nonlocal sampled
         now = time.monotonic()
         if now - sampled >= _MEMORY_SECONDS:
             sampled = now
-            usage.peak_memory_mb = max(usage.peak_memory_mb, tree_memory_mb(process.pid))
-        if now - ticked >= _TICK_SECONDS:
-            ticked = now
-            usage.seconds = before + now - clock
-            on_tick()
-    process.wait()
-    usage.seconds = before + time.monotonic() - clock
+            usage.peak_memory_mb = max(usage.peak_memory_mb, tree_memory_mb(pid))
+        usage.seconds = before + now - clock
+        on_tick()
 
-
-def _read(stream: TextIO, lines: "queue.Queue[str | None]") -> None:
-    with stream:
-        for line in stream:  # a carriage return ends a line too, so progress bars of the command come through
-            lines.put(line)
-    lines.put(None)
-
-
-def _stop(process: subprocess.Popen[str]) -> None:
-    """End the command where the demo itself was interrupted; its workers end with it."""
-    if process.poll() is None:
-        process.terminate()
-        try:
-            process.wait(timeout=10)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-
-
-def _descendants(pid: int) -> list[int]:
-    children: dict[int, list[int]] = {}
-    for entry in Path("/proc").glob("[0-9]*"):
-        try:
-            # the name of the command stands in brackets and may hold blanks; the parent is the second field after it
-            parent = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
-        except (OSError, IndexError, ValueError):
-            continue  # it ended meanwhile
-        children.setdefault(parent, []).append(int(entry.name))
-    found = [pid]
-    for member in found:
-        found.extend(children.get(member, []))
-    return found
-
-
-def _proc_kb(path: str, key: str) -> float:
     try:
-        with open(path, encoding="utf-8") as lines:
-            return next((float(line.split()[1]) for line in lines if line.startswith(key)), 0.0)
-    except OSError:
-        return 0.0
+        command.run_command(arguments, log, environment, on_line, tick)
+    except command.CommandError as error:
+        raise DemoError(str(error)) from error
+    finally:
+        usage.seconds = before + time.monotonic() - clock

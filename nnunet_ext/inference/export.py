@@ -51,7 +51,7 @@ def export_model(
     model, output = Path(model), Path(output)
     _check_target(model, output, overwrite)
     plans, dataset_json = (_read_json(model / name) for name in ("plans.json", "dataset.json"))
-    sources = _folds(model, folds, checkpoint_name)
+    sources = find_folds(model, folds, checkpoint_name)
     output.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=output.parent, prefix=".export") as temporary:
         built = Path(temporary) / "model"
@@ -113,7 +113,17 @@ def _refuse_foreign_architecture(plans: dict[str, Any], configuration: str, trai
         )
 
 
-def _folds(model: Path, folds: Sequence[int | str] | None, checkpoint_name: str) -> list[int | str]:
+def find_folds(model: Path, folds: Sequence[int | str] | None, checkpoint_name: str) -> list[int | str]:
+    """Return the folds of a model that have a checkpoint.
+
+    Args:
+        model: Model folder.
+        folds: Those wanted; None takes all there are.
+        checkpoint_name: File in each fold's folder.
+
+    Raises:
+        FileNotFoundError: If the folder, the checkpoint or a wanted fold is missing.
+    """
     if not model.is_dir():
         raise FileNotFoundError(
             f"there is no model folder {model}; expected nnUNet_results/DATASET/TRAINER__PLANS__CONF"

@@ -137,7 +137,7 @@ def _fast(
         try:
             label_map(logits, inside.shape, interpolation, order, out=inside, device=where)
             break
-        except torch.OutOfMemoryError:  # the network's memory may be all that the GPU has
+        except torch.cuda.OutOfMemoryError:  # the network's memory may be all that the GPU has
             if where is None or where.type == "cpu":
                 raise
     return whole.transpose(model.plans.transpose_backward)

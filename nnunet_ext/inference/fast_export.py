@@ -114,8 +114,8 @@ def winners(logits: Tensor, regions: bool) -> Tensor:
         regions: Whether the channels are regions, each positive or not, instead of classes of which the largest wins.
 
     Returns:
-        ``(*S)`` int16. For classes the index of the largest logit, the first of equal ones; for regions the index of the
-        last whose sigmoid is above 0.5, plus 1, or 0 where there is none.
+        ``(*S)`` int16. For classes the index of the largest logit, the first of equal ones; for regions the index of
+        the last whose sigmoid is above 0.5, plus 1, or 0 where there is none.
     """
     if regions:
         winner = torch.zeros(logits.shape[1:], dtype=torch.int16, device=logits.device)

@@ -20,7 +20,7 @@ from nnunet_ext.inference.case import Model, Prepared, prepare
 from nnunet_ext.inference.exporting import export, remove_partial, why_not_fast
 from nnunet_ext.inference.memory import forget_peak_memory, peak_memory_mib
 from nnunet_ext.inference.report import SpacingReport, spacing_line
-from nnunet_ext.inference.run import PredictionFailedError, Run, Task, returned
+from nnunet_ext.inference.run import PredictionFailedError, Run, Task, named, returned
 from nnunet_ext.inference.spacing import PlansSpacing, SpacingRule
 
 
@@ -128,10 +128,10 @@ class Predictor(nnUNetPredictor):
         images, properties = _listed(image_or_list_of_images), _listed(properties_or_list_of_properties)
         previous = _listed(segs_from_prev_stage_or_list_of_segs_from_prev_stage) or [None] * len(images)
         outputs = _listed(truncated_ofname) or [None] * len(images)
-        tasks = {
-            f"image {number}" if output is None else Path(output).name: Task((image, own), seg, output)
-            for number, (image, own, seg, output) in enumerate(zip(images, properties, previous, outputs, strict=True))
-        }
+        tasks = [
+            Task((image, own), seg, output)
+            for image, own, seg, output in zip(images, properties, previous, outputs, strict=True)
+        ]
         return self._run(tasks, save_probabilities, num_processes, num_processes_segmentation_export, None)
 
     def predict_single_npy_array(  # noqa: D102 - documented by nnU-Net
@@ -201,11 +201,10 @@ class Predictor(nnUNetPredictor):
         if not files and call["overwrite"] and part[1] == 1:
             ending = self.dataset_json["file_ending"]
             raise BadInputError(f"no images in {source}; expected files named CASE_0000{ending}, one a channel")
-        tasks = {}
-        for number, (images, seg) in enumerate(zip(files, previous, strict=True)):
-            output = None if names is None else str(names[number])
-            case = Path(images[0]).name.removesuffix(self.dataset_json["file_ending"]) if output is None else output
-            tasks[Path(case).name] = Task(tuple(str(image) for image in images), seg, output)
+        tasks = [
+            Task(tuple(str(image) for image in images), seg, None if output is None else str(output))
+            for images, seg, output in zip(files, previous, names or [None] * len(files), strict=True)
+        ]
         report = None
         if folder is not None:
             report = SpacingReport(folder, self.describe_options(), part, keep=not call["overwrite"])
@@ -231,12 +230,13 @@ class Predictor(nnUNetPredictor):
 
     def _run(
         self,
-        tasks: dict[str, Task],
+        cases: list[Task],
         save_probabilities: bool,
         preprocessing: int,
         exporting: int,
         report: SpacingReport | None,
     ) -> list[Any]:
+        tasks = named(cases)
         run = Run(self, tasks, save_probabilities, report)
         try:
             run.work(list(tasks), preprocessing, exporting)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
@@ -47,6 +48,17 @@ class Task:
     source: tuple[Any, ...]
     previous: Any
     output: str | None
+
+
+def named(tasks: list[Task]) -> dict[str, Task]:
+    """Name cases by their results, their first images or their numbers; by whole paths where names are taken."""
+    paths = [
+        task.output or (task.source[0] if isinstance(task.source[0], str) else f"image {number}")
+        for number, task in enumerate(tasks)
+    ]
+    short = [Path(path).name for path in paths]
+    unique = short if len(set(short)) == len(short) else paths
+    return dict(zip(unique, tasks, strict=True))
 
 
 class Run:

@@ -158,6 +158,15 @@ class TestSameAsStock:
         (expected,) = model.predictor(nnUNetPredictor).predict_from_files_sequential(str(model.images), None)
         np.testing.assert_array_equal(found, expected)
 
+    def test_results_of_the_same_name_in_two_folders(self, model, tmp_path):
+        images = [str(model.add(name, seed)) for name, seed in (("a", 1), ("b", 2))]
+        outputs = [str(tmp_path / folder / "case") for folder in ("one", "two")]
+        (tmp_path / "one").mkdir()
+        model.predictor(Predictor, fast_export=True).predict_from_files_sequential([[i] for i in images], outputs)
+        (expected,) = model.predictor(nnUNetPredictor).predict_from_files_sequential([[images[1]]], None)
+        np.testing.assert_array_equal(read(tmp_path / "two" / "case.nii.gz"), expected)
+        assert sorted(json.loads((tmp_path / "one" / "spacing_report.json").read_text())["cases"]) == outputs
+
 
 class TestSpacings:
     def by_hand(self, model, name, declared, target):
@@ -383,7 +392,7 @@ class TestBadCases:
         def out_of_memory_once(self, data):
             calls.append(1)
             if len(calls) == 1:
-                raise torch.OutOfMemoryError("CUDA out of memory")
+                raise torch.cuda.OutOfMemoryError("CUDA out of memory")
             return original(self, data)
 
         monkeypatch.setattr(nnUNetPredictor, "predict_logits_from_preprocessed_data", out_of_memory_once)

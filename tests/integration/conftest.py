@@ -205,6 +205,12 @@ class Workspace:
         fixed = {"channel_names": channels, "labels": dict(labels), "numTraining": 5, "file_ending": ".nii.gz"}
         (self.raw / "dataset.json").write_text(json.dumps(fixed | more))
 
+    def write_test_labels(self, folder: Path) -> Path:
+        """Write the true label maps of the images to predict, and return their folder."""
+        for number in range(2):
+            write_image(make_image(200 + number)[1], folder / f"test_{number}.nii.gz")
+        return folder
+
     def add_small_configurations(self, plans: str = PLANS) -> None:
         """Add configurations to plans by hand, as a user would: the planned ones with narrow networks."""
         file = self.preprocessed / f"{plans}.json"

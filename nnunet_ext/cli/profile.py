@@ -1,0 +1,150 @@
+"""Predicts a folder of images in several ways, each with the stock command, and prints and draws what each one costs.
+
+Measured are seconds, host and GPU memory, the areas under the curves of GPU memory and CPU utilisation over time and,
+with --labels, DSC and NSD. Settings that are done are kept when the command is run again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import sys
+from pathlib import Path
+
+from nnunet_ext.cli.values import natural, positive_int
+from nnunet_ext.inference.profile_settings import Setting, choose_settings, describe_settings, parse_setting
+
+_KEEP = -1.0  # --target_spacing: the plans' value
+
+
+def _fold(text: str) -> int | str:
+    return text if text == "all" else natural(text)
+
+
+def _setting(text: str) -> Setting:
+    try:
+        return parse_setting(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
+def _spacing(text: str) -> float:
+    value = _float(text)
+    if value <= 0 and value != _KEEP:
+        raise argparse.ArgumentTypeError(f"expected a positive spacing in mm, or -1 for the plans' one, got {text!r}")
+    return value
+
+
+def _tolerance(text: str) -> float:
+    value = _float(text)
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"expected a tolerance of 0 or more in mm, got {text!r}")
+    return value
+
+
+def _float(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise argparse.ArgumentTypeError(f"expected a number of mm, got {text!r}")
+    return value
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of ``nnUNetv2_ext profile``."""
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.epilog = describe_settings()
+    parser.add_argument(
+        "-i", type=Path, required=True, metavar="IMAGES", help="folder of images, as nnU-Net names them"
+    )
+    parser.add_argument("-o", type=Path, required=True, metavar="OUTPUT", help="folder of the profile")
+    parser.add_argument("-m", type=Path, metavar="MODEL", help="model folder; or -d and -c")
+    parser.add_argument("-d", metavar="DATASET", help="dataset number or name of the model")
+    parser.add_argument("-c", metavar="CONF", help="configuration of the model, e.g. 3d_fullres")
+    parser.add_argument("-p", metavar="PLANS", help="(default: nnUNetPlans)")
+    parser.add_argument("-tr", metavar="TRAINER", help="(default: nnUNetTrainer)")
+    parser.add_argument("-f", nargs="+", type=_fold, metavar="FOLD", help="folds (default: all there are)")
+    parser.add_argument("-chk", default="checkpoint_final.pth", metavar="FILE", help="(default: %(default)s)")
+    parser.add_argument("--labels", type=Path, metavar="FOLDER", help="label maps of the images, for DSC and NSD")
+    parser.add_argument("--settings", nargs="+", metavar="NAME", help="those to run, in this order; see below")
+    parser.add_argument(
+        "--setting",
+        action="append",
+        type=_setting,
+        default=[],
+        metavar='NAME="FLAGS"',
+        help="a setting of your own; may be given several times",
+    )
+    parser.add_argument(
+        "--target_spacing", nargs=3, type=_spacing, metavar=("SX", "SY", "SZ"), help="in mm; makes the setting target"
+    )
+    parser.add_argument("--max_voxels", type=positive_int, metavar="N", help="makes the setting max_voxels")
+    parser.add_argument(
+        "--tolerance_mm", type=_tolerance, default=2.0, metavar="MM", help="of the NSD (default: %(default)s)"
+    )
+    parser.add_argument(
+        "-device", choices=["cuda", "cpu", "mps"], default="cuda", help="that predicts (default: %(default)s)"
+    )
+    for flag, work in (("-npp", "preprocessing"), ("-nps", "resampling and writing")):
+        parser.add_argument(
+            flag, type=positive_int, default=3, metavar="N", help=f"processes for {work} (default: %(default)s)"
+        )
+    parser.add_argument(
+        "--overwrite", action="store_true", help="run everything again, and use a folder that is not empty"
+    )
+    parser.add_argument("--no_pbar", action="store_true", help="no progress bar")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Profile; the exit status is 1 if a setting failed."""
+    settings = choose_settings(arguments.settings, arguments.setting, arguments.target_spacing, arguments.max_voxels)
+    model = _model(arguments)
+
+    from nnunet_ext.inference.profile_inputs import find_inputs
+    from nnunet_ext.inference.profile_record import FILE, PICTURE
+    from nnunet_ext.inference.profile_table import format_profile
+    from nnunet_ext.inference.profiling import ProfileOptions, failed, profile
+
+    inputs = find_inputs(model, arguments.i, arguments.labels, arguments.f, arguments.chk)
+    options = ProfileOptions(
+        arguments.o,
+        tolerance_mm=arguments.tolerance_mm,
+        device=arguments.device,
+        npp=arguments.npp,
+        nps=arguments.nps,
+        overwrite=arguments.overwrite,
+        progress_bar=not arguments.no_pbar,
+    )
+    document = profile(inputs, settings, options)
+    if arguments.json:
+        print(json.dumps(document, indent=1))
+    else:
+        print(format_profile(document))
+        print(f"\nWrote {arguments.o / FILE} and {arguments.o / PICTURE}; predictions and logs lie beside them.")
+    failures = failed(document, settings)
+    for name, reason in failures.items():
+        print(f"Setting {name} failed: {reason}", file=sys.stderr)
+    return 1 if failures else 0
+
+
+def _model(arguments: argparse.Namespace) -> Path:
+    named = {flag: getattr(arguments, flag[1:]) for flag in ("-d", "-c", "-p", "-tr")}
+    given = [flag for flag, value in named.items() if value is not None]
+    if arguments.m is not None:
+        if given:
+            raise ValueError(
+                f"-m names a model and so does {' '.join(given)}, expected one of them; pass -m, or -d and -c (-p, -tr)"
+            )
+        return arguments.m
+    missing = [flag for flag in ("-d", "-c") if named[flag] is None]
+    if missing:
+        raise ValueError(f"{' and '.join(missing)} missing, expected -m MODEL, or -d DATASET and -c CONF; pass them")
+
+    from nnunetv2.utilities.file_path_utilities import get_output_folder
+
+    dataset = int(arguments.d) if arguments.d.isdigit() else arguments.d
+    return Path(get_output_folder(dataset, arguments.tr or "nnUNetTrainer", arguments.p or "nnUNetPlans", arguments.c))

@@ -1,0 +1,157 @@
+"""The settings that ``nnUNetv2_ext profile`` compares: names for flags of ``nnUNetv2_predict_from_modelfolder``."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]*")
+_ENDINGS = (".log", ".json", ".png")  # files of the profile lie beside the folders
+# Given by the profile itself, so that all settings predict the same images with the same model into their own folders.
+_TAKEN = ("-h", "--help", "-i", "-o", "-m", "--continue_prediction", "--c")
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One way to predict.
+
+    Attributes:
+        name: Of its folder and log as well.
+        flags: Added to the stock command.
+        summary: What a user gains and pays.
+        default: Whether it is run where no settings are named.
+    """
+
+    name: str
+    flags: tuple[str, ...] = ()
+    summary: str = ""
+    default: bool = False
+
+
+FAST = ("--fast_export", "--disable_tta", "-step_size", "0.7")
+SETTINGS = {
+    setting.name: setting
+    for setting in (
+        Setting("stock", (), "nnU-Net's own way, to compare with", True),
+        Setting("no_mirroring", ("--disable_tta",), "one pass of the network a patch instead of up to eight", True),
+        Setting("step_0.7", ("-step_size", "0.7"), "patches overlap less, so there are fewer of them", True),
+        Setting("fast_export", ("--fast_export",), "a cheaper way from logits to the label map", True),
+        Setting("fast", FAST, "fast_export, no_mirroring and step_0.7 together", True),
+        Setting(
+            "forced_paper", ("--forced_spacing", "--fast_export"), "forced spacing of 3D-CPS as in its paper", True
+        ),
+        Setting(
+            "forced_code",
+            ("--forced_spacing", "1", "1", "1.5", "--fast_export"),
+            "forced spacing as in the code of 3D-CPS",
+        ),
+        Setting("forced_fast", ("--forced_spacing", *FAST), "forced_paper and fast together"),
+    )
+}
+# Settings that need a value of the user's; they are run where it is given.
+TARGET, MAX_VOXELS = "target", "max_voxels"
+
+
+def choose_settings(
+    names: Sequence[str] | None = None,
+    own: Sequence[Setting] = (),
+    target_spacing: Sequence[float] | None = None,
+    max_voxels: int | None = None,
+) -> list[Setting]:
+    """Return the settings to run.
+
+    Args:
+        names: Of settings, in the order to run them; None takes the default ones, then those that the values below
+            make, then the user's own.
+        own: The user's own settings; those that are not among the names follow them.
+        target_spacing: In mm, x y z, makes the setting ``target``.
+        max_voxels: Makes the setting ``max_voxels``.
+
+    Raises:
+        ValueError: If a name is unknown, needs a value that is not given, or is there twice.
+    """
+    given = _with_values(target_spacing, max_voxels)
+    known = {**SETTINGS, **given}
+    for setting in own:
+        if setting.name in known or setting.name in (TARGET, MAX_VOXELS):
+            raise ValueError(f"there are two settings named {setting.name!r}, expected one; give yours another name")
+        known[setting.name] = setting
+    if names is None:
+        names = [*(setting.name for setting in SETTINGS.values() if setting.default), *given]
+    for name in names:
+        if name not in known:
+            raise ValueError(_unknown(name, known))
+    chosen = [*names, *(setting.name for setting in own if setting.name not in names)]
+    repeated = [name for number, name in enumerate(chosen) if name in chosen[:number]]
+    if repeated:
+        raise ValueError(f"setting {repeated[0]!r} is named twice, expected each once; remove one")
+    return [known[name] for name in chosen]
+
+
+def parse_setting(text: str) -> Setting:
+    """Return a setting of the user's own.
+
+    Args:
+        text: ``NAME=FLAGS``, e.g. ``coarse=-step_size 0.9 --disable_tta``.
+
+    Raises:
+        ValueError: If the name or the flags cannot be used.
+    """
+    name, equals, flags = text.partition("=")
+    example = 'e.g. --setting coarse="-step_size 0.9 --disable_tta"'
+    if not equals:
+        raise ValueError(f"expected NAME=FLAGS, got {text!r}; write {example}")
+    if not _NAME.fullmatch(name) or name.endswith(_ENDINGS):
+        raise ValueError(
+            "a setting's name is that of a folder: letters, digits and _ . + -, not ending in "
+            f"{' or '.join(_ENDINGS)}, got {name!r}; write {example}"
+        )
+    try:
+        words = tuple(shlex.split(flags))
+    except ValueError as error:
+        raise ValueError(
+            f"the flags of setting {name!r} cannot be split into words ({error}), got {flags!r}"
+        ) from error
+    if words and not words[0].startswith("-"):
+        raise ValueError(f"the flags of setting {name!r} must begin with a flag, got {words[0]!r}; write {example}")
+    taken = [word for word in words if word.split("=")[0] in _TAKEN]
+    if taken:
+        raise ValueError(
+            f"setting {name!r} has {taken[0]}, which is the profile's to give; expected other flags of "
+            f"nnUNetv2_predict_from_modelfolder, so remove {taken[0]}"
+        )
+    return Setting(name, words, "of your own")
+
+
+def describe_settings() -> str:
+    """Return a table of the settings, for the help."""
+    rows = [(setting.name, shlex.join(setting.flags) or "(no flag)", setting.summary) for setting in SETTINGS.values()]
+    rows.append((TARGET, "--target_spacing SX SY SZ --fast_export", "where --target_spacing is given"))
+    rows.append((MAX_VOXELS, "--max_voxels N --fast_export", "where --max_voxels is given"))
+    first, second = (max(len(row[column]) for row in rows) for column in (0, 1))
+    lines = [f"  {name:<{first}}  {flags:<{second}}  {summary}" for name, flags, summary in rows]
+    names = " ".join(setting.name for setting in SETTINGS.values() if setting.default)
+    return "\n".join(["settings:", *lines, f"by default: {names}, and those that values are given for"])
+
+
+def _with_values(target_spacing: Sequence[float] | None, max_voxels: int | None) -> dict[str, Setting]:
+    given = []
+    if target_spacing is not None:
+        flags = ("--target_spacing", *(f"{value:g}" for value in target_spacing), "--fast_export")
+        given.append(Setting(TARGET, flags, "resampled to this spacing instead of the plans'"))
+    if max_voxels is not None:
+        flags = ("--max_voxels", str(max_voxels), "--fast_export")
+        given.append(Setting(MAX_VOXELS, flags, "resampled to at most so many voxels"))
+    return {setting.name: setting for setting in given}
+
+
+def _unknown(name: str, known: dict[str, Setting]) -> str:
+    if name in (TARGET, MAX_VOXELS):
+        value = "--target_spacing SX SY SZ" if name == TARGET else "--max_voxels N"
+        return f"setting {name!r} needs a value, got none; pass {value}"
+    return (
+        f"there is no setting {name!r}, expected some of: {', '.join(known)}; correct the name, or define it with "
+        f'--setting {name}="FLAGS"'
+    )
