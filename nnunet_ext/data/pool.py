@@ -3,16 +3,53 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
+import pickle
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any
 
-WORKER_DIED = "a worker process died, probably for lack of memory; run again with fewer processes (-np)"
+WORKER_DIED = "a worker process died, probably for lack of memory"
+REMEDY = "run again with fewer processes (-np)"
 
 
 class WorkerDiedError(RuntimeError):
     """A worker died while it was alone with one case."""
+
+
+def spawned(num_processes: int) -> ProcessPoolExecutor:
+    """Return spawned workers that end when this process does, however it ends."""
+    context = multiprocessing.get_context("spawn")
+    return ProcessPoolExecutor(num_processes, mp_context=context, initializer=_end_with_parent)
+
+
+def safely(work: Callable[..., Any], *arguments: Any) -> Any:
+    """Call ``work`` and see to it that what it raises can be passed to another process.
+
+    An exception that cannot be pickled would look as if the worker had died.
+    """
+    try:
+        return work(*arguments)
+    except Exception as error:
+        try:
+            pickle.loads(pickle.dumps(error))
+        except Exception:
+            raise RuntimeError(f"{type(error).__name__}: {error}") from None
+        raise
+
+
+def _end_with_parent() -> None:
+    """Watch the parent from a thread: workers of an executor do not notice when it is killed."""
+    parent = multiprocessing.parent_process()
+
+    def watch() -> None:
+        if parent is not None:
+            parent.join()
+            os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def map_isolated(
@@ -21,6 +58,7 @@ def map_isolated(
     num_processes: int,
     always_spawn: bool = False,
     handed_out: int | None = None,
+    remedy: str = REMEDY,
 ) -> Iterator[tuple[str, Any, Exception | None]]:
     """Call ``work(*arguments)`` for every task and yield what came of it, in the order in which the calls end.
 
@@ -34,6 +72,7 @@ def map_isolated(
         num_processes: Spawned processes; 1 or less works in this one.
         always_spawn: Spawn one process even then.
         handed_out: Calls whose results may be there at a time; twice the number of processes if not given.
+        remedy: What to do where a worker died, for the message.
 
     Yields:
         Name, result, and the exception that the call raised (the result is None then).
@@ -51,7 +90,7 @@ def map_isolated(
         processes = max(1, min(num_processes, len(todo)))
         yield from _until_broken(work, tasks, todo, suspects, processes, handed_out or 2 * processes)
         for name in suspects:
-            yield _alone(work, name, tasks[name])
+            yield _alone(work, name, tasks[name], remedy)
 
 
 def _until_broken(
@@ -64,11 +103,11 @@ def _until_broken(
 ) -> Iterator[tuple[str, Any, Exception | None]]:
     """Work ``todo`` off; if a worker dies, stop and leave the names that were handed out in ``suspects``."""
     pending: dict[Future, str] = {}
-    with ProcessPoolExecutor(num_processes, mp_context=multiprocessing.get_context("spawn")) as pool:
+    with spawned(num_processes) as pool:
         while todo or pending:
             try:
                 while todo and len(pending) < handed_out:
-                    pending[pool.submit(work, *tasks[todo[0]])] = todo[0]
+                    pending[pool.submit(safely, work, *tasks[todo[0]])] = todo[0]
                     todo.pop(0)
             except BrokenProcessPool:
                 suspects += pending.values()
@@ -85,11 +124,11 @@ def _until_broken(
                 yield name, None if error else future.result(), error
 
 
-def _alone(work: Callable[..., Any], name: str, arguments: tuple) -> tuple[str, Any, Exception | None]:
-    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+def _alone(work: Callable[..., Any], name: str, arguments: tuple, remedy: str) -> tuple[str, Any, Exception | None]:
+    with spawned(1) as pool:
         try:
-            return name, pool.submit(work, *arguments).result(), None
+            return name, pool.submit(safely, work, *arguments).result(), None
         except BrokenProcessPool:
-            return name, None, WorkerDiedError(WORKER_DIED)
+            return name, None, WorkerDiedError(f"{WORKER_DIED}; {remedy}")
         except Exception as error:
             return name, None, error

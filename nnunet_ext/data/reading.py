@@ -70,7 +70,7 @@ def read_checked(
                 f"{image} has an array of shape {array.shape}, expected one 3D image a file; split it into channels"
             )
         # Both are NaN if any value is; a mask of finite values would cost a quarter of the image.
-        if not (np.isfinite(array.min()) and np.isfinite(array.max())) or _nifti_has_non_finite(image, array, reader):
+        if not (np.isfinite(array.min()) and np.isfinite(array.max())) or nifti_has_non_finite(image, array, reader):
             raise ValueError(f"{image} has NaN or infinite values; replace them by values that mean something")
         if index == 0:
             first, data = properties, array
@@ -88,7 +88,7 @@ def read_checked(
     return data, first
 
 
-def _nifti_has_non_finite(image: str, array: np.ndarray, reader: BaseReaderWriter) -> bool:
+def nifti_has_non_finite(image: str, array: np.ndarray, reader: BaseReaderWriter) -> bool:
     """Look into a NIfTI file of floats itself: ITK's reader turns NaN and infinite values into 0 and says nothing.
 
     It takes as long as the reading did, so it is done only where there is a 0 that may have been something else.

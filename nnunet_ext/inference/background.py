@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import multiprocessing
 from collections.abc import Callable
-from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Executor, Future, ThreadPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any
+
+from nnunet_ext.data.pool import safely, spawned
 
 
 class Background:
@@ -44,10 +45,10 @@ class Background:
         while len(self._pending) >= self.workers:
             self._collect()
         try:
-            future = self._running().submit(work, *arguments)
+            future = self._running().submit(safely, work, *arguments)
         except BrokenProcessPool:  # a worker died while it had nothing to do
             self._collect_broken()
-            future = self._running().submit(work, *arguments)
+            future = self._running().submit(safely, work, *arguments)
         self._pending[future] = name
 
     def finish(self) -> None:
@@ -63,7 +64,7 @@ class Background:
             if self.threads:
                 self._executor = ThreadPoolExecutor(self.workers)
             else:
-                self._executor = ProcessPoolExecutor(self.workers, mp_context=multiprocessing.get_context("spawn"))
+                self._executor = spawned(self.workers)
         return self._executor
 
     def _collect(self) -> None:

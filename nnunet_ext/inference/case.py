@@ -14,11 +14,11 @@ from nnunetv2.preprocessing.preprocessors.default_preprocessor import DefaultPre
 from nnunetv2.utilities.label_handling.label_handling import convert_labelmap_to_one_hot
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 
-from nnunet_ext.data.reading import one_line
+from nnunet_ext.data.reading import nifti_has_non_finite, one_line, read_checked
 from nnunet_ext.inference.axes import find_axes
-from nnunet_ext.inference.memory import forget_peak_memory, peak_memory_mib, total_memory_bytes
+from nnunet_ext.inference.memory import peak_memory_mib, total_memory_bytes
 from nnunet_ext.inference.resampling import lean
-from nnunet_ext.inference.spacing import CaseGeometry, SpacingChoice, SpacingRule, check_shape
+from nnunet_ext.inference.spacing import CaseGeometry, PlansSpacing, SpacingChoice, SpacingRule, check_shape
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,6 @@ def prepare(
         ValueError: If a file cannot be read, has no usable spacing or non-finite values, or if the spacing chosen
             leaves too few voxels, or more than memory would hold.
     """
-    forget_peak_memory()
     start = time.perf_counter()
     images = _read(source, previous, model)
     data, seg, properties = images
@@ -119,7 +118,8 @@ def prepare(
         geometry = _geometry(data, properties, model)
         choice = rule.choose(geometry)
         check_shape(choice, geometry, rule)
-        _check_memory(choice, geometry, rule, model)
+        if not isinstance(rule, PlansSpacing):  # what stock would try is tried
+            _check_memory(choice, geometry, rule, model)
     except ValueError as error:
         raise ValueError(f"{name}: {error}") from error
     forward = model.plans.transpose_forward
@@ -131,9 +131,12 @@ def prepare(
     configuration = CaseConfiguration(model.configuration, target, image_only)
     holder = [data]
     del data, images  # the preprocessor makes a copy; nobody needs the image after that
-    prepared, found, properties = preprocessor.run_case_npy(
-        holder.pop(), seg, properties, model.plans, configuration, model.dataset_json
-    )
+    try:
+        prepared, found, properties = preprocessor.run_case_npy(
+            holder.pop(), seg, properties, model.plans, configuration, model.dataset_json
+        )
+    except Exception as error:
+        raise RuntimeError(f"{name} cannot be preprocessed: {type(error).__name__}: {error}") from error
     if seg is not None:
         labels = model.plans.get_label_manager(model.dataset_json).foreground_labels
         prepared = np.vstack((prepared, convert_labelmap_to_one_hot(found[0], labels, prepared.dtype)))
@@ -146,34 +149,45 @@ def prepare(
 def _read(
     source: tuple[Any, ...], previous: str | np.ndarray | None, model: Model
 ) -> tuple[np.ndarray, np.ndarray | None, dict[str, Any]]:
-    if not isinstance(source[0], str):
-        data, properties = np.asarray(source[0]), dict(source[1])
-        return data, previous, properties  # type: ignore[return-value]
     reader = model.plans.image_reader_writer_class()
-    try:
-        data, properties = reader.read_images(list(source))
-    except Exception as error:
-        file = next((image for image in source if image in str(error)), source[0])
-        raise ValueError(f"{file} cannot be read ({one_line(error)}); replace or remove it") from error
+    if isinstance(source[0], str):
+        name = source[0]
+        data, properties = _read_images(source, model)
+        bad = any(nifti_has_non_finite(image, data, reader) for image in source)
+    else:
+        name, data, properties, bad = "the image", np.asarray(source[0]), dict(source[1]), False
+    if data.ndim != 4:
+        raise ValueError(f"{name} has an array of shape {data.shape}, expected (C, *S) with 3 spatial axes")
     if len(data) != model.channels:
-        raise ValueError(f"{source[0]} has {len(data)} channel(s), expected {model.channels} (dataset.json)")
-    if not (np.isfinite(data.min()) and np.isfinite(data.max())):  # both are NaN if any value is
-        raise ValueError(f"{source[0]} has NaN or infinite values; replace them by values that mean something")
+        raise ValueError(f"{name} has {len(data)} channel(s), expected {model.channels} (dataset.json)")
+    if bad or not (np.isfinite(data.min()) and np.isfinite(data.max())):  # both are NaN if any value is
+        raise ValueError(f"{name} has NaN or infinite values; replace them by values that mean something")
     if previous is None:
         return data, None, properties
+    seg, before = previous, "the previous stage's segmentation"
+    if isinstance(previous, str):
+        before = previous
+        try:
+            seg = reader.read_seg(previous)[0]
+        except Exception as error:
+            reason = one_line(error)
+            raise ValueError(f"{previous} cannot be read ({reason}); it must be the previous stage's result") from error
+    if seg.shape[1:] != data.shape[1:]:  # type: ignore[union-attr]
+        raise ValueError(f"{before} has shape {seg.shape[1:]}, but {name} has {data.shape[1:]}")  # type: ignore[union-attr]
+    return data, seg, properties  # type: ignore[return-value]
+
+
+def _read_images(files: tuple[str, ...], model: Model) -> tuple[np.ndarray, dict[str, Any]]:
+    """Read as nnU-Net does; where that fails, find out which file is to blame."""
+    reader = model.plans.image_reader_writer_class
     try:
-        seg = reader.read_seg(str(previous))[0]
+        return reader().read_images(list(files))
     except Exception as error:
-        reason = one_line(error)
-        raise ValueError(f"{previous} cannot be read ({reason}); it must be the previous stage's prediction") from error
-    if seg.shape[1:] != data.shape[1:]:
-        raise ValueError(f"{previous} has shape {seg.shape[1:]}, but {source[0]} has {data.shape[1:]}")
-    return data, seg, properties
+        read_checked(files, reader, len(files), strict=False)
+        raise ValueError(f"{files[0]} cannot be read ({one_line(error)}); replace or remove it") from error
 
 
 def _geometry(data: np.ndarray, properties: Mapping[str, Any], model: Model) -> CaseGeometry:
-    if data.ndim != 4:
-        raise ValueError(f"expected an array (C, *S) with 3 spatial axes, got shape {data.shape}")
     spacing = properties.get("spacing")
     try:
         values = tuple(float(value) for value in spacing)  # type: ignore[union-attr]
@@ -208,8 +222,7 @@ def _check_memory(choice: SpacingChoice, geometry: CaseGeometry, rule: SpacingRu
     """Refuse what the memory of this machine cannot hold whatever else it holds."""
     heads = model.plans.get_label_manager(model.dataset_json).num_segmentation_heads
     shape = choice.resampled_shape(geometry.cropped_shape)
-    # image float32; logits and number of predictions float16; nnU-Net looks for infinite logits with a mask
-    a_voxel = 4 * model.channels + 3 * heads + 2
+    a_voxel = 4 * model.channels + 2 * heads  # image float32, logits float16
     needed, there = math.prod(shape) * a_voxel, total_memory_bytes()
     if there is not None and needed > there:
         most = int(0.5 * there / a_voxel)

@@ -126,7 +126,7 @@ def _read(stream: TextIO, lines: queue.Queue[str | None]) -> None:
 
 
 def _stop(process: subprocess.Popen[str]) -> None:
-    """End the command where its caller was interrupted; its workers end with it."""
+    """End the command where its caller was interrupted."""
     if process.poll() is None:
         process.terminate()
         try:

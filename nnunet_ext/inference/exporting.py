@@ -22,9 +22,26 @@ from nnunetv2.utilities.label_handling.label_handling import LabelManager
 
 from nnunet_ext.inference.case import CaseConfiguration, Model, Prepared
 from nnunet_ext.inference.fast_export import Interpolation, label_map, plan_interpolation
-from nnunet_ext.inference.memory import forget_peak_memory, peak_memory_mib
+from nnunet_ext.inference.memory import peak_memory_mib
 
 PARTIAL = ".partial_"
+Logits = torch.Tensor | np.ndarray
+
+
+class Handover:
+    """An array for a worker process, given away when it is pickled, so that it is not kept until the worker is done."""
+
+    def __init__(self, array: np.ndarray) -> None:
+        self.array: np.ndarray | None = array
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Become the array itself on the other side."""
+        array, self.array = self.array, None
+        return _itself, (array,)
+
+
+def _itself(array: np.ndarray) -> np.ndarray:
+    return array
 
 
 @dataclass
@@ -35,7 +52,7 @@ class Exported:
         segmentation: ``(*S)`` at the image's size; ``None`` once it is written.
         probabilities: ``(K, *S)``, where they were asked for and not written.
         seconds: Of the stages.
-        peak_memory_mib: Of the process, during the export.
+        peak_memory_mib: Of the process, until the end of the export.
     """
 
     segmentation: np.ndarray | None
@@ -66,7 +83,7 @@ def why_not_fast(
 
 
 def export(
-    logits: torch.Tensor | np.ndarray,
+    logits: Logits,
     prepared: Prepared,
     model: Model,
     output: str | None,
@@ -85,7 +102,6 @@ def export(
         fast: Interpolate only where needed; possible if :func:`why_not_fast` is ``None``.
         device: Where to interpolate if fast.
     """
-    forget_peak_memory()
     start = time.perf_counter()
     probabilities = None
     if fast:
@@ -120,9 +136,7 @@ def _interpolation(model: Model, prepared: Prepared, logits_shape: Sequence[int]
     return plan_interpolation(resampling, logits_shape, shape, current, spacing)
 
 
-def _fast(
-    logits: torch.Tensor | np.ndarray, prepared: Prepared, model: Model, device: torch.device | None
-) -> np.ndarray:
+def _fast(logits: Logits, prepared: Prepared, model: Model, device: torch.device | None) -> np.ndarray:
     interpolation = _interpolation(model, prepared, logits.shape[1:])
     if interpolation is None:
         raise ValueError("these logits are not resampled linearly; see why_not_fast")
@@ -160,7 +174,7 @@ def complete_files(output: Path) -> Iterator[Path]:
         output: Where the files belong; the label map, with its name, is moved last, for it stands for a finished case.
     """
     output.parent.mkdir(parents=True, exist_ok=True)
-    prefix = f"{PARTIAL}{socket.gethostname()}_{os.getpid()}_"
+    prefix = f"{PARTIAL}{_machine()}_{os.getpid()}_"
     with tempfile.TemporaryDirectory(prefix=prefix, dir=output.parent) as folder:
         yield Path(folder)
         files = sorted(Path(folder).iterdir(), key=lambda file: file.suffix not in (".npz", ".pkl", ".json"))
@@ -170,10 +184,18 @@ def complete_files(output: Path) -> Iterator[Path]:
 
 def remove_partial(folder: Path) -> None:
     """Remove what killed runs of this machine left half-written in ``folder``; runs that are alive keep theirs."""
-    for left in folder.glob(f"{PARTIAL}{socket.gethostname()}_*"):
-        process = left.name.removeprefix(f"{PARTIAL}{socket.gethostname()}_").partition("_")[0]
+    for left in folder.glob(f"{PARTIAL}{_machine()}_*"):
+        process = left.name.removeprefix(f"{PARTIAL}{_machine()}_").partition("_")[0]
         if process.isdigit() and not _alive(int(process)):
             shutil.rmtree(left, ignore_errors=True)
+
+
+def _machine() -> str:
+    """Name what process numbers are unique on: a host, or a container of it."""
+    try:
+        return f"{socket.gethostname()}-{os.stat('/proc/self/ns/pid').st_ino}"
+    except OSError:
+        return socket.gethostname()
 
 
 def _alive(process: int) -> bool:

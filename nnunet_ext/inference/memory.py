@@ -11,17 +11,8 @@ import psutil
 _LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 
 
-def forget_peak_memory() -> None:
-    """Let :func:`peak_memory_mib` count from now on, where the system can (Linux)."""
-    with contextlib.suppress(OSError):
-        Path("/proc/self/clear_refs").write_text("5")
-
-
 def peak_memory_mib() -> float:
-    """Return the largest resident size of this process since :func:`forget_peak_memory`, in MiB.
-
-    Where the system cannot forget, it is the largest since the process began; 0 where it is not known.
-    """
+    """Return the largest resident size of this process since it began, in MiB; 0 where it is not known."""
     with contextlib.suppress(OSError), Path("/proc/self/status").open() as status:
         for line in status:
             if line.startswith("VmHWM:"):

@@ -13,12 +13,13 @@ from batchgenerators.utilities.file_and_folder_operations import save_json
 from nnunetv2.configuration import default_num_processes
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnunetv2.inference.sliding_window_prediction import compute_gaussian
+from nnunetv2.preprocessing.preprocessors.default_preprocessor import DefaultPreprocessor
 from nnunetv2.utilities.helpers import empty_cache
 from nnunetv2.utilities.json_export import recursive_fix_for_json_export
 
 from nnunet_ext.inference.case import Model, Prepared, prepare
 from nnunet_ext.inference.exporting import export, remove_partial, why_not_fast
-from nnunet_ext.inference.memory import forget_peak_memory, peak_memory_mib
+from nnunet_ext.inference.memory import peak_memory_mib
 from nnunet_ext.inference.report import SpacingReport, spacing_line
 from nnunet_ext.inference.run import PredictionFailedError, Run, Task, named, returned
 from nnunet_ext.inference.spacing import PlansSpacing, SpacingRule
@@ -125,6 +126,7 @@ class Predictor(nnUNetPredictor):
         call = {key: value for key, value in locals().items() if key not in ("self", "__class__")}
         if not self.has_options:
             return super().predict_from_list_of_npy_arrays(**call)
+        self._check_preprocessor()
         images, properties = _listed(image_or_list_of_images), _listed(properties_or_list_of_properties)
         previous = _listed(segs_from_prev_stage_or_list_of_segs_from_prev_stage) or [None] * len(images)
         outputs = _listed(truncated_ofname) or [None] * len(images)
@@ -145,6 +147,7 @@ class Predictor(nnUNetPredictor):
         call = {key: value for key, value in locals().items() if key not in ("self", "__class__")}
         if not self.has_options:
             return super().predict_single_npy_array(**call)
+        self._check_preprocessor()
         source = (input_image, image_properties)
         prepared = prepare(source, segmentation_previous_stage, self.rule, self.model_of_cases)
         logits = self.predict_logits(prepared)
@@ -183,6 +186,7 @@ class Predictor(nnUNetPredictor):
                 f"this configuration is a cascade and needs the predictions of {stage}; pass their folder with "
                 "-prev_stage_predictions (folder_with_segs_from_prev_stage)"
             )
+        self._check_preprocessor()
         part = call["part_id"], call["num_parts"]
         if not 0 <= part[0] < part[1]:
             raise BadInputError(f"part_id must lie in 0 to {part[1] - 1} (num_parts - 1), got {part[0]}")
@@ -207,10 +211,19 @@ class Predictor(nnUNetPredictor):
         ]
         report = None
         if folder is not None:
-            report = SpacingReport(folder, self.describe_options(), part, keep=not call["overwrite"])
-            self._warn_of_others(report)
+            report = SpacingReport(folder, part, keep=not call["overwrite"])
+            if not call["overwrite"]:
+                self._say_what_is_kept(folder, report, {Path(task.output).name for task in tasks if task.output})
         processes = call["num_processes_preprocessing"], call["num_processes_segmentation_export"]
         return self._run(tasks, call["save_probabilities"], *processes, report)
+
+    def _check_preprocessor(self) -> None:
+        kind = self.configuration_manager.preprocessor_class
+        if kind.run_case is not DefaultPreprocessor.run_case:
+            raise BadInputError(
+                f"the plans' preprocessor {kind.__name__} has a run_case of its own, which spacings and fast_export "
+                "would bypass; predict without them, or move what it does to run_case_npy"
+            )
 
     def _describe_run(self, folder: Path, call: dict[str, Any]) -> None:
         """Write the files that nnU-Net puts beside predictions."""
@@ -222,11 +235,23 @@ class Predictor(nnUNetPredictor):
         save_json(self.dataset_json, str(folder / "dataset.json"), sort_keys=False)
         save_json(self.plans_manager.plans, str(folder / "plans.json"), sort_keys=False)
 
-    def _warn_of_others(self, report: SpacingReport) -> None:
-        others = {record.get("predicted_with") for record in report.content["cases"].values()}
-        others -= {self.rule.describe()}
-        if others:
-            print(f"Cases that are there already were predicted with {', '.join(map(str, others))}; they are kept.")
+    def _say_what_is_kept(self, folder: Path, report: SpacingReport, to_do: set[str]) -> None:
+        """Name the finished cases that were predicted otherwise than this run predicts."""
+        ending = self.dataset_json["file_ending"]
+        there = {file.name.removesuffix(ending) for file in folder.glob(f"*{ending}")} - to_do
+        records, own = report.content["cases"], self.describe_options()
+        for case in set(records) - there:
+            del records[case]
+        otherwise: dict[str, list[str]] = {}
+        for case in sorted(there):
+            how = records.get(case, {}).get("predicted_with")
+            if how is None:
+                otherwise.setdefault("without a record of how", []).append(case)
+            elif how != own:
+                differs = ", ".join(f"{key} {how.get(key)}" for key in own if how.get(key) != own[key])
+                otherwise.setdefault(f"with {differs}", []).append(case)
+        for how, cases in otherwise.items():
+            print(f"Kept as they are, though predicted {how}: {', '.join(cases)}")
 
     def _run(
         self,
@@ -253,7 +278,6 @@ class Predictor(nnUNetPredictor):
 
     def predict_logits(self, prepared: Prepared) -> torch.Tensor:
         """Return the logits ``(K, *S)`` of a case, and complete its record."""
-        forget_peak_memory()
         gpu = self.device.type == "cuda"
         if gpu:
             torch.cuda.reset_peak_memory_stats(self.device)
@@ -265,7 +289,7 @@ class Predictor(nnUNetPredictor):
             peak = torch.cuda.max_memory_allocated(self.device)
             prepared.record["peak_memory_mib"]["gpu"] = round(peak / 2**20, 1)
         prepared.record["patches"] = self._number_of_patches(prepared.data.shape[1:])
-        prepared.record["predicted_with"] = self.rule.describe()
+        prepared.record["predicted_with"] = self.describe_options()
         prepared.data = np.empty(0, np.float32)
         return logits
 

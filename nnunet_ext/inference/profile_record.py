@@ -12,6 +12,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from nnunet_ext.inference.profile_settings import NAME
 from nnunet_ext.inference.usage import gpu_name
 
 STAGES = ("reading", "preprocessing", "network", "resampling", "writing")  # of a prediction, in this order
@@ -62,8 +63,28 @@ class ProfileRecord:
         entry = self.settings.get(name, {})
         return "measured" in entry and entry.get("command") == list(command)
 
+    def claim(self, name: str, entry: dict[str, Any]) -> None:
+        """Remove what an earlier run of a setting left, and record that its folder is the profile's from now on.
+
+        Raises:
+            FileExistsError: If the folder of the setting is there, and none of an earlier run.
+        """
+        if name in self.settings:
+            self.remove_outputs(name)
+        elif (self.output / name).exists():
+            raise FileExistsError(
+                f"{self.output / name} is there and is none of this profile, expected it to be free for the setting "
+                f"{name}; move it, or name another place with -o"
+            )
+        self.settings[name] = entry | {"error": "it was interrupted; run the same command again"}
+        self.save()
+
     def remove_outputs(self, name: str) -> None:
         """Remove the predictions and the log of a setting."""
+        if not NAME.fullmatch(name):  # from a file that somebody may have written
+            raise ValueError(
+                f"{self.file} has a setting named {name!r}, expected the name of a folder; remove the file"
+            )
         if (self.output / name).is_dir():
             shutil.rmtree(self.output / name)
         (self.output / f"{name}.log").unlink(missing_ok=True)

@@ -7,10 +7,10 @@ import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]*")
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]*")
 _ENDINGS = (".log", ".json", ".png")  # files of the profile lie beside the folders
 # Given by the profile itself, so that all settings predict the same images with the same model into their own folders.
-_TAKEN = ("-h", "--help", "-i", "-o", "-m", "--continue_prediction", "--c")
+_TAKEN = ("-h", "--help", "-i", "-o", "-m", "-f", "-chk", "--continue_prediction")
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,7 @@ def parse_setting(text: str) -> Setting:
     example = 'e.g. --setting coarse="-step_size 0.9 --disable_tta"'
     if not equals:
         raise ValueError(f"expected NAME=FLAGS, got {text!r}; write {example}")
-    if not _NAME.fullmatch(name) or name.endswith(_ENDINGS):
+    if not NAME.fullmatch(name) or name.endswith(_ENDINGS):
         raise ValueError(
             "a setting's name is that of a folder: letters, digits and _ . + -, not ending in "
             f"{' or '.join(_ENDINGS)}, got {name!r}; write {example}"
@@ -116,13 +116,18 @@ def parse_setting(text: str) -> Setting:
         ) from error
     if words and not words[0].startswith("-"):
         raise ValueError(f"the flags of setting {name!r} must begin with a flag, got {words[0]!r}; write {example}")
-    taken = [word for word in words if word.split("=")[0] in _TAKEN]
+    # argparse takes beginnings of long flags for the whole
+    taken = [word for word in words if any(_begins(word.split("=")[0], flag) for flag in _TAKEN)]
     if taken:
         raise ValueError(
             f"setting {name!r} has {taken[0]}, which is the profile's to give; expected other flags of "
             f"nnUNetv2_predict_from_modelfolder, so remove {taken[0]}"
         )
     return Setting(name, words, "of your own")
+
+
+def _begins(word: str, flag: str) -> bool:
+    return word == flag or (word.startswith("--") and len(word) > 2 and flag.startswith(word))
 
 
 def describe_settings() -> str:

@@ -195,8 +195,8 @@ def _run_setting(
     predicted = all(file.is_file() for file in inputs.predictions(folder).values())
     wanted = quality is not None and not quality.items() <= entry.get("quality", {}).items()
     if not record.is_measured(setting.name, command) or (wanted and not predicted):
-        record.remove_outputs(setting.name)
         entry = {"flags": list(setting.flags), "summary": setting.summary, "command": command}
+        record.claim(setting.name, entry)
         entry.update(_measure(command, folder, inputs, options, bar))
         record.settings[setting.name] = entry
         record.save()  # comparing takes time too

@@ -19,21 +19,17 @@ class SpacingReport:
 
     Args:
         folder: Where the predictions are written.
-        options: How the predictor was called.
         part: Which part of how many (``-part_id``, ``-num_parts``); each writes a report of its own.
         keep: Keep the records of cases that an earlier run finished.
     """
 
-    def __init__(
-        self, folder: Path, options: dict[str, Any], part: tuple[int, int] = (0, 1), keep: bool = False
-    ) -> None:
+    def __init__(self, folder: Path, part: tuple[int, int] = (0, 1), keep: bool = False) -> None:
         suffix = "" if part[1] == 1 else f"_part_{part[0]}_of_{part[1]}"
         self.file = folder / f"{NAME}{suffix}.json"
         self.content: dict[str, Any] = {
             "nnunet_ext": __version__,
             "order": ORDER,
             "units": "mm, seconds, MiB",
-            **options,
             "cases": self._kept() if keep else {},
         }
 

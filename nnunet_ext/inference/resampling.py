@@ -50,8 +50,9 @@ def resample_axis_by_axis(
 ) -> np.ndarray:
     """Resample an image as nnU-Net's ``resample_data_or_seg_to_shape`` does.
 
-    A spline in 3D is a spline in each slice followed by one across the slices, so the large intermediate arrays (the
-    whole image in float64, and its padded and filtered copies) are needed for one slice at a time only.
+    A spline in 3D is a spline in each slice followed by one across the slices. So the large intermediate arrays (the
+    whole image in float64, and its padded and filtered copies) are needed for one slice at a time only; what is held
+    is the stack of slices that are resampled in plane.
 
     Args:
         data: ``(C, *S)`` with 3 spatial axes.

@@ -12,11 +12,15 @@ from tqdm import tqdm
 from nnunet_ext.data.pool import WORKER_DIED, WorkerDiedError, map_isolated
 from nnunet_ext.inference.background import Background
 from nnunet_ext.inference.case import prepare
-from nnunet_ext.inference.exporting import Exported, export
+from nnunet_ext.inference.exporting import Exported, Handover, export
 from nnunet_ext.inference.report import SpacingReport
 
 if TYPE_CHECKING:
     from nnunet_ext.inference.predictor import Predictor
+
+
+FAST_EXPORTS = 2  # at a time: each holds its logits in this process
+REMEDY = "run again with -npp 0, or on a machine with more memory"
 
 
 class PredictionFailedError(RuntimeError):
@@ -57,8 +61,10 @@ def named(tasks: list[Task]) -> dict[str, Task]:
         for number, task in enumerate(tasks)
     ]
     short = [Path(path).name for path in paths]
-    unique = short if len(set(short)) == len(short) else paths
-    return dict(zip(unique, tasks, strict=True))
+    names = short if len(set(short)) == len(short) else paths
+    if len(set(names)) < len(names):
+        names = [f"{path} ({number})" for number, path in enumerate(paths, 1)]
+    return dict(zip(names, tasks, strict=True))
 
 
 class Run:
@@ -86,7 +92,7 @@ class Run:
         """
         self.alone = alone
         slow = Background(exporting, False, self._done, self._died)
-        fast = Background(exporting, True, self._done, self._died)
+        fast = Background(min(exporting, FAST_EXPORTS), True, self._done, self._died)
         predictor, model = self.predictor, self.predictor.model_of_cases
         try:
             bar = tqdm(self._prepared(names, preprocessing), "cases", len(names), disable=not predictor.allow_tqdm)
@@ -99,7 +105,7 @@ class Run:
                 try:
                     logits = predictor.predict_logits(prepared)
                     quick = predictor.exports_fast(prepared, logits, self.save_probabilities)
-                except (RuntimeError, ValueError, MemoryError) as failure:
+                except Exception as failure:
                     self._fail(name, failure)
                     continue
                 self.records[name] = prepared.record
@@ -108,17 +114,23 @@ class Run:
                 if quick:
                     fast.submit(name, export, logits, *shared, predictor.export_device)
                 else:
-                    slow.submit(name, export, logits.numpy(), *shared)
+                    array = logits.numpy()
+                    slow.submit(name, export, Handover(array) if exporting else array, *shared)
+                    del array
                 del logits, prepared, shared
         finally:
-            fast.finish()
-            slow.finish()
+            try:
+                fast.finish()
+            finally:
+                slow.finish()
 
     def _prepared(self, names: list[str], processes: int) -> Iterator[tuple[str, Any, Exception | None]]:
         rule, model = self.predictor.rule, self.predictor.model_of_cases
         calls = {name: (self.tasks[name].source, self.tasks[name].previous, rule, model) for name in names}
         # One more than there are processes, so that they work while the network does.
-        return map_isolated(prepare, calls, processes, always_spawn=processes > 0, handed_out=processes + 1)
+        return map_isolated(
+            prepare, calls, processes, always_spawn=processes > 0, handed_out=processes + 1, remedy=REMEDY
+        )
 
     def _done(self, name: str, exported: Exported | None, error: Exception | None) -> None:
         if error is not None or exported is None:
@@ -129,17 +141,23 @@ class Run:
         record["peak_memory_mib"]["resampling"] = exported.peak_memory_mib
         self.results[name] = returned(exported, self.save_probabilities)
         if self.report is not None:
-            self.report.add(name, record)
+            try:
+                self.report.add(name, record)
+            except OSError as failure:  # the prediction itself is there
+                print(f"{self.report.file} cannot be written: {failure}")
         print(f"done with {name}")
 
     def _died(self, name: str) -> None:
         if self.alone:
-            self._fail(name, WorkerDiedError(WORKER_DIED.replace("-np", "-nps") + ", or with --fast_export"))
+            self._fail(name, WorkerDiedError(f"{WORKER_DIED}; run again with -nps 0, or with --fast_export"))
         else:
             self.suspects.append(name)
 
     def _fail(self, name: str, error: Exception) -> None:
         text = str(error).strip() or type(error).__name__
+        output = self.tasks[name].output
+        if output is not None and Path(output + self.predictor.dataset_json["file_ending"]).exists():
+            text += " (an older result is still there; remove it before you use --continue_prediction)"
         self.failures[name] = text
         print(f"{name} failed: {text}")
 

@@ -216,7 +216,8 @@ class MaxVoxels:
             return SpacingChoice(case.spacing, (first, second, third))
 
         def fits(factor: float) -> bool:
-            return math.prod(scaled(factor).resampled_shape(case.cropped_shape)) <= self.voxels
+            shape = scaled(factor).resampled_shape(case.cropped_shape)
+            return math.prod(max(1, size) for size in shape) <= self.voxels
 
         return scaled(_smallest(fits, 1.0))
 
@@ -247,15 +248,16 @@ def check_positive(values: tuple[Any, ...], what: str, shown: tuple[Any, ...] | 
 
 
 def check_shape(choice: SpacingChoice, case: CaseGeometry, rule: SpacingRule) -> None:
-    """Refuse spacings so coarse that an axis would have fewer than 2 voxels.
+    """Refuse spacings so coarse that an axis would have fewer than 2 voxels, and fewer than with the plans' spacing.
 
     Raises:
         ValueError: If it is so; names the axis and the coarsest spacing that it allows.
     """
     shape = choice.resampled_shape(case.cropped_shape)
+    usual = PlansSpacing().choose(case).resampled_shape(case.cropped_shape)
     for letter, axis in zip(XYZ, case.axes.of, strict=True):
         to = choice.target[axis]
-        if to is not None and shape[axis] < 2 <= case.cropped_shape[axis]:
+        if to is not None and shape[axis] < min(2, usual[axis]):
             length = choice.declared[axis] * case.cropped_shape[axis]
             raise ValueError(
                 f"{rule.describe()} leaves {shape[axis]} voxel(s) along {letter} ({length:g} mm resampled to {to:g} "

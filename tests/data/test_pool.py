@@ -1,8 +1,13 @@
 import os
+import signal
+import subprocess
+import sys
+import time
 
+import psutil
 import pytest
 
-from nnunet_ext.data.pool import WORKER_DIED, WorkerDiedError, map_isolated
+from nnunet_ext.data.pool import REMEDY, WORKER_DIED, WorkerDiedError, map_isolated
 
 
 def square(number: int) -> int:
@@ -32,7 +37,7 @@ def test_a_worker_that_dies_costs_its_own_case_only():
     results = {name: (result, error) for name, result, error in map_isolated(die_of_zero, tasks, 2)}
     assert set(results) == set(tasks)
     assert isinstance(results["n0"][1], WorkerDiedError)
-    assert str(results["n0"][1]) == WORKER_DIED
+    assert str(results["n0"][1]) == f"{WORKER_DIED}; {REMEDY}"
     assert {name: result for name, (result, _) in results.items() if name != "n0"} == {
         name: number**2 for name, (number,) in tasks.items() if name != "n0"
     }
@@ -57,3 +62,45 @@ def test_leaving_is_no_success():
     ((name, result, error),) = map_isolated(leave, {"a": (3,)}, 1, always_spawn=True)
     assert (name, result) == ("a", None)
     assert "SystemExit" in str(error)
+
+
+class TwoPartsError(Exception):
+    """Cannot be pickled as it is: unpickling calls it with one argument."""
+
+    def __init__(self, first: str, second: str) -> None:
+        super().__init__(f"{first} and {second}")
+
+
+def fail_in_two_parts(number: int) -> int:
+    raise TwoPartsError("one", "two")
+
+
+def test_an_exception_that_cannot_be_pickled_is_not_taken_for_a_death():
+    ((_, _, error),) = map_isolated(fail_in_two_parts, {"a": (3,)}, 1, always_spawn=True)
+    assert not isinstance(error, WorkerDiedError)
+    assert str(error) == "TwoPartsError: one and two"
+
+
+def test_workers_end_when_their_parent_is_killed(tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import time\n"
+        "from nnunet_ext.data.pool import map_isolated\n"
+        "if __name__ == '__main__':\n"
+        "    print('started', flush=True)\n"
+        "    list(map_isolated(time.sleep, {'a': (100,)}, 1, always_spawn=True))\n"
+    )
+    with subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE, start_new_session=True) as process:
+        process.stdout.readline()
+        parent, workers = psutil.Process(process.pid), []
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline and not any("spawn_main" in " ".join(w.cmdline()) for w in workers):
+            time.sleep(0.1)
+            workers = parent.children(recursive=True)
+        time.sleep(3)  # the worker has begun to watch
+        process.send_signal(signal.SIGKILL)
+    _, alive = psutil.wait_procs(workers, timeout=20)
+    for worker in alive:
+        worker.kill()
+    assert workers
+    assert not alive

@@ -45,13 +45,14 @@ def test_more_than_memory_would_hold(tiny_files, model, monkeypatch):
     path = str(tiny_files.add("case", 1))
     with pytest.raises(ValueError, match=r"makes a volume of 60000 x .* take .* GiB; this machine has .*--max_voxels"):
         prepare((path,), None, TargetSpacing(0.001, 0.001, 0.001), model)
-    # 20 x 26 x 30 voxels; image 4 bytes, 4 classes of 3 bytes, 2 for the number of predictions
-    needed = 20 * 26 * 30 * (4 + 4 * 3 + 2)
+    # 20 x 26 x 30 voxels; image 4 bytes, 4 classes of 2 bytes
+    needed = 20 * 26 * 30 * (4 + 4 * 2)
     monkeypatch.setattr(case_module, "total_memory_bytes", lambda: needed)
     prepare((path,), None, TargetSpacing(1, 1, 3), model)
     monkeypatch.setattr(case_module, "total_memory_bytes", lambda: needed - 1)
     with pytest.raises(ValueError, match="makes a volume of 20 x 26 x 30 voxels"):
         prepare((path,), None, TargetSpacing(1, 1, 3), model)
+    prepare((path,), None, PlansSpacing(), model)  # what stock would try is tried
     monkeypatch.setattr(case_module, "total_memory_bytes", lambda: None)
     prepare((path,), None, TargetSpacing(1, 1, 3), model)
 
@@ -66,19 +67,32 @@ def test_non_finite_values(tiny_files, model):
     SimpleITK.WriteImage(SimpleITK.GetImageFromArray(image), str(path))
     with pytest.raises(ValueError, match=rf"{path} has NaN or infinite values"):
         prepare((str(path),), None, PlansSpacing(), model)
+    with pytest.raises(ValueError, match="the image has NaN or infinite values"):
+        prepare((image[None], {"spacing": [1, 1, 1]}), None, PlansSpacing(), model)
+    image[1, 2, 3] = np.nan  # which ITK's NIfTI reader turns into 0
+    SimpleITK.WriteImage(SimpleITK.GetImageFromArray(image), str(tiny_files.images / "case_0000.nii.gz"))
+    with pytest.raises(ValueError, match=r"case_0000\.nii\.gz has NaN or infinite values"):
+        prepare((str(tiny_files.images / "case_0000.nii.gz"),), None, PlansSpacing(), model)
 
 
 def test_the_number_of_channels(tiny_files, model):
     path = str(tiny_files.add("case", 1))
     with pytest.raises(ValueError, match=rf"{path} has 2 channel\(s\), expected 1 \(dataset\.json\)"):
         prepare((path, path), None, PlansSpacing(), model)
+    with pytest.raises(ValueError, match=r"the image has 2 channel\(s\), expected 1"):
+        prepare((np.ones((2, 4, 4, 4)), {"spacing": [1, 1, 1]}), None, PlansSpacing(), model)
+    other = str(tiny_files.add("other", 1, shape=(9, 9, 9)))
+    with pytest.raises(ValueError, match=rf"{other} has shape \(9, 9, 9\), but {path} has \(20, 26, 30\); channels of"):
+        prepare((path, other), None, PlansSpacing(), model)
 
 
 def test_a_previous_stage_that_does_not_fit(tiny_files, model):
     path, other = str(tiny_files.add("case", 1)), str(tiny_files.add("other", 1, shape=(9, 9, 9)))
     with pytest.raises(ValueError, match=rf"{other} has shape \(9, 9, 9\), but {path} has \(20, 26, 30\)"):
         prepare((path,), other, PlansSpacing(), model)
-    with pytest.raises(ValueError, match=r"missing\.nii\.gz.* it must be the previous stage's prediction"):
+    with pytest.raises(ValueError, match=r"the previous stage's segmentation has shape \(9, 9, 9\), but"):
+        prepare((path,), np.zeros((1, 9, 9, 9)), PlansSpacing(), model)
+    with pytest.raises(ValueError, match=r"missing\.nii\.gz.* it must be the previous stage's result"):
         prepare((path,), str(tiny_files.images / "missing.nii.gz"), PlansSpacing(), model)
 
 
@@ -94,3 +108,15 @@ def test_max_voxels_counts_the_non_zero_part(model):
 def test_an_image_of_zeros_does_not_stop_the_counting(model):
     image = np.zeros((1, 8, 8, 8), np.float32)
     assert case_module._non_zero_shape(image) == (8, 8, 8)
+
+
+def test_a_preprocessing_that_fails_names_the_file(tiny_files, model, monkeypatch):
+    from nnunetv2.preprocessing.preprocessors.default_preprocessor import DefaultPreprocessor
+
+    def fail(*_):
+        raise AssertionError("shapes differ")
+
+    monkeypatch.setattr(DefaultPreprocessor, "_normalize", fail)
+    path = str(tiny_files.add("case", 1))
+    with pytest.raises(RuntimeError, match=rf"^{path} cannot be preprocessed: AssertionError: shapes differ"):
+        prepare((path,), None, PlansSpacing(), model)

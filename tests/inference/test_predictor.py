@@ -2,6 +2,7 @@
 
 import json
 import os
+import pickle
 from pathlib import Path
 
 import nibabel
@@ -16,7 +17,7 @@ from nnunetv2.preprocessing.resampling.default_resampling import compute_new_sha
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
 
 from nnunet_ext.inference import ForcedSpacing, MaxVoxels, PredictionFailedError, Predictor, TargetSpacing
-from nnunet_ext.inference.exporting import PARTIAL
+from nnunet_ext.inference.exporting import PARTIAL, Handover, _machine
 from nnunet_ext.inference.predictor import BadInputError
 
 KEEP = TargetSpacing(-1, -1, -1)  # our way of doing it, with nnU-Net's spacing
@@ -109,6 +110,14 @@ class TestSameAsStock:
         record = json.loads((fast / "spacing_report.json").read_text())["cases"]["case"]
         assert record["shape"] == [30, 26, 20]
         assert record["resampled_shape"] == [20, 17, 24]  # 25 x 1 / 1.25, 26 / 1.5, 16 x 3 / 2
+
+    @pytest.mark.parametrize(("shape", "spacing"), [((2, 26, 30), (0.6, 1, 1)), ((1, 26, 30), (3, 1, 1))])
+    def test_thin_images(self, model, tmp_path, shape, spacing):
+        model.add("case", 1, spacing, shape=shape)
+        stock = predict(model, tmp_path / "stock", nnUNetPredictor)
+        for options in ({"fast_export": True}, {"spacing": KEEP, "fast_export": True}):
+            ours = predict(model, tmp_path / "ours", **options)
+            np.testing.assert_array_equal(read(ours / "case.nii.gz"), read(stock / "case.nii.gz"))
 
     def test_probabilities(self, model, tmp_path, capsys):
         model.add("case", 1)
@@ -246,8 +255,6 @@ class TestSpacings:
         assert capsys.readouterr().out.count("have no direction: their first array axis is taken for the axial") == 1
 
     def test_probabilities_have_the_images_size_and_the_true_spacing(self, model, tmp_path):
-        import pickle
-
         model.add("case", 1)
         output = predict(model, tmp_path / "out", spacing=ForcedSpacing(), save_probabilities=True)
         probabilities = np.load(output / "case.npz")["probabilities"]
@@ -383,7 +390,8 @@ class TestBadCases:
             (20, 26, 30),
         ]
 
-    def test_a_failing_network_or_writer_costs_its_case(self, model, tmp_path, monkeypatch):
+    @pytest.mark.parametrize("problem", [torch.cuda.OutOfMemoryError("CUDA out of memory"), AssertionError("odd")])
+    def test_a_failing_network_costs_its_case(self, model, tmp_path, monkeypatch, problem):
         model.add("a", 1)
         model.add("b", 2)
         original = nnUNetPredictor.predict_logits_from_preprocessed_data
@@ -392,11 +400,11 @@ class TestBadCases:
         def out_of_memory_once(self, data):
             calls.append(1)
             if len(calls) == 1:
-                raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+                raise problem
             return original(self, data)
 
         monkeypatch.setattr(nnUNetPredictor, "predict_logits_from_preprocessed_data", out_of_memory_once)
-        with pytest.raises(PredictionFailedError, match="1 of 2 case.*\n  a: CUDA out of memory"):
+        with pytest.raises(PredictionFailedError, match=rf"1 of 2 case.*\n  a: {problem}"):
             predict(model, tmp_path / "out", fast_export=True)
         assert (tmp_path / "out" / "b.nii.gz").is_file()
 
@@ -414,8 +422,16 @@ class TestBadCases:
         names = {"plans.json", "dataset.json", "predict_from_raw_data_args.json"}
         assert {path.name for path in (tmp_path / "out").iterdir()} == names
 
+    def test_the_label_map_comes_last_for_it_stands_for_a_finished_case(self, model, tmp_path, monkeypatch):
+        moved = []
+        original = os.replace
+        monkeypatch.setattr(os, "replace", lambda a, b: moved.append(Path(b).name) or original(a, b))
+        model.add("case", 1)
+        predict(model, tmp_path / "out", spacing=KEEP, save_probabilities=True)
+        assert [name for name in moved if name.startswith("case")][-1] == "case.nii.gz"
+        assert {"case.npz", "case.pkl"} < set(moved)
+
     def test_what_a_killed_run_left_is_removed_but_not_what_a_living_one_writes(self, model, tmp_path):
-        import socket
         import subprocess
         import sys
 
@@ -425,8 +441,8 @@ class TestBadCases:
         folders = [
             output / f"{PARTIAL}{host}_{pid}_x"
             for host, pid in (
-                (socket.gethostname(), dead.pid),
-                (socket.gethostname(), os.getppid()),
+                (_machine(), dead.pid),
+                (_machine(), os.getppid()),
                 ("elsewhere", dead.pid),
             )
         ]
@@ -443,10 +459,53 @@ class TestBadCases:
         model.add("b", 1)
         predict(model, tmp_path / "out", spacing=ForcedSpacing(), overwrite=False)
         said = capsys.readouterr().out
-        assert "Cases that are there already were predicted with --target_spacing 3 3 3; they are kept." in said
+        assert "Kept as they are, though predicted with spacing --target_spacing 3 3 3: a" in said
         cases = json.loads((tmp_path / "out" / "spacing_report.json").read_text())["cases"]
-        assert cases["a"]["predicted_with"] == "--target_spacing 3 3 3"
-        assert cases["b"]["predicted_with"] == "--forced_spacing 0.75 0.75 0.5"
+        assert cases["a"]["predicted_with"]["spacing"] == "--target_spacing 3 3 3"
+        assert cases["b"]["predicted_with"]["spacing"] == "--forced_spacing 0.75 0.75 0.5"
+        model.add("c", 1)
+        (tmp_path / "out" / "other.nii.gz").write_bytes(b"of another run")
+        options = {"spacing": ForcedSpacing(), "fast_export": True, "tile_step_size": 0.9}
+        predict(model, tmp_path / "out", overwrite=False, **options)
+        said = capsys.readouterr().out
+        target = "spacing --target_spacing 3 3 3, fast_export False, tile_step_size 0.5"
+        assert f"Kept as they are, though predicted with {target}: a" in said
+        assert "Kept as they are, though predicted with fast_export False, tile_step_size 0.5: b" in said
+        assert "Kept as they are, though predicted without a record of how: other" in said
+
+    def test_a_failed_case_with_an_older_result_says_so(self, model, tmp_path):
+        path = model.add("a", 1)
+        predict(model, tmp_path / "out", fast_export=True)
+        path.write_bytes(b"no image")
+        with pytest.raises(PredictionFailedError, match="an older result is still there; remove it before you use"):
+            predict(model, tmp_path / "out", fast_export=True)
+
+    def test_a_report_that_cannot_be_written_costs_no_prediction(self, model, tmp_path, monkeypatch, capsys):
+        from nnunet_ext.inference.report import SpacingReport
+
+        def full(*_):
+            raise OSError("No space left on device")
+
+        monkeypatch.setattr(SpacingReport, "add", full)
+        for name in "ab":
+            model.add(name, 1)
+        predict(model, tmp_path / "out", fast_export=True)
+        assert sorted(path.name for path in (tmp_path / "out").glob("*.nii.gz")) == ["a.nii.gz", "b.nii.gz"]
+        assert capsys.readouterr().out.count("spacing_report.json cannot be written: No space left on device") == 2
+
+    def test_a_preprocessor_with_a_run_case_of_its_own_is_refused(self, model, monkeypatch):
+        import nnunetv2.utilities.plans_handling.plans_handler as handler
+
+        class Own(DefaultPreprocessor):
+            def run_case(self, *arguments):
+                return super().run_case(*arguments)
+
+        monkeypatch.setattr(handler.ConfigurationManager, "preprocessor_class", property(lambda _: Own))
+        predictor = model.predictor(Predictor, fast_export=True)
+        with pytest.raises(BadInputError, match="preprocessor Own has a run_case of its own"):
+            predictor.predict_single_npy_array(smooth_image(1)[None], {"spacing": [1, 1, 1]})
+        with pytest.raises(BadInputError, match="preprocessor Own has a run_case of its own"):
+            predictor.predict_from_files_sequential(str(model.images), None)
 
     def test_an_empty_folder_is_named(self, model, tmp_path):
         with pytest.raises(BadInputError, match=r"no images in .*images; expected files named CASE_0000\.nii\.gz"):
@@ -455,6 +514,20 @@ class TestBadCases:
     def test_preprocessed_data_come_too_late(self, model):
         with pytest.raises(BadInputError, match="takes preprocessed data, where --forced_spacing .* come too late"):
             model.predictor(Predictor, spacing=ForcedSpacing()).predict_from_data_iterator([])
+
+
+def test_an_array_handed_over_is_not_kept():
+    array = np.arange(6.0)
+    handover = Handover(array)
+    np.testing.assert_array_equal(pickle.loads(pickle.dumps(handover)), array)
+    assert handover.array is None
+
+
+def test_the_same_name_twice_loses_no_result(model):
+    path = str(model.add("a", 1))
+    found = model.predictor(Predictor, fast_export=True).predict_from_files_sequential([[path], [path]], None)
+    np.testing.assert_array_equal(*found)
+    assert len(found) == 2
 
 
 class TestParts:

@@ -117,7 +117,7 @@ def test_a_profile_from_end_to_end(place: Place, monkeypatch: pytest.MonkeyPatch
     assert stock["measured"]["stages"] is None
     assert fast["measured"]["stages"] == {"reading": 1.5, "preprocessing": 2, "network": 4}
     assert stock["measured"]["seconds_per_case"] == pytest.approx(stock["measured"]["seconds"] / 2, abs=1e-3)
-    assert stock["measured"]["peak_memory_mb"] > 1
+    assert stock["measured"]["peak_memory_mb"] > 0
     assert stock["measured"]["peak_gpu_memory_mb"] is None
     assert len(stock["curves"]["cpu_percent"]["values"]) == len(stock["curves"]["cpu_percent"]["seconds"]) > 0
     assert stock["quality"]["tolerance_mm"] == 2
@@ -168,7 +168,7 @@ def test_an_interrupted_profile_keeps_what_is_done(place: Place, monkeypatch: py
     monkeypatch.setattr(profiling, "run_command", interrupted)
     with pytest.raises(KeyboardInterrupt):
         profile(place.inputs, [STOCK, FAST], place.options)
-    assert list(place.written["settings"]) == ["stock"]
+    assert ["measured" in entry for entry in place.written["settings"].values()] == [True, False]
     monkeypatch.undo()
     place.calls()
     assert failed(profile(place.inputs, [STOCK, FAST], place.options), [STOCK, FAST]) == {}
@@ -244,7 +244,10 @@ def test_a_folder_with_something_else_is_refused(place: Place):
     (out / "profile.json").write_text("{")
     with pytest.raises(FileExistsError, match=r"profile\.json is no JSON \(.*\); pass --overwrite"):
         profile(place.inputs, [STOCK], place.options)
-    profile(place.inputs, [STOCK], replace(place.options, overwrite=True))
+    (out / "stock" / "notes.txt").write_text("mine")  # nothing says any more that the folder is the profile's
+    with pytest.raises(FileExistsError, match="stock is there and is none of this profile, expected it to be free"):
+        profile(place.inputs, [STOCK], replace(place.options, overwrite=True))
+    assert (out / "stock" / "notes.txt").read_text() == "mine"
     for folder in (place.root, place.root / "images"):
         with pytest.raises(ValueError, match="holds what is read .* pass another -o"):
             profile(place.inputs, [STOCK], replace(place.options, output=folder, overwrite=True))

@@ -125,8 +125,13 @@ def test_an_axis_of_fewer_than_two_voxels_is_refused():
 
 def test_an_image_of_one_slice_is_not_the_spacings_fault():
     case = geometry(shape=(1, 100, 100), spacing=(1, 1, 1), plan=(1, 1, 1))
-    rule = TargetSpacing(2, 2, 2)
+    rule = TargetSpacing(2, 2, 1.5)  # one voxel, as with the plans' spacing
     check_shape(rule.choose(case), case, rule)
+    thin = geometry(shape=(2, 100, 100), spacing=(0.6, 1, 1), plan=(2, 1, 1))
+    check_shape(TargetSpacing(2, 2, -1).choose(thin), thin, rule)
+    for rule in (TargetSpacing(2, 2, 20), MaxVoxels(3)):
+        with pytest.raises(ValueError, match=r"leaves [01] voxel\(s\) along"):
+            check_shape(rule.choose(case), case, rule)
 
 
 @pytest.mark.parametrize("bad", [0, -2, math.nan, math.inf, "a", None])
