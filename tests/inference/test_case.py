@@ -52,6 +52,7 @@ def test_more_than_memory_would_hold(tiny_files, model, monkeypatch):
     monkeypatch.setattr(case_module, "total_memory_bytes", lambda: needed - 1)
     with pytest.raises(ValueError, match="makes a volume of 20 x 26 x 30 voxels"):
         prepare((path,), None, TargetSpacing(1, 1, 3), model)
+    monkeypatch.setattr(case_module, "total_memory_bytes", lambda: 1)
     prepare((path,), None, PlansSpacing(), model)  # what stock would try is tried
     monkeypatch.setattr(case_module, "total_memory_bytes", lambda: None)
     prepare((path,), None, TargetSpacing(1, 1, 3), model)
