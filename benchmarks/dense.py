@@ -305,8 +305,8 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--cases", type=int, default=1, help="test scans in one command")
     parser.add_argument("--mirroring", action="store_true")
-    parser.add_argument("--target_spacing", type=float, default=2.1, help="mm, of the setting target_...")
-    parser.add_argument("--max_voxels", type=int, default=10_000_000, help="of the setting max_voxels_...")
+    parser.add_argument("--target_spacing", type=float, default=1.6, help="mm, of the setting target_...")
+    parser.add_argument("--max_voxels", type=int, default=21_600_000, help="of the setting max_voxels_...")
     a = parser.parse_args()
     {"prepare": prepare, "train": train, "run": run, "stages": stages, "report": report}[a.what](a)
 
