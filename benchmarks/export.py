@@ -18,6 +18,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import psutil
 
 HERE = Path(__file__).resolve().parent
 WORK = Path(os.environ.get("NNUNET_EXT_BENCH", HERE / "results")) / "export"
@@ -59,7 +60,7 @@ def one_side(side: str, file: str, factor: float, device: str, save: str) -> Non
     from nnunetv2.utilities.label_handling.label_handling import LabelManager
 
     from nnunet_ext.inference.fast_export import label_map, plan_interpolation
-    from nnunet_ext.inference.memory import forget_peak_memory, peak_memory_mib
+    from nnunet_ext.inference.memory import peak_memory_mib
 
     logits = np.load(file)
     shape = tuple(round(n * factor) for n in logits.shape[1:])
@@ -67,8 +68,7 @@ def one_side(side: str, file: str, factor: float, device: str, save: str) -> Non
     resampling = partial(resample_data_or_seg_to_shape, is_seg=False, order=1, order_z=0, force_separate_z=None)
     manager = LabelManager({"background": 0} | {f"c{n}": n for n in range(1, len(logits))}, None)
     how = plan_interpolation(resampling, logits.shape[1:], shape, spacing, new_spacing)
-    forget_peak_memory()
-    before = peak_memory_mib()
+    before = psutil.Process().memory_info().rss / 2**20
     start = time.perf_counter()
     if side == "fast":
         found = label_map(logits, shape, how, device=torch.device(device))
