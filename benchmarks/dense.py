@@ -183,11 +183,13 @@ if __name__ == "__main__":
 
 def settings(a: argparse.Namespace) -> dict[str, list[str]]:
     """Return the flags of every setting, by the name its results have."""
-    fast, spacing = ["--fast_export"], f"{a.target_spacing:g}"
+    fast, spacing = ["--fast_export"], [f"{value:g}" for value in a.target_spacing]
+    spacing *= 3 if len(spacing) == 1 else 1
+    named = spacing[0] if len(set(spacing)) == 1 else "_".join(spacing)
     return {
         "stock": [],
         "fast_export": fast,
-        f"target_{spacing}": ["--target_spacing", spacing, spacing, spacing, *fast],
+        f"target_{named}": ["--target_spacing", *spacing, *fast],
         f"max_voxels_{a.max_voxels}": ["--max_voxels", str(a.max_voxels), *fast],
         "forced_paper": ["--forced_spacing", *fast],
         "forced_code": ["--forced_spacing", "1", "1", "1.5", *fast],
@@ -223,6 +225,14 @@ def dice(found: Path, truth: Path) -> dict[str, float]:
     return dict(zip(ORGANS, values[1:].tolist(), strict=True))
 
 
+def voxels_unlike(one: Path, other: Path) -> int | None:
+    """Return in how many voxels two label maps differ, ``None`` where there is no other."""
+    if not other.is_file():
+        return None
+    first, second = (SimpleITK.GetArrayFromImage(SimpleITK.ReadImage(str(path))) for path in (one, other))
+    return int((first != second).sum())
+
+
 def run(a: argparse.Namespace) -> None:
     """Measure what is not measured yet: every setting, ``repeats`` times, in changing order."""
     results, source = folders(a)
@@ -240,6 +250,10 @@ def run(a: argparse.Namespace) -> None:
         figures = {"setting": str(name), "repeat": repeat, "date": time.strftime("%Y-%m-%d")}
         figures |= measured(command, env, WORK / f"{name}.log")
         found = {path.name: dice(path, truth / path.name) for path in sorted(output.glob("*.nii.gz"))}
+        stock = output.with_name("stock")
+        figures["voxels_unlike_stock"] = {
+            path.name: voxels_unlike(path, stock / path.name) for path in output.glob("*.nii.gz") if stock.is_dir()
+        }
         if len(found) != a.cases:
             sys.exit(f"{output} holds {len(found)} of {a.cases} predictions; see {WORK / name}.log")
         reported = [json.loads(path.read_text())["cases"] for path in output.glob("spacing_report.json")]
@@ -305,7 +319,9 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--cases", type=int, default=1, help="test scans in one command")
     parser.add_argument("--mirroring", action="store_true")
-    parser.add_argument("--target_spacing", type=float, default=1.6, help="mm, of the setting target_...")
+    parser.add_argument(
+        "--target_spacing", type=float, nargs="+", default=[1.6], help="mm, one or three, of the setting target_..."
+    )
     parser.add_argument("--max_voxels", type=int, default=21_600_000, help="of the setting max_voxels_...")
     a = parser.parse_args()
     {"prepare": prepare, "train": train, "run": run, "stages": stages, "report": report}[a.what](a)

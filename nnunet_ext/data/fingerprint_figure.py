@@ -62,6 +62,11 @@ def draw_fingerprint(
         _draw_histogram(figure.add_subplot(grid[rows + 1, axis]), shapes, f"shape after crop, axis {axis} [voxels]")
     counts = ", ".join(f"{len(some)} {kind}" for kind, some in cases.items())
     figure.suptitle(f"{title}: {counts} cases")
+    save_figure(figure, path)
+
+
+def save_figure(figure: Figure, path: Path) -> None:
+    """Write a figure as PNG; the file is complete or not there."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         figure.savefig(temporary, format="png", dpi=110)

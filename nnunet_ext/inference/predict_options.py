@@ -20,8 +20,8 @@ from nnunet_ext.inference.spacing import (
 PREDICTOR = "nnUNetPredictor"  # the class that the entry points look up in their module
 
 
-class _ForcedSpacingValues(argparse.Action):
-    """No value, or three."""
+class _SpacingValues(argparse.Action):
+    """Three values that make the rule given as ``const``; none, where the option allows it, are the paper's."""
 
     def __call__(
         self,
@@ -31,21 +31,7 @@ class _ForcedSpacingValues(argparse.Action):
         option_string: str | None = None,
     ) -> None:
         """Parse."""
-        setattr(namespace, self.dest, _rule(self, ForcedSpacing, values or PAPER_SPACING))
-
-
-class _TargetSpacingValues(argparse.Action):
-    """Three values."""
-
-    def __call__(
-        self,
-        parser: argparse.ArgumentParser,
-        namespace: argparse.Namespace,
-        values: Any,
-        option_string: str | None = None,
-    ) -> None:
-        """Parse."""
-        setattr(namespace, self.dest, _rule(self, TargetSpacing, values))
+        setattr(namespace, self.dest, _rule(self, self.const, values or PAPER_SPACING))
 
 
 def _max_voxels(text: str) -> MaxVoxels:
@@ -80,7 +66,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--forced_spacing",
         nargs="*",
         metavar="MM",
-        action=_ForcedSpacingValues,
+        action=_SpacingValues,
+        const=ForcedSpacing,
         default=None,
         help="forced spacing of 3D-CPS: declare SX SY SZ (mm) instead of the true spacing; z is kept below 150 slices "
         "and shrinks above 600. The network sees things stretched, which is printed; the output keeps the input's "
@@ -90,7 +77,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--target_spacing",
         nargs="+",
         metavar="MM",
-        action=_TargetSpacingValues,
+        action=_SpacingValues,
+        const=TargetSpacing,
         default=None,
         help="resample to SX SY SZ (mm) instead of the plans' spacing, in true geometry; "
         f"{KEEP} keeps the plans' value",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from nnunet_ext.data.fingerprint_figure import save_figure
 from nnunet_ext.inference.profile_record import STAGES
 
 _STAGE_COLOURS = dict(zip(STAGES, ("#56b4e9", "#0072b2", "#d55e00", "#009e73", "#cc79a7"), strict=True))
@@ -32,12 +32,7 @@ def draw_profile(path: Path, document: dict[str, Any]) -> None:
     entries = {name: entry for name, entry in document["settings"].items() if "measured" in entry}
     figure = _figure(entries, document)
     FigureCanvasAgg(figure)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        figure.savefig(temporary, format="png", dpi=110)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    save_figure(figure, path)
 
 
 def _figure(entries: Entries, document: dict[str, Any]) -> Figure:
