@@ -1,4 +1,4 @@
-"""Dice of supervised training and of CPS on Dataset904 (hippocampus), small configuration, test cases.
+"""DSC and NSD of trainings on Dataset904 (hippocampus), small configuration, test cases.
 
     python benchmarks/accuracy.py run [--only NAME ...]     train and evaluate what is not done yet; resumable
     python benchmarks/accuracy.py report                    tables of what is done, and what is owed
@@ -27,6 +27,8 @@ DATA = Path(os.environ.get("NNUNET_EXT_DATA", HERE.parent.parent / "shared" / "d
 WORK = Path(os.environ.get("NNUNET_EXT_BENCH", HERE / "results")) / "accuracy"
 NAME = "Dataset904_HippocampusSSL"
 CLASSES = {1: "anterior", 2: "posterior"}
+TOLERANCE_MM = 1.0  # of the NSD: one voxel
+MEASURES = ("dsc", "nsd")
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,7 @@ class Run:
 
 
 SUP, CPS = "nnUNetTrainer_20epochs_250iterations", "nnUNetTrainerCPS_20epochs_250iterations"
+CWCD, CPS_CWCD_SHORT = "nnUNetTrainerCWCD_20epochs_250iterations", "nnUNetTrainerCPS_CWCD_15epochs_100iterations"
 SUP_SHORT, CPS_SHORT = "nnUNetTrainer_15epochs_100iterations", "nnUNetTrainerCPS_15epochs_100iterations"
 RUNS = [
     Run("supervised_5000_seed0", SUP, 0),
@@ -53,6 +56,10 @@ RUNS = [
     Run("cps_1500_ramp100", CPS_SHORT, 0, attributes={"ramp_fraction": 1.0}),
     Run("cps_1500_ramp000", CPS_SHORT, 0, attributes={"ramp_fraction": 0.0}),
     Run("cps_1500_weight010", CPS_SHORT, 0, attributes={"cps_weight": 0.1}),
+    Run("cwcd_5000_seed0", CWCD, 0),
+    Run("cwcd_5000_seed1", CWCD, 1),
+    Run("cps_cwcd_1500", CPS_CWCD_SHORT, 0),
+    Run("cps_cwcd_1500_pseudo", CPS_CWCD_SHORT, 0, attributes={"contour_pseudo_labels": True}),
 ]
 
 
@@ -130,20 +137,27 @@ def train_and_evaluate(run: Run) -> None:
 
         networks |= {"network 2": trainer.network_2, "average": AverageOfNetworks(trainer.network, trainer.network_2)}
     trainer.set_deep_supervision_enabled(False)
-    dice = {title: evaluate(trainer, network.eval()) for title, network in networks.items()}
+    scores = {title: evaluate(trainer, network.eval()) for title, network in networks.items()}
     steps = trainer.num_epochs * trainer.num_iterations_per_epoch
-    result = {"run": run.__dict__, "steps": steps, "seconds_last_part": seconds, "dice": dice}
+    result = {"run": run.__dict__, "steps": steps, "seconds_last_part": seconds}
+    for measure in MEASURES:
+        result[measure] = {
+            title: {case: [one[measure] for one in classes.values()] for case, classes in cases.items()}
+            for title, cases in scores.items()
+        }
     target = WORK / "done" / f"{run.name}.json"
     target.parent.mkdir(parents=True, exist_ok=True)
     target.with_suffix(".tmp").write_text(json.dumps(result, indent=1))
     target.with_suffix(".tmp").replace(target)
 
 
-def evaluate(trainer, network) -> dict[str, list[float]]:
-    """Return the Dice of each test case and class, predicted as nnU-Net does (mirroring, step 0.5)."""
+def evaluate(trainer, network) -> dict[str, dict[str, dict[str, float]]]:
+    """Return DSC and NSD of each test case and class, predicted as nnU-Net does (mirroring, step 0.5)."""
     import torch
     from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
     from tqdm import tqdm
+
+    from nnunet_ext.inference.metrics import Classes, compare
 
     predictor = nnUNetPredictor(device=torch.device("cpu"), perform_everything_on_device=False, allow_tqdm=False)
     predictor.manual_initialization(
@@ -156,17 +170,15 @@ def evaluate(trainer, network) -> dict[str, list[float]]:
         trainer.inference_allowed_mirroring_axes,
     )
     reader = trainer.plans_manager.image_reader_writer_class()
-    dice = {}
+    classes = Classes({name: label for label, name in CLASSES.items()}, None)
+    scores = {}
     for label in tqdm(sorted((WORK / "raw" / NAME / "labelsTs").glob("*.nii.gz")), "test cases"):
         case = label.name[: -len(".nii.gz")]
         image, properties = reader.read_images([str(label.parent.parent / "imagesTs" / f"{case}_0000.nii.gz")])
         truth = reader.read_seg(str(label))[0][0]
         found = predictor.predict_single_npy_array(image, properties)
-        dice[case] = [
-            float(2 * ((found == c) & (truth == c)).sum() / max(1, (found == c).sum() + (truth == c).sum()))
-            for c in CLASSES
-        ]
-    return dice
+        scores[case] = compare(truth.astype(int), found.astype(int), properties["spacing"], classes, TOLERANCE_MM)
+    return scores
 
 
 def interval(values: np.ndarray, seed: int = 0) -> tuple[float, float]:
@@ -186,31 +198,37 @@ def recorded(run: Run) -> dict | None:
 
 def report() -> None:
     """Print what is done as Markdown, and name what is owed."""
-    print("| run | seed | steps | network | anterior [95 %] | posterior [95 %] | mean [95 %] | worst case |")
-    print("|---|---|---|---|---|---|---|---|")
     owed, means = [], {}
-    for run in RUNS:
-        result = recorded(run)
-        if result is None:
-            owed.append(run.name)
-            continue
-        for network, dice in result["dice"].items():
-            table = np.array([dice[case] for case in sorted(dice)])
-            means[run.name, network] = table.mean(1)
-            cells = []
-            for values in (*table.T, table.mean(1)):
-                low, high = interval(values)
-                cells.append(f"{values.mean():.3f} [{low:.3f}, {high:.3f}]")
-            print(
-                f"| {run.name} | {run.seed} | {result['steps']} | {network} | {' | '.join(cells)} "
-                f"| {table.mean(1).min():.3f} |"
-            )
-    print("\nPaired differences of the mean Dice over the cases:\n")
+    for measure in MEASURES:
+        print(
+            f"\n| {measure.upper()} | seed | steps | network | {' [95 %] | '.join(CLASSES.values())} [95 %] | mean",
+            end="",
+        )
+        print(" [95 %] | worst case |\n|---|---|---|---|---|---|---|---|")
+        for run in RUNS:
+            result = recorded(run) or {}
+            # the first records hold the DSC alone, under its other name
+            tables = result.get(measure, result.get("dice") if measure == "dsc" else None)
+            if not tables:
+                owed.append(f"{run.name} ({measure.upper()})")
+                continue
+            for network, cases in tables.items():
+                table = np.array([cases[case] for case in sorted(cases)])
+                means[measure, run.name, network] = table.mean(1)
+                cells = []
+                for values in (*table.T, table.mean(1)):
+                    low, high = interval(values)
+                    cells.append(f"{values.mean():.3f} [{low:.3f}, {high:.3f}]")
+                print(f"| {run.name} | {run.seed} | {result['steps']} | {network} | {' | '.join(cells)} ", end="")
+                print(f"| {table.mean(1).min():.3f} |")
+    print("\nPaired differences of the means over the cases:\n")
     for first, second in PAIRS:
-        if first in means and second in means:
-            difference = means[second] - means[first]
-            low, high = interval(difference)
-            print(f"- {' '.join(second)} minus {' '.join(first)}: {difference.mean():+.3f} [{low:+.3f}, {high:+.3f}]")
+        for measure in MEASURES:
+            if (measure, *first) in means and (measure, *second) in means:
+                difference = means[(measure, *second)] - means[(measure, *first)]
+                low, high = interval(difference)
+                print(f"- {measure.upper()}, {' '.join(second)} minus {' '.join(first)}: ", end="")
+                print(f"{difference.mean():+.3f} [{low:+.3f}, {high:+.3f}]")
     print("\nOwed:", ", ".join(owed) or "nothing")
 
 
@@ -224,6 +242,10 @@ PAIRS = [
     (("cps_1500_ramp050", "network 1"), ("cps_1500_ramp100", "network 1")),
     (("cps_1500_ramp050", "network 1"), ("cps_1500_ramp000", "network 1")),
     (("cps_1500_ramp050", "network 1"), ("cps_1500_weight010", "network 1")),
+    (("supervised_5000_seed0", "network 1"), ("cwcd_5000_seed0", "network 1")),
+    (("supervised_5000_seed1", "network 1"), ("cwcd_5000_seed1", "network 1")),
+    (("cps_1500_ramp050", "network 1"), ("cps_cwcd_1500", "network 1")),
+    (("cps_cwcd_1500", "network 1"), ("cps_cwcd_1500_pseudo", "network 1")),
 ]
 
 

@@ -6,13 +6,11 @@ abdominal organ segmentation", FLARE 2022) applies nnU-Net's loss to the peer's 
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-Gather = Callable[[Tensor], Tensor]
+from nnunet_ext.losses._common import Gather, at_least_float32, count_terms
 
 
 def pseudo_labels(logits: Tensor, regions: bool = False) -> Tensor:
@@ -59,12 +57,12 @@ def cross_pseudo_loss(
         ValueError: If the shapes do not fit.
     """
     _check_shapes(logits, labels, valid_mask, 1)
-    log_probs = functional.log_softmax(_at_least_float32(logits), 1)
+    log_probs = functional.log_softmax(at_least_float32(logits), 1)
     targets = labels[:, 0].long()
     if valid_mask is not None:
         targets = torch.where(valid_mask[:, 0] > 0, targets, -100)
     total = functional.nll_loss(log_probs, targets, ignore_index=-100, reduction="sum")
-    ce = total / _count(logits, valid_mask, 1, gather)
+    ce = total / count_terms(logits, valid_mask, 1, gather)
 
     probs = log_probs[:, 1:].exp()
     onehot = torch.zeros_like(log_probs).scatter_(1, labels.long(), 1.0)[:, 1:]
@@ -96,17 +94,13 @@ def cross_pseudo_region_loss(
         ValueError: If the shapes do not fit.
     """
     _check_shapes(logits, labels, valid_mask, logits.shape[1])
-    logits = _at_least_float32(logits)
+    logits = at_least_float32(logits)
     targets = labels.to(logits.dtype)
     bce = functional.binary_cross_entropy_with_logits(logits, targets, reduction="none")
     if valid_mask is not None:
         bce = bce * (valid_mask > 0)
-    ce = bce.sum() / _count(logits, valid_mask, logits.shape[1], gather)
+    ce = bce.sum() / count_terms(logits, valid_mask, logits.shape[1], gather)
     return ce + _dice_loss(logits.sigmoid(), targets, valid_mask, batch_dice, smooth, gather)
-
-
-def _at_least_float32(logits: Tensor) -> Tensor:
-    return logits if logits.dtype == torch.float64 else logits.float()
 
 
 def _check_shapes(logits: Tensor, labels: Tensor, valid_mask: Tensor | None, channels: int) -> None:
@@ -116,18 +110,6 @@ def _check_shapes(logits: Tensor, labels: Tensor, valid_mask: Tensor | None, cha
     mask_shape = (logits.shape[0], 1, *logits.shape[2:])
     if valid_mask is not None and tuple(valid_mask.shape) != mask_shape:
         raise ValueError(f"valid_mask must have shape {mask_shape}, got {tuple(valid_mask.shape)}")
-
-
-def _count(logits: Tensor, valid_mask: Tensor | None, channels: int, gather: Gather | None) -> Tensor:
-    """Number of terms of the mean; over processes their average, because their gradients are averaged later."""
-    if valid_mask is None:
-        count = logits.new_tensor(float(logits[:, :1].numel() * channels))
-    else:
-        count = (valid_mask > 0).sum(dtype=torch.float32) * channels
-    if gather is not None:
-        with torch.no_grad():
-            count = gather(count.reshape(1)).mean()
-    return count.clamp_min(1.0)
 
 
 def _dice_loss(

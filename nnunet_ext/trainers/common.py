@@ -6,6 +6,7 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 from nnunet_ext.trainers.base import ExtPart
 from nnunet_ext.trainers.cps import CPSPart
+from nnunet_ext.trainers.cwcd import CWCDPart
 from nnunet_ext.trainers.length import epochs_part
 
 
@@ -19,3 +20,11 @@ class nnUNetTrainerCPS_100epochs(epochs_part(100), CPSPart, ExtPart, nnUNetTrain
 
 class nnUNetTrainerCPS_250epochs(epochs_part(250), CPSPart, ExtPart, nnUNetTrainer):  # type: ignore[misc]
     """3D-CPS in 250 epochs."""
+
+
+class nnUNetTrainerCWCD(CWCDPart, ExtPart, nnUNetTrainer):
+    """Contour-weighted loss: contours count more in cross-entropy and Dice, 1000 epochs."""
+
+
+class nnUNetTrainerCPS_CWCD(CWCDPart, CPSPart, ExtPart, nnUNetTrainer):
+    """3D-CPS, its labelled patches with the contour-weighted loss, 1000 epochs."""

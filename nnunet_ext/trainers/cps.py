@@ -65,6 +65,10 @@ class CPSPart(TrainerMixin):
         self.cps_step = cps_support.make_step(self)
         curves.register(self.logger, cps_monitor.KEYS)
 
+    def pseudo_criterion(self) -> nn.Module:
+        """Return the loss against the labels of the peer; a part with another loss may replace it."""
+        return cps_support.pseudo_criterion(self)
+
     def configure_optimizers(self) -> tuple[Any, Any]:
         """Return nnU-Net's optimiser, and its scheduler unless ``lr_schedule`` says otherwise."""
         optimizer, scheduler = super().configure_optimizers()

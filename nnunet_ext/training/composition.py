@@ -52,6 +52,9 @@ PARTS = (
         0,
         "3D-CPS: two networks supervise each other on labelled and unlabelled patches",
     ),
+    Part("CWCD", "nnunet_ext.trainers.cwcd:CWCDPart", 1, "loss: contours count more in cross-entropy and Dice"),
+    Part("GDL", "nnunet_ext.trainers.comparison_losses:GDLPart", 1, "loss: generalised Dice"),
+    Part("DWCE", "nnunet_ext.trainers.comparison_losses:DWCEPart", 1, "loss: cross-entropy weighted by distance"),
     Part("<N>epochs", "nnunet_ext.trainers.length:epochs_part", 3, "train for N epochs instead of 1000"),
     Part(
         "<M>iterations",
@@ -61,7 +64,13 @@ PARTS = (
     ),
 )
 
-COMMON = ("nnUNetTrainerCPS", "nnUNetTrainerCPS_100epochs", "nnUNetTrainerCPS_250epochs")
+COMMON = (
+    "nnUNetTrainerCPS",
+    "nnUNetTrainerCPS_100epochs",
+    "nnUNetTrainerCPS_250epochs",
+    "nnUNetTrainerCWCD",
+    "nnUNetTrainerCPS_CWCD",
+)
 
 
 def find_trainer(name: str) -> type | None:

@@ -22,7 +22,7 @@ from nnunet_ext.training import cps_monitor, curves
 from nnunet_ext.training.checkpoints import plain_module
 from nnunet_ext.training.cps_monitor import CPSMonitor
 from nnunet_ext.training.cps_step import CPSStep
-from nnunet_ext.training.criteria import CrossPseudoCriterion, deep_supervision_weights
+from nnunet_ext.training.criteria import CrossPseudoCriterion, scale_weights
 
 KEY = "nnunet_ext_cps"
 
@@ -81,23 +81,25 @@ def make_monitor(trainer: Any) -> CPSMonitor:
     return CPSMonitor(0 if trainer.label_manager.has_regions else 1, trainer.missing_class_patience)
 
 
-def make_step(trainer: Any) -> CPSStep:
-    """Make the step from the trainer's networks, optimisers and loss."""
-    regions = trainer.label_manager.has_regions
-    outputs = len(trainer._get_deep_supervision_scales()) if trainer.enable_deep_supervision else 1
-    lowest = 1e-6 if trainer.is_ddp and not trainer._do_i_compile() else 0.0
-    criterion = CrossPseudoCriterion(
-        deep_supervision_weights(outputs, lowest),
-        regions,
+def pseudo_criterion(trainer: Any) -> CrossPseudoCriterion:
+    """Make nnU-Net's loss against the peer's labels, over all scales."""
+    return CrossPseudoCriterion(
+        scale_weights(trainer),
+        trainer.label_manager.has_regions,
         trainer.configuration_manager.batch_dice,
         trainer.is_ddp,
         compile_loss=trainer._do_i_compile(),
     )
+
+
+def make_step(trainer: Any) -> CPSStep:
+    """Make the step from the trainer's networks, optimisers and loss."""
+    regions = trainer.label_manager.has_regions
     return CPSStep(
         networks=(trainer.network, trainer.network_2),
         optimizers=(trainer.optimizer, trainer.optimizer_2),
         supervised=trainer.loss,
-        cross_pseudo=criterion,
+        cross_pseudo=trainer.pseudo_criterion(),
         autocast=trainer.autocast,
         device=trainer.device,
         number_of_outputs=trainer.label_manager.num_segmentation_heads,

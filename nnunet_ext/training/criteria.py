@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -27,6 +28,51 @@ def deep_supervision_weights(number_of_outputs: int, lowest: float = 0.0) -> tup
     return tuple(float(w) for w in weights / weights.sum())
 
 
+def scale_weights(trainer: Any) -> tuple[float, ...]:
+    """Return the weights of a trainer's outputs."""
+    outputs = len(trainer._get_deep_supervision_scales()) if trainer.enable_deep_supervision else 1
+    # DDP without torch.compile wants every parameter to take part
+    return deep_supervision_weights(outputs, 1e-6 if trainer.is_ddp and not trainer._do_i_compile() else 0.0)
+
+
+def strides_of_scales(trainer: Any) -> list[tuple[int, ...]]:
+    """Return by what each axis of each output is downsampled."""
+    if not trainer.enable_deep_supervision:
+        return [(1,) * len(trainer.configuration_manager.patch_size)]
+    return [tuple(round(1 / factor) for factor in scale) for scale in trainer._get_deep_supervision_scales()]
+
+
+class DeepSupervision(nn.Module):
+    """A loss of its own for each output; nnU-Net's wrapper has one for all.
+
+    Args:
+        losses: One an output, ``(logits, target) -> scalar``.
+        weights: One an output; outputs of weight 0 are skipped.
+    """
+
+    def __init__(self, losses: Sequence[nn.Module], weights: Sequence[float]) -> None:
+        super().__init__()
+        self.losses = nn.ModuleList(losses)
+        self.weights = tuple(weights)
+
+    def forward(self, outputs: Any, targets: Any) -> Tensor:
+        """Return the weighted sum; single tensors are the first output alone."""
+        if isinstance(outputs, Tensor):
+            return self.losses[0](outputs, targets)
+        parts = zip(self.weights, self.losses, outputs, targets, strict=True)
+        return cast(Tensor, sum(weight * loss(output, target) for weight, loss, output, target in parts if weight != 0))
+
+
+def supervised_criterion(trainer: Any, make: Callable[[tuple[int, ...]], nn.Module]) -> DeepSupervision:
+    """Return the loss of a trainer over all scales.
+
+    Args:
+        trainer: The trainer.
+        make: Makes the loss of one scale from its strides.
+    """
+    return DeepSupervision([make(strides) for strides in strides_of_scales(trainer)], scale_weights(trainer))
+
+
 class CrossPseudoCriterion(nn.Module):
     """The CPS loss of one network over all scales of deep supervision.
 
@@ -48,6 +94,11 @@ class CrossPseudoCriterion(nn.Module):
         function: Callable = cross_pseudo_region_loss if regions else cross_pseudo_loss
         self._function = torch.compile(function) if compile_loss and not ddp else function
 
+    def loss_of_scale(self, scale: int, logits: Tensor, target: Tensor, mask: Tensor | None) -> Tensor:
+        """Return the loss of one output."""
+        gather = AllGatherGrad.apply if self.ddp else None
+        return self._function(logits, target, mask, batch_dice=self.batch_dice, gather=gather)
+
     def forward(self, outputs: list[Tensor], labels: list[Tensor], valid_mask: Tensor | None) -> Tensor:
         """Return the weighted sum over the scales.
 
@@ -56,12 +107,11 @@ class CrossPseudoCriterion(nn.Module):
             labels: The peer's hard labels at the same scales.
             valid_mask: ``(B, 1, *S_0)`` or None.
         """
-        gather = AllGatherGrad.apply if self.ddp else None
         total: Tensor | float = 0.0
-        for weight, logits, target in zip(self.weights, outputs, labels, strict=True):
+        for scale, (weight, logits, target) in enumerate(zip(self.weights, outputs, labels, strict=True)):
             if weight != 0:
                 mask = resize_mask(valid_mask, logits.shape[2:])
-                total = total + weight * self._function(logits, target, mask, batch_dice=self.batch_dice, gather=gather)
+                total = total + weight * self.loss_of_scale(scale, logits, target, mask)
         if not isinstance(total, Tensor):
             raise ValueError(f"at least one deep supervision weight must differ from 0, got {self.weights}")
         return total

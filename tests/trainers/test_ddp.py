@@ -11,7 +11,7 @@ from reference import tiny
 
 from nnunet_ext.training.composition import find_trainer
 
-NAME, STEPS = "nnUNetTrainerCPS_4epochs_2iterations", 2
+LENGTH, STEPS = "_4epochs_2iterations", 2
 
 
 def fixed_batch(trainer, size):
@@ -41,7 +41,7 @@ def part(batch, rank, size):
     }
 
 
-def run(rank, world, folder, configuration, output):
+def run(rank, world, folder, name, configuration, output):
     torch.set_num_threads(1)
     for name in ("raw", "preprocessed", "results"):
         os.environ[f"nnUNet_{name}"] = os.path.join(folder, name)
@@ -49,8 +49,9 @@ def run(rank, world, folder, configuration, output):
     if world > 1:
         dist.init_process_group("gloo", init_method=f"file://{folder}/meeting_point", rank=rank, world_size=world)
     plans = tiny.plans() | {"continue_training": False}
-    trainer = find_trainer(NAME)(plans, configuration, 0, tiny.dataset_json(), torch.device("cpu"))
+    trainer = find_trainer(name + LENGTH)(plans, configuration, 0, tiny.dataset_json(), torch.device("cpu"))
     trainer.current_epoch = 2  # lambda 0.5
+    trainer.contour_pseudo_labels = True
     trainer.configuration_manager.configuration["batch_size"] = 2
     trainer.initialize()
     trainer.set_deep_supervision_enabled(True)
@@ -68,12 +69,15 @@ def run(rank, world, folder, configuration, output):
         dist.destroy_process_group()
 
 
-@pytest.mark.parametrize("configuration", ["3d_fullres", "2d"])  # Dice per sample, and over the batch
-def test_two_processes_equal_one_with_the_joint_batch(environment, configuration):
+@pytest.mark.parametrize(
+    ("name", "configuration"),  # Dice per sample in 3D, and over the batch in 2D
+    [("nnUNetTrainerCPS", "3d_fullres"), ("nnUNetTrainerCPS", "2d"), ("nnUNetTrainerCPS_CWCD", "2d")],
+)
+def test_two_processes_equal_one_with_the_joint_batch(environment, name, configuration):
     tiny.make(environment, configurations=(configuration,))
     joint, split = (str(environment / name) for name in ("joint.pt", "split.pt"))
-    run(0, 1, str(environment), configuration, joint)
-    mp.spawn(run, args=(2, str(environment), configuration, split), nprocs=2)
+    run(0, 1, str(environment), name, configuration, joint)
+    mp.spawn(run, args=(2, str(environment), name, configuration, split), nprocs=2)
     expected, found = (torch.load(file, weights_only=False) for file in (joint, split))
     for one, two in zip(expected[:2], found[:2], strict=True):
         for key in one:

@@ -1,0 +1,60 @@
+"""The part ``CWCD``: contour-weighted cross-entropy and separable Dice."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from nnunet_ext.trainers._mixin import TrainerMixin
+from nnunet_ext.training import contours
+
+
+class CWCDPart(TrainerMixin):
+    """Contour-weighted cross-entropy and Dice instead of nnU-Net's loss; nothing else changes.
+
+    Attributes:
+        contour_kernel: Size of the box of one erosion in voxels.
+        contour_iterations: Erosions, the thickness of the contour in voxels; 0 gives nnU-Net's loss plus 1. Axes
+            coarser than three times the finest have none.
+        contour_thickness_mm: Thickness in mm instead, by the spacing of the plans.
+        contour_border: ``"inside"``, or ``"outside"`` to make contours of what touches the patch's border.
+        contour_reduction: Dice ``"per_class"`` or ``"pooled"``.
+        contour_ce_weight: Added to the weight of the cross-entropy on contours.
+        contour_dice_weight: Weight of the contours' Dice, lambda; the rest's has 1 - lambda.
+        contour_of_background: Weigh the background's voxels beside the foreground, too.
+        contour_min_interior: Share of each class that must not be contour; thinner bands for it if needed.
+        contour_pseudo_labels: With CPS, contour-weighted losses for the pseudo-labels, too.
+    """
+
+    def __init__(
+        self,
+        plans: dict[str, Any],
+        configuration: str,
+        fold: int,
+        dataset_json: dict[str, Any],
+        device: torch.device = torch.device("cuda"),
+    ) -> None:
+        super().__init__(plans, configuration, fold, dataset_json, device)
+        self.contour_kernel = 3
+        self.contour_iterations = 1
+        self.contour_thickness_mm: float | None = None
+        self.contour_border = "inside"
+        self.contour_reduction = "per_class"
+        self.contour_ce_weight = 1.0
+        self.contour_dice_weight = 0.5
+        self.contour_of_background = False
+        self.contour_min_interior = 0.0
+        self.contour_pseudo_labels = False
+
+    def _build_loss(self) -> nn.Module:
+        return contours.contour_criterion(self)
+
+    def pseudo_criterion(self) -> nn.Module:
+        """Return the loss of the pseudo-labels: that of CPS, unless ``contour_pseudo_labels``."""
+        return contours.contour_pseudo_criterion(self) if self.contour_pseudo_labels else super().pseudo_criterion()
+
+    def hyperparameters(self) -> dict[str, Any]:
+        """Add the settings of the contours."""
+        return super().hyperparameters() | {k: v for k, v in vars(self).items() if k.startswith("contour_")}

@@ -1,0 +1,140 @@
+"""Generalised Dice and distance-weighted cross-entropy."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from scipy.ndimage import distance_transform_edt
+from torch.nn import functional
+
+from nnunet_ext.losses import DistanceWeightedCrossEntropy, GeneralisedDiceLoss, contour_map
+from nnunet_ext.losses.distance_weighted import closeness
+
+LOSSES = [GeneralisedDiceLoss, DistanceWeightedCrossEntropy]
+
+
+def case(shape=(2, 3, 9, 8), seed=0, dtype=torch.float32, ignored=False):
+    generator = torch.Generator().manual_seed(seed)
+    logits = torch.randn(shape, generator=generator, dtype=dtype)
+    labels = torch.randint(0, shape[1] + ignored, (shape[0], 1, *shape[2:]), generator=generator)
+    labels[:, :, :4, :3] = 1
+    return logits, labels
+
+
+def as_regions(labels, ignored=False):
+    parts = [labels > 0, labels == 2, labels == 1]
+    return torch.cat([*parts, labels == 3] if ignored else parts, 1)
+
+
+def naive_generalised_dice(logits, labels, batch_dice, smooth=1e-5):
+    """Sudre et al., Eq. for GDL, with loops over classes; every class is present."""
+    probs = torch.softmax(logits.double(), 1)
+    groups = [(probs, labels)] if batch_dice else zip(probs.split(1), labels.split(1), strict=True)
+    values = []
+    for p, label in groups:
+        above = below = 0.0
+        for c in range(logits.shape[1]):
+            truth = (label[:, 0] == c).double()
+            weight = 1 / truth.sum() ** 2
+            above += weight * (p[:, c] * truth).sum()
+            below += weight * (p[:, c].sum() + truth.sum())
+        values.append(1 - (2 * above + smooth) / (below + smooth))
+    return sum(values) / len(values)
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 9, 8), (2, 3, 4, 6, 5)])
+@pytest.mark.parametrize("batch_dice", [False, True])
+def test_generalised_dice_equals_naive_version(shape, batch_dice):
+    logits, labels = case(shape)
+    expected = naive_generalised_dice(logits, labels, batch_dice)
+    assert GeneralisedDiceLoss(batch_dice=batch_dice)(logits, labels).item() == pytest.approx(expected.item(), rel=1e-4)
+
+
+def test_generalised_dice_by_hand():
+    # Four voxels, one of class 1; probability 3/4 for class 1 everywhere. Weights 1/9 and 1.
+    labels = torch.tensor([0, 0, 0, 1]).reshape(1, 1, 1, 4)
+    logits = torch.tensor([0.0, math.log(3)]).reshape(1, 2, 1, 1).expand(1, 2, 1, 4)
+    above = 3 * 0.25 / 9 + 0.75
+    below = (4 * 0.25 + 3) / 9 + (4 * 0.75 + 1)
+    expected = 1 - (2 * above + 1e-5) / (below + 1e-5)
+    assert GeneralisedDiceLoss()(logits, labels).item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_closeness_by_hand():
+    # a row 0 0 0 0 1 1 1: the boundary is at the fourth and fifth voxel, the first voxel is 3 away from it
+    labels = torch.tensor([0, 0, 0, 0, 1, 1, 1]).reshape(1, 1, 1, 7)
+    expected = [0, 1 / 3, 2 / 3, 1, 1, 2 / 3, 1 / 3]
+    assert closeness(labels).flatten().tolist() == pytest.approx(expected, abs=1e-6)
+    logits = torch.zeros(1, 2, 1, 7)
+    weight = 1 + sum(expected) / 7
+    assert DistanceWeightedCrossEntropy()(logits, labels).item() == pytest.approx(weight * math.log(2), rel=1e-6)
+
+
+@pytest.mark.parametrize("spacing", [None, (3.0, 1.0), (3.0, 1.0, 0.5)])
+def test_closeness_equals_scipy(spacing):
+    _, labels = case((2, 3, 9, 8) if spacing is None or len(spacing) == 2 else (2, 3, 4, 6, 5))
+    labels[1] = 0
+    labels[1, 0, 2:4, 2:4] = 1
+    for sample, found in zip(labels, closeness(labels, spacing), strict=True):
+        distance = distance_transform_edt(~contour_map(sample[None])[0, 0].numpy(), spacing)
+        np.testing.assert_allclose(found[0], 1 - distance / max(distance.max(), 1e-8), atol=1e-6)
+
+
+def test_distance_weighted_regions_have_their_own_boundaries():
+    logits, labels = case()
+    target = as_regions(labels)
+    weights = 1 + torch.cat([closeness(target[:, n : n + 1]) for n in range(3)], 1)
+    bce = functional.binary_cross_entropy_with_logits(logits, target.float(), reduction="none")
+    found = DistanceWeightedCrossEntropy(regions=True)(logits, target)
+    torch.testing.assert_close(found, (weights * bce).mean())
+
+
+@pytest.mark.parametrize("cls", LOSSES)
+@pytest.mark.parametrize("regions", [False, True])
+def test_nothing_under_the_ignore_label_counts(cls, regions):
+    logits, labels = case(ignored=True)
+    target = as_regions(labels, True) if regions else labels
+    loss = cls(regions=regions, ignore_label=3)
+    expected = loss(logits, target).item()
+    noise = 7 * torch.randn(logits.shape, generator=torch.Generator().manual_seed(1)) * (labels == 3)
+    assert loss(logits + noise, target).item() == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize("cls", LOSSES)
+@pytest.mark.parametrize("regions", [False, True])
+@pytest.mark.parametrize("content", ["empty", "full", "ignored"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_edge_cases_stay_finite(cls, regions, content, dtype):
+    logits = (20 * case()[0]).to(dtype).requires_grad_()
+    labels = torch.full((2, 1, 9, 8), {"empty": 0, "full": 1, "ignored": 3}[content])
+    value = cls(regions=regions, ignore_label=3)(logits, as_regions(labels, True) if regions else labels)
+    value.backward()
+    assert torch.isfinite(value)
+    assert torch.isfinite(logits.grad).all()
+    if content == "ignored":
+        assert logits.grad.abs().max() == 0
+
+
+@pytest.mark.parametrize("cls", LOSSES)
+@pytest.mark.parametrize("regions", [False, True])
+def test_gradients(cls, regions):
+    logits, labels = case((2, 3, 5, 4), dtype=torch.float64)
+    target = as_regions(labels) if regions else labels
+    assert torch.autograd.gradcheck(lambda x: cls(regions=regions)(x, target), logits.requires_grad_())
+
+
+@pytest.mark.parametrize("cls", LOSSES)
+def test_falls_as_a_prediction_approaches_the_truth(cls):
+    logits, labels = case()
+    truth = functional.one_hot(labels[:, 0], 3).movedim(-1, 1).float()
+    values = [cls()(logits + step * truth, labels).item() for step in range(0, 40, 4)]
+    assert values == sorted(values, reverse=True)
+    assert values[-1] == pytest.approx(0, abs=1e-3)
+
+
+@pytest.mark.parametrize("cls", LOSSES)
+def test_shapes_that_do_not_fit(cls):
+    logits, labels = case()
+    with pytest.raises(ValueError, match=r"target must have shape \(2, 1, 9, 8\), got \(2, 9, 8\)"):
+        cls()(logits, labels[:, 0])
