@@ -159,12 +159,12 @@ class ContourWeightedLoss(nn.Module):
             weights, probs, targets = weights * valid, probs * valid, targets * valid
         ce = (weights * bce).sum() / count_terms(logits, valid, logits.shape[1], self.gather)
         axes = tuple(range(2, logits.ndim))
-        true = probs * targets
-        sums = [
-            torch.stack([(values if levels == 0 else values * (depth == n)).sum(axes) for n in range(levels + 1)], 1)
-            for values in (true, targets)
-        ]
-        return self.weight_ce * ce + self._dice_loss(*sums, probs.sum(axes))
+
+        def by_depth(values: Tensor) -> Tensor:
+            parts = [values if levels == 0 else values * (depth == n) for n in range(levels + 1)]
+            return torch.stack([part.sum(axes) for part in parts], 1)
+
+        return self.weight_ce * ce + self._dice_loss(by_depth(probs * targets), by_depth(targets), probs.sum(axes))
 
     def _depth(self, logits: Tensor, contours) -> tuple[Tensor, int]:  # type: ignore[no-untyped-def]
         """Return for each voxel the thinnest band it belongs to, 1 to the number of bands, or 0; and that number."""

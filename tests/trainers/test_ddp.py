@@ -43,8 +43,8 @@ def part(batch, rank, size):
 
 def run(rank, world, folder, name, configuration, output):
     torch.set_num_threads(1)
-    for name in ("raw", "preprocessed", "results"):
-        os.environ[f"nnUNet_{name}"] = os.path.join(folder, name)
+    for kind in ("raw", "preprocessed", "results"):
+        os.environ[f"nnUNet_{kind}"] = os.path.join(folder, kind)
     os.environ["nnUNet_compile"] = "0"
     if world > 1:
         dist.init_process_group("gloo", init_method=f"file://{folder}/meeting_point", rank=rank, world_size=world)

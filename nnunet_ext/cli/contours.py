@@ -1,0 +1,135 @@
+"""Draws the contours that the contour-weighted loss (trainers with CWCD) finds in label files.
+
+Contours are opaque, what lies inside of them is transparent; the legend says how much of each class is contour. A class
+that is nearly all contour is thinner than twice the band: see min_interior in docs/cwcd.md. Thickness counts in the
+voxels of the files unless --spacing gives that of the plans. Images are drawn underneath where they lie in the folder
+that nnU-Net expects (imagesTr beside labelsTr, imagesTs beside labelsTs).
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+from nnunet_ext.cli.values import natural, positive_float, positive_int
+
+ENDINGS = (".nii.gz", ".nii", ".nrrd", ".mha", ".png", ".bmp", ".tif", ".tiff", ".gipl")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of ``nnUNetv2_ext contours``."""
+    parser.add_argument("-i", type=Path, required=True, metavar="LABELS", help="folder of label files")
+    parser.add_argument("-o", type=Path, required=True, metavar="OUTPUT", help="folder for one PNG a file")
+    parser.add_argument("--kernel", type=positive_int, nargs="+", default=[3], metavar="N", help="one or three, z y x")
+    thickness = parser.add_mutually_exclusive_group()
+    thickness.add_argument("--iterations", type=natural, default=1, metavar="N", help="erosions (default: 1)")
+    thickness.add_argument("--thickness_mm", type=positive_float, metavar="MM", help="thickness in mm instead")
+    parser.add_argument("--border", choices=("inside", "outside"), default="inside", help="what lies outside the image")
+    parser.add_argument(
+        "--spacing",
+        type=positive_float,
+        nargs=3,
+        metavar=("Z", "Y", "X"),
+        help="in mm, in the order of the plans (configurations, spacing): resample the labels first, as training does",
+    )
+    parser.add_argument("--overwrite", action="store_true", help="write into a folder that is not empty")
+    parser.add_argument("--no_pbar", action="store_true", help="no progress bar")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Draw; the exit status is 1 if a file failed."""
+    from tqdm import tqdm
+
+    from nnunet_ext.training.contour_figure import Band, LabelNames
+
+    if len(arguments.kernel) not in (1, 3):
+        raise ValueError(f"--kernel takes one or three numbers, got {len(arguments.kernel)}: {arguments.kernel}")
+    if not arguments.i.is_dir():
+        raise FileNotFoundError(f"{arguments.i} is no folder; give the folder of the label files, e.g. labelsTr")
+    files = sorted(path for path in arguments.i.iterdir() if path.name.endswith(ENDINGS))
+    if not files:
+        raise FileNotFoundError(f"{arguments.i} has no label files (expected one of {', '.join(ENDINGS)})")
+    if arguments.o.is_dir() and any(arguments.o.iterdir()) and not arguments.overwrite:
+        raise FileExistsError(f"{arguments.o} is not empty; give another folder, or --overwrite")
+    arguments.o.mkdir(parents=True, exist_ok=True)
+    kernel = arguments.kernel[0] if len(arguments.kernel) == 1 else tuple(arguments.kernel)
+    band = Band(kernel, arguments.iterations, arguments.thickness_mm, arguments.border)
+    names, failures = LabelNames.of_folder(arguments.i), []
+    thin: dict[str, list[float]] = {}
+    for file in tqdm(files, "label files", disable=arguments.no_pbar):
+        try:
+            for name, share in _draw_one(file, arguments, band, names).items():
+                thin.setdefault(name, []).append(share)
+        except Exception as error:  # one bad file never costs the others
+            failures.append(f"{file}: {str(error).strip() or type(error).__name__}")
+    print(f"{'class':<24} contour, median (largest) share over the files")
+    for name, values in thin.items():
+        print(f"{name:<24} {sorted(values)[len(values) // 2]:.0%} ({max(values):.0%})")
+    print(f"Wrote {len(files) - len(failures)} pictures to {arguments.o}")
+    for failure in failures:
+        print(f"failed: {failure}", file=sys.stderr)
+    return 1 if failures else 0
+
+
+def _draw_one(file: Path, arguments: argparse.Namespace, band: Any, names: Any) -> dict[str, float]:
+    """Draw one file; return the share of contour of each class it has."""
+    import numpy as np
+
+    from nnunet_ext.training.contour_figure import LabelNames, contours_of, draw, shares
+
+    case, ending = _split(file)
+    labels, spacing = _read(file, ending, segmentation=True)
+    image_file = file.parent.parent / file.parent.name.replace("labels", "images") / f"{case}_0000{ending}"
+    image = None
+    if file.parent.name.startswith("labels") and image_file.is_file():
+        image = _read(image_file, ending, segmentation=False)[0]
+        if image.shape != labels.shape:
+            raise ValueError(f"its shape is {labels.shape}, but {image_file} has {image.shape}")
+    if arguments.spacing:
+        labels, image = _resampled(labels, image, spacing, arguments.spacing)
+        spacing = list(arguments.spacing)
+    names = names or LabelNames.of_labels(labels)
+    if (
+        not names.names
+        or not np.isin(labels, [v for value in names.names.values() for v in np.atleast_1d(value)]).any()
+    ):
+        raise ValueError("it has no foreground label")
+    contours = contours_of(labels, spacing, names, band)
+    thickness = (
+        f"{band.thickness_mm:g} mm"
+        if band.thickness_mm
+        else f"box of {band.kernel} voxels, {band.iterations} erosion(s)"
+    )
+    title = f"{case}: contours, {thickness}, voxels of {' x '.join(f'{s:.3g}' for s in spacing)} mm"
+    draw(arguments.o / f"{case}.png", title, labels, contours, spacing, names, image)
+    return {name: share for name, (voxels, share) in shares(labels, contours, names).items() if voxels}
+
+
+def _split(file: Path) -> tuple[str, str]:
+    ending = next(ending for ending in ENDINGS if file.name.endswith(ending))
+    return file.name[: -len(ending)], ending
+
+
+def _read(file: Path, ending: str, segmentation: bool) -> tuple[Any, list[float]]:
+    """Read the first channel with nnU-Net's reader; return ``(Z, Y, X)`` and the spacing in mm."""
+    from nnunetv2.imageio.reader_writer_registry import determine_reader_writer_from_file_ending
+
+    reader = determine_reader_writer_from_file_ending(
+        ending, str(file), allow_nonmatching_filename=True, verbose=False
+    )()
+    array, properties = reader.read_seg(str(file)) if segmentation else reader.read_images([str(file)])
+    return array[0].astype("int32") if segmentation else array[0], [float(s) for s in properties["spacing"]]
+
+
+def _resampled(labels: Any, image: Any, spacing: list[float], target: list[float]) -> tuple[Any, Any]:
+    """Resample as nnU-Net's preprocessing does."""
+    from nnunetv2.preprocessing.resampling.default_resampling import compute_new_shape, resample_data_or_seg_to_shape
+
+    shape = compute_new_shape(labels.shape, spacing, target)
+    arguments = (shape, spacing, target)
+    labels = resample_data_or_seg_to_shape(labels[None], *arguments, is_seg=True, order=1, order_z=0)[0]
+    if image is not None:
+        image = resample_data_or_seg_to_shape(image[None], *arguments, is_seg=False, order=1, order_z=0)[0]
+    return labels, image
