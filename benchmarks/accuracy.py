@@ -1,11 +1,14 @@
-"""DSC and NSD of trainings on Dataset904 (hippocampus), small configuration, test cases.
+"""DSC and NSD of trainings, small networks, on the test cases of two datasets.
+
+hippocampus  Dataset904, 10 labelled scans; needs the folder of NNUNET_EXT_DATA (default ../shared/data)
+imbalance    phantoms like an abdominal CT, 20 for training and 40 for testing, generated; of the volume 3.4 % is liver
+             and 0.09 % gallbladder
 
     python benchmarks/accuracy.py run [--only NAME ...]     train and evaluate what is not done yet; resumable
     python benchmarks/accuracy.py report                    tables of what is done, and what is owed
 
-Needs the folder of the environment variable NNUNET_EXT_DATA (default ../shared/data). Each run is a process of its
-own with one thread, loader in the same process (repeatable), and its own seed. Results: benchmarks/results/accuracy;
-those behind docs/benchmarks.md lie in benchmarks/records.
+Each run is a process of its own with one thread, loader in the same process (repeatable), and its own seed. Results:
+benchmarks/results/accuracy; those behind docs/benchmarks.md lie in benchmarks/records.
 """
 
 from __future__ import annotations
@@ -22,24 +25,65 @@ from pathlib import Path
 
 import numpy as np
 
+from nnunet_ext.demo.phantom import LABELS, make_phantom
+
 HERE = Path(__file__).resolve().parent
 DATA = Path(os.environ.get("NNUNET_EXT_DATA", HERE.parent.parent / "shared" / "data"))
 WORK = Path(os.environ.get("NNUNET_EXT_BENCH", HERE / "results")) / "accuracy"
-NAME = "Dataset904_HippocampusSSL"
-CLASSES = {1: "anterior", 2: "posterior"}
-TOLERANCE_MM = 1.0  # of the NSD: one voxel
 MEASURES = ("dsc", "nsd")
 
 
 @dataclass(frozen=True)
+class Task:
+    """What is trained on.
+
+    Attributes:
+        dataset: Name of the dataset; its number is in it.
+        planner: Made with nnUNetv2_plan_and_preprocess -pl.
+        plans: Name of its plans.
+        classes: Names by label.
+        tolerance_mm: Of the NSD: about one voxel.
+        patch: Patch size, None for that of the plans.
+    """
+
+    dataset: str
+    planner: str
+    plans: str
+    classes: dict[int, str]
+    tolerance_mm: float
+    patch: list[int] | None = None
+
+    @property
+    def number(self) -> str:
+        """The dataset's number."""
+        return self.dataset[7:10]
+
+
+ORGANS = {number: organ for organ, number in LABELS.items() if number}
+TASKS = {
+    "hippocampus": Task(
+        "Dataset904_HippocampusSSL",
+        "SemiSupervisedPlanner",
+        "SemiSupervisedPlans",
+        {1: "anterior", 2: "posterior"},
+        1.0,
+    ),
+    "imbalance": Task("Dataset922_ImbalancedPhantom", "ExperimentPlanner", "nnUNetPlans", ORGANS, 5.0, [24, 32, 32]),
+}
+PHANTOMS = {"Tr": 20, "Ts": 40}
+AIR_VOXELS = 8  # on each side, in plane: a scan with a large field of view
+
+
+@dataclass(frozen=True)
 class Run:
-    """One training: trainer name, seed, bfloat16 or not, and attributes that differ from the defaults."""
+    """One training: trainer name, seed, bfloat16 or not, attributes that differ from the defaults, and the dataset."""
 
     name: str
     trainer: str
     seed: int = 0
     bf16: bool = True
     attributes: dict = field(default_factory=dict)
+    task: str = "hippocampus"
 
 
 SUP, CPS = "nnUNetTrainer_20epochs_250iterations", "nnUNetTrainerCPS_20epochs_250iterations"
@@ -60,6 +104,15 @@ RUNS = [
     Run("cwcd_5000_seed1", CWCD, 1),
     Run("cps_cwcd_1500", CPS_CWCD_SHORT, 0),
     Run("cps_cwcd_1500_pseudo", CPS_CWCD_SHORT, 0, attributes={"contour_pseudo_labels": True}),
+    *[
+        Run(f"imbalance_{name}_seed{seed}", trainer, seed, attributes=attributes, task="imbalance")
+        for seed in (0, 1)
+        for name, trainer, attributes in (
+            ("supervised", SUP, {}),
+            ("cwcd", CWCD, {}),
+            ("cwcd_adaptive", CWCD, {"contour_min_interior": 0.25}),
+        )
+    ],
 ]
 
 
@@ -83,25 +136,53 @@ def environment(run: Run | None = None) -> dict[str, str]:
     return env
 
 
-def prepare() -> None:
+def write_phantoms(folder: Path) -> None:
+    """Write the raw dataset of phantoms."""
+    import SimpleITK
+
+    for kind, number in PHANTOMS.items():
+        for index in range(number):
+            images = make_phantom(7 if kind == "Tr" else 8, index).to_images()
+            for image, value, name, end in zip(images, (-1000, 0), ("images", "labels"), ("_0000", ""), strict=True):
+                target = folder / f"{name}{kind}" / f"phantom_{index:03d}{end}.nii.gz"
+                target.parent.mkdir(parents=True, exist_ok=True)
+                margin = [AIR_VOXELS, AIR_VOXELS, 0]
+                SimpleITK.WriteImage(SimpleITK.ConstantPad(image, margin, margin, value), str(target))
+    content = {"channel_names": {"0": "CT"}, "labels": LABELS, "numTraining": PHANTOMS["Tr"], "file_ending": ".nii.gz"}
+    (folder / "dataset.json").write_text(json.dumps(content))
+
+
+def prepare(task: Task) -> None:
     """Plan and preprocess with the stock command, then add the small configuration."""
-    if not (DATA / NAME).is_dir():
-        sys.exit(f"{DATA / NAME} is missing; set NNUNET_EXT_DATA to the folder that has it")
-    (WORK / "raw").mkdir(parents=True, exist_ok=True)
-    link = WORK / "raw" / NAME
-    if not link.exists():
-        link.symlink_to((DATA / NAME).resolve())
-    plans_file = WORK / "preprocessed" / NAME / "SemiSupervisedPlans.json"
+    raw = WORK / "raw" / task.dataset
+    raw.parent.mkdir(parents=True, exist_ok=True)
+    if task.dataset.startswith("Dataset904"):
+        if not (DATA / task.dataset).is_dir():
+            sys.exit(f"{DATA / task.dataset} is missing; set NNUNET_EXT_DATA to the folder that has it")
+        if not raw.exists():
+            raw.symlink_to((DATA / task.dataset).resolve())
+    elif not (raw / "dataset.json").is_file():
+        write_phantoms(raw)
+    plans_file = WORK / "preprocessed" / task.dataset / f"{task.plans}.json"
     if plans_file.is_file() and "3d_small" in json.loads(plans_file.read_text())["configurations"]:
         return
-    command = "nnUNetv2_plan_and_preprocess -d 904 -pl SemiSupervisedPlanner -c 3d_fullres -np 2 -npfp 2"
+    command = f"nnUNetv2_plan_and_preprocess -d {task.number} -pl {task.planner} -c 3d_fullres -np 2 -npfp 2"
     subprocess.run(
         [str(Path(sys.executable).parent / command.split()[0]), *command.split()[1:]], env=environment(), check=True
     )
     plans = json.loads(plans_file.read_text())
     architecture = copy.deepcopy(plans["configurations"]["3d_fullres"]["architecture"])
-    architecture["arch_kwargs"]["features_per_stage"] = [8, 16, 32, 64]
-    plans["configurations"]["3d_small"] = {"inherits_from": "3d_fullres", "batch_size": 2, "architecture": architecture}
+    stages = architecture["arch_kwargs"]["n_stages"]
+    architecture["arch_kwargs"]["features_per_stage"] = [min(8 * 2**stage, 64) for stage in range(stages)]
+    small = {"inherits_from": "3d_fullres", "batch_size": 2, "architecture": architecture}
+    if task.patch:
+        # shallower as well, as nnU-Net does for smaller patches
+        for key, value in architecture["arch_kwargs"].items():
+            if isinstance(value, list):
+                architecture["arch_kwargs"][key] = value[: 3 if key == "n_conv_per_stage_decoder" else 4]
+        architecture["arch_kwargs"]["n_stages"] = 4
+        small["patch_size"] = task.patch
+    plans["configurations"]["3d_small"] = small
     plans_file.write_text(json.dumps(plans, indent=1))
 
 
@@ -113,10 +194,11 @@ def train_and_evaluate(run: Run) -> None:
     from nnunet_ext.training.composition import find_trainer
 
     torch.set_num_threads(1)
-    preprocessed = WORK / "preprocessed" / NAME
-    plans = load_json(str(preprocessed / "SemiSupervisedPlans.json")) | {"continue_training": False}
+    task = TASKS[run.task]
+    preprocessed = WORK / "preprocessed" / task.dataset
+    plans = load_json(str(preprocessed / f"{task.plans}.json")) | {"continue_training": False}
     dataset_json = load_json(str(preprocessed / "dataset.json"))
-    # All ten labelled cases are for training; nothing is selected on validation cases.
+    # All labelled cases are for training; nothing is selected on validation cases.
     trainer = find_trainer(run.trainer)(plans, "3d_small", "all", dataset_json, torch.device("cpu"))
     for key, value in run.attributes.items():
         setattr(trainer, key, value)
@@ -137,7 +219,7 @@ def train_and_evaluate(run: Run) -> None:
 
         networks |= {"network 2": trainer.network_2, "average": AverageOfNetworks(trainer.network, trainer.network_2)}
     trainer.set_deep_supervision_enabled(False)
-    scores = {title: evaluate(trainer, network.eval()) for title, network in networks.items()}
+    scores = {title: evaluate(trainer, network.eval(), task) for title, network in networks.items()}
     steps = trainer.num_epochs * trainer.num_iterations_per_epoch
     result = {"run": run.__dict__, "steps": steps, "seconds_last_part": seconds}
     for measure in MEASURES:
@@ -151,7 +233,7 @@ def train_and_evaluate(run: Run) -> None:
     target.with_suffix(".tmp").replace(target)
 
 
-def evaluate(trainer, network) -> dict[str, dict[str, dict[str, float]]]:
+def evaluate(trainer, network, task: Task) -> dict[str, dict[str, dict[str, float]]]:
     """Return DSC and NSD of each test case and class, predicted as nnU-Net does (mirroring, step 0.5)."""
     import torch
     from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
@@ -170,14 +252,14 @@ def evaluate(trainer, network) -> dict[str, dict[str, dict[str, float]]]:
         trainer.inference_allowed_mirroring_axes,
     )
     reader = trainer.plans_manager.image_reader_writer_class()
-    classes = Classes({name: label for label, name in CLASSES.items()}, None)
+    classes = Classes({name: label for label, name in task.classes.items()}, None)
     scores = {}
-    for label in tqdm(sorted((WORK / "raw" / NAME / "labelsTs").glob("*.nii.gz")), "test cases"):
+    for label in tqdm(sorted((WORK / "raw" / task.dataset / "labelsTs").glob("*.nii.gz")), "test cases"):
         case = label.name[: -len(".nii.gz")]
         image, properties = reader.read_images([str(label.parent.parent / "imagesTs" / f"{case}_0000.nii.gz")])
         truth = reader.read_seg(str(label))[0][0]
         found = predictor.predict_single_npy_array(image, properties)
-        scores[case] = compare(truth.astype(int), found.astype(int), properties["spacing"], classes, TOLERANCE_MM)
+        scores[case] = compare(truth.astype(int), found.astype(int), properties["spacing"], classes, task.tolerance_mm)
     return scores
 
 
@@ -199,13 +281,11 @@ def recorded(run: Run) -> dict | None:
 def report() -> None:
     """Print what is done as Markdown, and name what is owed."""
     owed, means = [], {}
-    for measure in MEASURES:
-        print(
-            f"\n| {measure.upper()} | seed | steps | network | {' [95 %] | '.join(CLASSES.values())} [95 %] | mean",
-            end="",
-        )
-        print(" [95 %] | worst case |\n|---|---|---|---|---|---|---|---|")
-        for run in RUNS:
+    for measure, (name, task) in ((m, t) for t in TASKS.items() for m in MEASURES):
+        print(f"\n| {name}, {measure.upper()} | seed | steps | network |", end="")
+        print(f" {' [95 %] | '.join(task.classes.values())} [95 %] | mean [95 %] | worst case |")
+        print("|---" * (6 + len(task.classes)) + "|")
+        for run in (run for run in RUNS if run.task == name):
             result = recorded(run) or {}
             # the first records hold the DSC alone, under its other name
             tables = result.get(measure, result.get("dice") if measure == "dsc" else None)
@@ -246,6 +326,11 @@ PAIRS = [
     (("supervised_5000_seed1", "network 1"), ("cwcd_5000_seed1", "network 1")),
     (("cps_1500_ramp050", "network 1"), ("cps_cwcd_1500", "network 1")),
     (("cps_cwcd_1500", "network 1"), ("cps_cwcd_1500_pseudo", "network 1")),
+    *[
+        ((f"imbalance_{first}_seed{seed}", "network 1"), (f"imbalance_{second}_seed{seed}", "network 1"))
+        for seed in (0, 1)
+        for first, second in (("supervised", "cwcd"), ("supervised", "cwcd_adaptive"), ("cwcd", "cwcd_adaptive"))
+    ],
 ]
 
 
@@ -264,8 +349,8 @@ def main() -> None:
     elif arguments.command == "one":
         train_and_evaluate(by_name[arguments.only[0]])
     else:
-        prepare()
         for name in arguments.only:
+            prepare(TASKS[by_name[name].task])
             if not (WORK / "done" / f"{name}.json").is_file():
                 print(f"=== {name}", flush=True)
                 command = [sys.executable, __file__, "one", "--only", name]

@@ -53,6 +53,7 @@ def run(arguments: argparse.Namespace) -> int:
         raise FileNotFoundError(f"{arguments.i} has no label files (expected one of {', '.join(ENDINGS)})")
     if arguments.o.is_dir() and any(arguments.o.iterdir()) and not arguments.overwrite:
         raise FileExistsError(f"{arguments.o} is not empty; give another folder, or --overwrite")
+    readers = _readers(files)
     arguments.o.mkdir(parents=True, exist_ok=True)
     kernel = arguments.kernel[0] if len(arguments.kernel) == 1 else tuple(arguments.kernel)
     band = Band(kernel, arguments.iterations, arguments.thickness_mm, arguments.border)
@@ -60,10 +61,11 @@ def run(arguments: argparse.Namespace) -> int:
     thin: dict[str, list[float]] = {}
     for file in tqdm(files, "label files", disable=arguments.no_pbar):
         try:
-            for name, share in _draw_one(file, arguments, band, names).items():
+            for name, share in _draw_one(file, readers[_split(file)[1]], arguments, band, names).items():
                 thin.setdefault(name, []).append(share)
         except Exception as error:  # one bad file never costs the others
-            failures.append(f"{file}: {str(error).strip() or type(error).__name__}")
+            text = str(error).strip() or type(error).__name__
+            failures.append(text if str(file) in text else f"{file}: {text}")
     print(f"{'class':<24} contour, median (largest) share over the files")
     for name, values in thin.items():
         print(f"{name:<24} {sorted(values)[len(values) // 2]:.0%} ({max(values):.0%})")
@@ -73,20 +75,20 @@ def run(arguments: argparse.Namespace) -> int:
     return 1 if failures else 0
 
 
-def _draw_one(file: Path, arguments: argparse.Namespace, band: Any, names: Any) -> dict[str, float]:
+def _draw_one(file: Path, reader: Any, arguments: argparse.Namespace, band: Any, names: Any) -> dict[str, float]:
     """Draw one file; return the share of contour of each class it has."""
     import numpy as np
 
     from nnunet_ext.training.contour_figure import LabelNames, contours_of, draw, shares
 
     case, ending = _split(file)
-    labels, spacing = _read(file, ending, segmentation=True)
+    labels, spacing = _read(file, reader, segmentation=True)
     image_file = file.parent.parent / file.parent.name.replace("labels", "images") / f"{case}_0000{ending}"
     image = None
     if file.parent.name.startswith("labels") and image_file.is_file():
-        image = _read(image_file, ending, segmentation=False)[0]
+        image = _read(image_file, reader, segmentation=False)[0]
         if image.shape != labels.shape:
-            raise ValueError(f"its shape is {labels.shape}, but {image_file} has {image.shape}")
+            raise ValueError(f"{file} has shape {labels.shape}, but {image_file} has {image.shape}; give it its image")
     if arguments.spacing:
         labels, image = _resampled(labels, image, spacing, arguments.spacing)
         spacing = list(arguments.spacing)
@@ -95,7 +97,7 @@ def _draw_one(file: Path, arguments: argparse.Namespace, band: Any, names: Any) 
         not names.names
         or not np.isin(labels, [v for value in names.names.values() for v in np.atleast_1d(value)]).any()
     ):
-        raise ValueError("it has no foreground label")
+        raise ValueError(f"{file} has no foreground label")
     contours = contours_of(labels, spacing, names, band)
     thickness = (
         f"{band.thickness_mm:g} mm"
@@ -112,14 +114,24 @@ def _split(file: Path) -> tuple[str, str]:
     return file.name[: -len(ending)], ending
 
 
-def _read(file: Path, ending: str, segmentation: bool) -> tuple[Any, list[float]]:
-    """Read the first channel with nnU-Net's reader; return ``(Z, Y, X)`` and the spacing in mm."""
-    from nnunetv2.imageio.reader_writer_registry import determine_reader_writer_from_file_ending
+def _readers(files: list[Path]) -> dict[str, Any]:
+    """Return nnU-Net's reader for each file ending, chosen on a file that can be read."""
+    from nnunet_ext.data.reading import choose_reader
 
-    reader = determine_reader_writer_from_file_ending(
-        ending, str(file), allow_nonmatching_filename=True, verbose=False
-    )()
-    array, properties = reader.read_seg(str(file)) if segmentation else reader.read_images([str(file)])
+    by_ending: dict[str, list[str]] = {}
+    for file in files:
+        by_ending.setdefault(_split(file)[1], []).append(str(file))
+    return {ending: choose_reader({"file_ending": ending}, some)() for ending, some in by_ending.items()}
+
+
+def _read(file: Path, reader: Any, segmentation: bool) -> tuple[Any, list[float]]:
+    """Read the first channel; return ``(Z, Y, X)`` and the spacing in mm."""
+    from nnunet_ext.data.reading import one_line
+
+    try:
+        array, properties = reader.read_seg(str(file)) if segmentation else reader.read_images([str(file)])
+    except Exception as error:
+        raise ValueError(f"{file} cannot be read ({one_line(error)}); replace it") from error
     return array[0].astype("int32") if segmentation else array[0], [float(s) for s in properties["spacing"]]
 
 

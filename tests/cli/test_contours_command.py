@@ -1,0 +1,140 @@
+"""``nnUNetv2_ext contours``."""
+
+import json
+import re
+
+import numpy as np
+import pytest
+import SimpleITK
+from PIL import Image
+from reference import naive_cwcd
+
+from nnunet_ext.cli.main import main
+from nnunet_ext.training.contour_figure import Band, LabelNames, contours_of, shares
+
+
+def labels_of(case):
+    labels = np.zeros((6, 14, 12), np.uint8)
+    labels[1:5, 2:12, 2:8] = 1
+    labels[2:4, 3 + case : 5 + case, 9:11] = 2  # two voxels thick: all contour
+    return labels
+
+
+def write(path, array, spacing=(1.0, 1.0, 1.0)):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image = SimpleITK.GetImageFromArray(array)
+    image.SetSpacing(spacing)
+    SimpleITK.WriteImage(image, str(path))
+
+
+@pytest.fixture
+def dataset(tmp_path):
+    for case in range(3):
+        write(tmp_path / f"labelsTr/case_{case}.nii.gz", labels_of(case))
+        write(tmp_path / f"imagesTr/case_{case}_0000.nii.gz", labels_of(case).astype(np.float32) * 50)
+    content = {"labels": {"background": 0, "liver": 1, "adrenal": 2, "ignore": 3}, "file_ending": ".nii.gz"}
+    (tmp_path / "dataset.json").write_text(json.dumps(content))
+    return tmp_path
+
+
+def run(*arguments):
+    return main(["contours", *(str(argument) for argument in arguments), "--no_pbar"])
+
+
+def test_a_picture_for_each_file_and_a_table(dataset, capsys):
+    assert run("-i", dataset / "labelsTr", "-o", dataset / "out") == 0
+    assert sorted(path.name for path in (dataset / "out").iterdir()) == [f"case_{n}.png" for n in range(3)]
+    printed = capsys.readouterr().out
+    assert re.search(r"^adrenal +100% \(100%\)$", printed, re.MULTILINE)
+    assert re.search(r"^liver +73% \(73%\)$", printed, re.MULTILINE)  # 240 voxels, 2 x 8 x 4 inside
+    with Image.open(dataset / "out" / "case_0.png") as picture:
+        shown = {tuple(pixel) for pixel in np.asarray(picture.convert("RGB")).reshape(-1, 3)}
+    assert {(31, 119, 180), (255, 127, 14)} <= shown  # the contours of both labels, opaque
+
+
+def test_one_bad_file_does_not_cost_the_others(dataset, capsys):
+    (dataset / "labelsTr" / "case_1.nii.gz").write_bytes(b"no image")
+    write(dataset / "labelsTr" / "case_2.nii.gz", np.zeros((6, 14, 12), np.uint8))
+    assert run("-i", dataset / "labelsTr", "-o", dataset / "out") == 1
+    assert [path.name for path in (dataset / "out").iterdir()] == ["case_0.png"]
+    error = capsys.readouterr().err
+    assert re.search(r"failed: .*case_1.nii.gz", error)
+    assert re.search(r"failed: .*case_2.nii.gz has no foreground label", error)
+
+
+def test_an_image_on_another_grid_is_named(dataset, capsys):
+    write(dataset / "imagesTr" / "case_1_0000.nii.gz", np.zeros((6, 14, 11), np.float32))
+    assert run("-i", dataset / "labelsTr", "-o", dataset / "out") == 1
+    assert re.search(r"case_1.nii.gz has shape \(6, 14, 12\), but .*case_1_0000.nii.gz has", capsys.readouterr().err)
+
+
+def test_thickness_counts_in_the_spacing_asked_for(dataset, capsys):
+    run("-i", dataset / "labelsTr", "-o", dataset / "fine", "--spacing", 0.5, 0.5, 0.5)
+    fine = capsys.readouterr().out
+    assert re.search(r"^liver +4\d% ", fine, re.MULTILINE)  # 8 x 20 x 12 voxels, 6 x 18 x 10 of them inside
+    run("-i", dataset / "labelsTr", "-o", dataset / "mm", "--spacing", 0.5, 0.5, 0.5, "--thickness_mm", 1)
+    assert re.search(r"^liver +7\d% ", capsys.readouterr().out, re.MULTILINE)  # 4 x 16 x 8 of them inside
+
+
+def test_files_without_images_and_names(tmp_path, capsys):
+    write(tmp_path / "any" / "a.nrrd", labels_of(0))
+    assert run("-i", tmp_path / "any", "-o", tmp_path / "out", "--kernel", 1, 3, 3) == 0
+    assert "label 2" in capsys.readouterr().out
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["a.png"]
+
+
+def test_two_dimensional_files(tmp_path):
+    (tmp_path / "labelsTr").mkdir()
+    Image.fromarray(labels_of(0)[3]).save(tmp_path / "labelsTr" / "a.png")
+    assert run("-i", tmp_path / "labelsTr", "-o", tmp_path / "out") == 0
+    assert (tmp_path / "out" / "a.png").is_file()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["-i", "nowhere"], "nowhere is no folder; give the folder of the label files"),
+        (["-i", "{root}"], "has no label files"),
+        (["-i", "{root}/labelsTr", "-o", "{root}/labelsTr"], "is not empty; give another folder, or --overwrite"),
+        (["-i", "{root}/labelsTr", "--kernel", "3", "3"], "--kernel takes one or three numbers, got 2"),
+    ],
+)
+def test_wrong_input_is_one_line(dataset, capsys, arguments, message):
+    arguments = [argument.format(root=dataset) for argument in arguments]
+    status = run(*arguments, *(["-o", dataset / "out"] if "-o" not in arguments else []))
+    error = capsys.readouterr().err
+    assert status == 1
+    assert message in error
+    assert len(error.splitlines()) == 1
+
+
+@pytest.mark.parametrize("value", ["0", "-1", "nan", "inf", "thin"])
+def test_thickness_must_be_a_positive_number(dataset, capsys, value):
+    with pytest.raises(SystemExit):
+        run("-i", dataset / "labelsTr", "-o", dataset / "out", f"--thickness_mm={value}")
+    assert f"expected a positive number, got '{value}'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("border", ["inside", "outside"])
+def test_contours_are_those_of_the_loss(border):
+    labels = labels_of(0).astype(np.int32)
+    labels[0] = 3
+    names = LabelNames({"liver": 1, "adrenal": 2}, ignored=3)
+    found = contours_of(labels, (1.0, 1.0, 1.0), names, Band(iterations=2, border=border))
+    expected = naive_cwcd.contours(labels, 3, 2, border, 3)
+    for label, contour in zip((1, 2), found, strict=True):
+        np.testing.assert_array_equal(contour, expected & (labels == label))
+    # an axis more than three times coarser has no contour
+    flat = contours_of(labels, (4.0, 1.0, 1.0), names, Band())
+    np.testing.assert_array_equal(flat.any(0), naive_cwcd.contours(labels, (1, 3, 3), 1, "inside", 3) & (labels > 0))
+
+
+def test_regions_have_contours_of_their_own():
+    labels = labels_of(0).astype(np.int32)
+    names = LabelNames({"both": (1, 2), "adrenal": 2})
+    found = contours_of(labels, (1.0, 1.0, 1.0), names, Band())
+    whole = naive_cwcd.contours((labels > 0).astype(int), 3, 1, "inside")
+    np.testing.assert_array_equal(found[0], whole & (labels > 0))
+    table = shares(labels, found, names)
+    assert table["adrenal"] == (8, 1.0)
+    assert table["both"][0] == 248
