@@ -1,16 +1,18 @@
 """Draws the contours that the contour-weighted loss (trainers with CWCD) finds in label files.
 
-Contours are opaque, what lies inside of them is transparent; the legend says how much of each class is contour. A class
-that is nearly all contour is thinner than twice the band: see min_interior in docs/cwcd.md. Thickness counts in the
-voxels of the files unless --spacing gives that of the plans. Images are drawn underneath where they lie in the folder
-that nnU-Net expects (imagesTr beside labelsTr, imagesTs beside labelsTs).
+Contours are opaque, what lies inside of them is transparent; the legend says how much of each class is contour. A
+class that is nearly all contour is thinner than twice the band: see contour_min_interior in docs/cwcd.md. Thickness
+counts in the voxels of the files; with -p the labels are first transposed and resampled as the plans say, to what
+training sees. Images are drawn underneath where they lie in the folder that nnU-Net expects (imagesTr beside labelsTr).
 """
 
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from nnunet_ext.cli.values import natural, positive_float, positive_int
@@ -22,17 +24,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of ``nnUNetv2_ext contours``."""
     parser.add_argument("-i", type=Path, required=True, metavar="LABELS", help="folder of label files")
     parser.add_argument("-o", type=Path, required=True, metavar="OUTPUT", help="folder for one PNG a file")
-    parser.add_argument("--kernel", type=positive_int, nargs="+", default=[3], metavar="N", help="one or three, z y x")
+    parser.add_argument(
+        "--kernel", type=positive_int, nargs="+", default=[3], metavar="N", help="one, or three in array order"
+    )
     thickness = parser.add_mutually_exclusive_group()
     thickness.add_argument("--iterations", type=natural, default=1, metavar="N", help="erosions (default: 1)")
     thickness.add_argument("--thickness_mm", type=positive_float, metavar="MM", help="thickness in mm instead")
     parser.add_argument("--border", choices=("inside", "outside"), default="inside", help="what lies outside the image")
+    parser.add_argument("-p", type=Path, metavar="PLANS.json", help="plans file: show the labels as training sees them")
     parser.add_argument(
-        "--spacing",
-        type=positive_float,
-        nargs=3,
-        metavar=("Z", "Y", "X"),
-        help="in mm, in the order of the plans (configurations, spacing): resample the labels first, as training does",
+        "-c", default="3d_fullres", metavar="CONF", help="configuration of the plans (default: %(default)s)"
     )
     parser.add_argument("--overwrite", action="store_true", help="write into a folder that is not empty")
     parser.add_argument("--no_pbar", action="store_true", help="no progress bar")
@@ -58,55 +59,54 @@ def run(arguments: argparse.Namespace) -> int:
     kernel = arguments.kernel[0] if len(arguments.kernel) == 1 else tuple(arguments.kernel)
     band = Band(kernel, arguments.iterations, arguments.thickness_mm, arguments.border)
     names, failures = LabelNames.of_folder(arguments.i), []
+    plans = None if arguments.p is None else _plans(arguments.p, arguments.c)
     thin: dict[str, list[float]] = {}
     for file in tqdm(files, "label files", disable=arguments.no_pbar):
         try:
-            for name, share in _draw_one(file, readers[_split(file)[1]], arguments, band, names).items():
+            for name, share in _draw_one(file, readers[_split(file)[1]], arguments.o, band, names, plans).items():
                 thin.setdefault(name, []).append(share)
         except Exception as error:  # one bad file never costs the others
             text = str(error).strip() or type(error).__name__
             failures.append(text if str(file) in text else f"{file}: {text}")
     print(f"{'class':<24} contour, median (largest) share over the files")
     for name, values in thin.items():
-        print(f"{name:<24} {sorted(values)[len(values) // 2]:.0%} ({max(values):.0%})")
+        print(f"{name:<24} {median(values):.0%} ({max(values):.0%})")
     print(f"Wrote {len(files) - len(failures)} pictures to {arguments.o}")
     for failure in failures:
         print(f"failed: {failure}", file=sys.stderr)
     return 1 if failures else 0
 
 
-def _draw_one(file: Path, reader: Any, arguments: argparse.Namespace, band: Any, names: Any) -> dict[str, float]:
+def _draw_one(file: Path, reader: Any, output: Path, band: Any, names: Any, plans: Any) -> dict[str, float]:
     """Draw one file; return the share of contour of each class it has."""
-    import numpy as np
-
-    from nnunet_ext.training.contour_figure import LabelNames, contours_of, draw, shares
+    from nnunet_ext.training.contour_figure import LabelNames, contours_of, draw
 
     case, ending = _split(file)
     labels, spacing = _read(file, reader, segmentation=True)
-    image_file = file.parent.parent / file.parent.name.replace("labels", "images") / f"{case}_0000{ending}"
+    folder = file.resolve().parent
+    image_file = folder.parent / folder.name.replace("labels", "images") / f"{case}_0000{ending}"
     image = None
-    if file.parent.name.startswith("labels") and image_file.is_file():
+    if folder.name.startswith("labels") and image_file.is_file():
         image = _read(image_file, reader, segmentation=False)[0]
         if image.shape != labels.shape:
             raise ValueError(f"{file} has shape {labels.shape}, but {image_file} has {image.shape}; give it its image")
-    if arguments.spacing:
-        labels, image = _resampled(labels, image, spacing, arguments.spacing)
-        spacing = list(arguments.spacing)
-    names = names or LabelNames.of_labels(labels)
-    if (
-        not names.names
-        or not np.isin(labels, [v for value in names.names.values() for v in np.atleast_1d(value)]).any()
-    ):
+    neighbours = spacing
+    if plans is not None:
+        labels, image, spacing = _as_in_training(labels, image, spacing, *plans)
+        # a network in 2D sees no neighbours across slices
+        neighbours = spacing if len(plans[1].spacing) == 3 else [math.inf, *spacing[1:]]
+    contours = contours_of(labels, neighbours, names or LabelNames.of_labels(labels), band)
+    shares = contours.shares()
+    if not shares:
         raise ValueError(f"{file} has no foreground label")
-    contours = contours_of(labels, spacing, names, band)
     thickness = (
         f"{band.thickness_mm:g} mm"
         if band.thickness_mm
         else f"box of {band.kernel} voxels, {band.iterations} erosion(s)"
     )
     title = f"{case}: contours, {thickness}, voxels of {' x '.join(f'{s:.3g}' for s in spacing)} mm"
-    draw(arguments.o / f"{case}.png", title, labels, contours, spacing, names, image)
-    return {name: share for name, (voxels, share) in shares(labels, contours, names).items() if voxels}
+    draw(output / f"{case}.png", title, contours, spacing, image)
+    return {name: share for name, (_, share) in shares.items()}
 
 
 def _split(file: Path) -> tuple[str, str]:
@@ -135,13 +135,36 @@ def _read(file: Path, reader: Any, segmentation: bool) -> tuple[Any, list[float]
     return array[0].astype("int32") if segmentation else array[0], [float(s) for s in properties["spacing"]]
 
 
-def _resampled(labels: Any, image: Any, spacing: list[float], target: list[float]) -> tuple[Any, Any]:
-    """Resample as nnU-Net's preprocessing does."""
-    from nnunetv2.preprocessing.resampling.default_resampling import compute_new_shape, resample_data_or_seg_to_shape
+def _plans(file: Path, name: str) -> tuple[Any, Any]:
+    """Return the plans and a configuration of them."""
+    from batchgenerators.utilities.file_and_folder_operations import load_json
+    from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
-    shape = compute_new_shape(labels.shape, spacing, target)
-    arguments = (shape, spacing, target)
-    labels = resample_data_or_seg_to_shape(labels[None], *arguments, is_seg=True, order=1, order_z=0)[0]
+    if not file.is_file():
+        raise FileNotFoundError(
+            f"{file} is no file; -p takes the plans file, e.g. nnUNet_preprocessed/DATASET/nnUNetPlans.json"
+        )
+    manager = PlansManager(load_json(str(file)))
+    if name not in manager.available_configurations:
+        raise ValueError(
+            f"{file} has no configuration {name}; -c takes one of {', '.join(manager.available_configurations)}"
+        )
+    return manager, manager.get_configuration(name)
+
+
+def _as_in_training(
+    labels: Any, image: Any, spacing: list[float], plans: Any, configuration: Any
+) -> tuple[Any, Any, list[float]]:
+    """Transpose and resample as nnU-Net's preprocessing does, without its crop."""
+    from nnunetv2.preprocessing.resampling.default_resampling import compute_new_shape
+
+    order = plans.transpose_forward
+    old = [spacing[axis] for axis in order]
+    new = [float(s) for s in configuration.spacing]
+    new = new if len(new) == 3 else [old[0], *new]  # 2D: slices stay
+    labels = labels.transpose(order)
+    shape = compute_new_shape(labels.shape, old, new)
+    labels = configuration.resampling_fn_seg(labels[None].astype("float32"), shape, old, new)[0].astype("int32")
     if image is not None:
-        image = resample_data_or_seg_to_shape(image[None], *arguments, is_seg=False, order=1, order_z=0)[0]
-    return labels, image
+        image = configuration.resampling_fn_data(image.transpose(order)[None], shape, old, new)[0]
+    return labels, image, new

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor
@@ -15,6 +16,12 @@ def at_least_float32(logits: Tensor) -> Tensor:
     return logits if logits.dtype == torch.float64 else logits.float()
 
 
+def without_autocast(device: torch.device) -> AbstractContextManager:
+    """Return the context of a computation in the precision of its inputs."""
+    # other devices know no autocast in every version of torch
+    return torch.autocast(device.type, enabled=False) if device.type in ("cpu", "cuda") else nullcontext()
+
+
 def count_terms(logits: Tensor, valid_mask: Tensor | None, channels: int, gather: Gather | None) -> Tensor:
     """Return the number of terms of a mean over the valid voxels, at least 1.
 
@@ -25,7 +32,7 @@ def count_terms(logits: Tensor, valid_mask: Tensor | None, channels: int, gather
         gather: Stacks a tensor over processes; the result is then their average, because gradients are averaged later.
     """
     if valid_mask is None:
-        count = logits.new_tensor(float(logits[:, :1].numel() * channels))
+        count = torch.full((), logits[:, :1].numel() * channels, dtype=torch.float32, device=logits.device)
     else:
         count = (valid_mask > 0).sum(dtype=torch.float32) * channels
     if gather is not None:

@@ -8,7 +8,7 @@ the same time for any number of classes, needs no storage, and follows every aug
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -31,7 +31,8 @@ def contour_map(
     remove it. The box is centred as in scipy: one of even size reaches one voxel further towards low indices.
 
     Args:
-        labels: ``(B, 1, *S)``, integer or bool. Labels of CUDA tensors must fit into 32 bits.
+        labels: ``(B, 1, *S)``, integer or bool. On other devices than CPUs, and where it is compiled, labels must lie
+            strictly between the limits of 32 bits.
         kernel: Size of the box in voxels, one number or one an axis of ``S``; 1 looks no further along an axis.
         iterations: Number of erosions, one number or one an axis.
         border: What lies outside of the image: ``"inside"``, the label of the voxel that asks (nothing is marked
@@ -50,7 +51,13 @@ def contour_map(
     if labels.is_floating_point() or labels.is_complex():
         raise TypeError(f"labels must be integers, got {labels.dtype}; convert them with .long()")
     check_border(border)
-    return marked(_small(labels), reach_of(kernel, iterations, labels.ndim - 2), border, ignore_label)
+    labels = labels.to(torch.uint8) if labels.dtype == torch.bool else labels
+    ignored = None
+    limits = torch.iinfo(labels.dtype)
+    # what its type cannot hold is not there, while a comparison would wrap around
+    if ignore_label is not None and limits.min <= ignore_label <= limits.max:
+        ignored = labels == ignore_label
+    return label_contours(_small(labels), reach_of(kernel, iterations, labels.ndim - 2), border, ignored)
 
 
 def check_border(border: str) -> None:
@@ -83,11 +90,21 @@ def per_axis(value: int | Sequence[int], dimensions: int, name: str, least: int)
     return tuple(int(v) for v in values)
 
 
-def marked(labels: Tensor, reach: Reach, border: str, ignore_label: int | None) -> Tensor:
-    """Compute :func:`contour_map`; labels must lie strictly between the limits of their type, or be unsigned."""
+def label_contours(labels: Tensor, reach: Reach, border: str, ignored: Tensor | None) -> Tensor:
+    """Compute :func:`contour_map`.
+
+    Args:
+        labels: ``(B, C, *S)``, each channel for itself; strictly between the limits of their type (0 is fine if it is
+            unsigned).
+        reach: Of the window.
+        border: As of :func:`contour_map`.
+        ignored: ``(B, 1, *S)`` bool, or ``(B, C, *S)``.
+
+    Returns:
+        ``(B, C, *S)`` bool.
+    """
     lowest, highest = _limits(labels.dtype)
     low, high = labels, labels
-    ignored = None if ignore_label is None else labels == ignore_label
     if ignored is not None:
         low, high = labels.masked_fill(ignored, highest), labels.masked_fill(ignored, lowest)
     low = window(low, reach, torch.minimum, highest)
@@ -114,7 +131,7 @@ def region_contours(regions: Tensor, reach: Reach, border: str, ignored: Tensor 
     return contours if ignored is None else contours & ~ignored
 
 
-def window(values: Tensor, reach: Reach, function, outside: int) -> Tensor:  # type: ignore[no-untyped-def]
+def window(values: Tensor, reach: Reach, function: Callable[[Tensor, Tensor], Tensor], outside: int) -> Tensor:
     """Return the minimum or maximum over a box around each voxel, axis after axis.
 
     Args:
@@ -146,13 +163,11 @@ def _limits(dtype: torch.dtype) -> tuple[int, int]:
 
 def _small(labels: Tensor) -> Tensor:
     """Return labels in a small type, on which minimum and maximum are several times faster on CPUs."""
-    if labels.dtype == torch.bool:
-        return labels.to(torch.uint8)
     if labels.device.type == "cpu" and not torch.compiler.is_compiling() and labels.numel():
         lowest, highest = (int(value) for value in labels.aminmax())
         for dtype in (torch.uint8, torch.int16, torch.int32):
             if torch.iinfo(dtype).min <= lowest - (dtype != torch.uint8) and highest < torch.iinfo(dtype).max:
                 return labels.to(dtype)
         return labels
-    # On a GPU a look at the values would wait for it; one more bit leaves room for what lies outside.
-    return labels.to({1: torch.int16, 8: torch.int32}.get(labels.dtype.itemsize, labels.dtype))
+    # On a GPU a look at the values would wait for it; a larger type leaves room for what lies outside.
+    return labels.to(torch.int16 if labels.dtype.itemsize == 1 else torch.int32)

@@ -6,14 +6,15 @@ here needs nnU-Net.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from nnunet_ext.losses._common import Gather, at_least_float32, count_terms, split_target
-from nnunet_ext.losses.contour import Reach, check_border, marked, per_axis, reach_of, region_contours
+from nnunet_ext.losses._common import Gather, at_least_float32, count_terms, split_target, without_autocast
+from nnunet_ext.losses.contour import Reach, check_border, label_contours, per_axis, reach_of, region_contours
 
 REDUCTIONS = ("per_class", "pooled")
 
@@ -24,7 +25,8 @@ class ContourWeightedLoss(nn.Module):
     ``weight_ce * mean((1 + ce_contour_weight * M) * CE) + dice_contour_weight * L_c + dice_complement_weight * L_n``,
     where M is 1 on the contours of the foreground. L_c is 1 - Dice on the voxels that are contour of a class, L_n on
     all others, inside and outside of it. With the defaults this is the paper's loss at lambda = 1/2, on the scale of
-    nnU-Net's Dice + cross-entropy: without any contour (``iterations=0``) it is nnU-Net's loss plus 1.
+    nnU-Net's Dice + cross-entropy: without any contour (``iterations=0``) it is nnU-Net's loss plus 1. (With regions
+    and an ignore label nnU-Net sums the cross-entropy over the regions where here it is the mean.)
 
     The released code's value is twice the one of ``border="outside", reduction="pooled", background_contour=True,
     smooth=1e-3``; the paper asks for ``iterations=6``.
@@ -84,6 +86,18 @@ class ContourWeightedLoss(nn.Module):
             raise ValueError(f"reduction must be one of {', '.join(REDUCTIONS)}, got {reduction!r}")
         if not 0 <= min_interior <= 1:
             raise ValueError(f"min_interior is a share from 0 to 1, got {min_interior}")
+        if background_contour and regions:
+            raise ValueError("background_contour needs exclusive classes: with regions there is no background class")
+        numbers = {
+            "weight_ce": weight_ce,
+            "ce_contour_weight": ce_contour_weight,
+            "dice_contour_weight": dice_contour_weight,
+            "dice_complement_weight": dice_complement_weight,
+            "smooth": smooth,
+        }
+        for name, number in numbers.items():
+            if not 0 <= number < math.inf:
+                raise ValueError(f"{name} must be a number of 0 or more, got {number}")
         self.kernel, self.iterations, self.border = kernel, iterations, border
         self.regions, self.ignore_label = regions, ignore_label
         self.batch_dice, self.pooled = batch_dice, reduction == "pooled"
@@ -109,19 +123,15 @@ class ContourWeightedLoss(nn.Module):
         """
         labels, valid = split_target(logits, target, self.regions, self.ignore_label)
         logits = at_least_float32(logits)
-        with torch.autocast(logits.device.type, enabled=False):
+        with without_autocast(logits.device):
             compute = self._of_regions if self.regions else self._of_labels
             return compute(logits, labels, valid)
 
     def _of_labels(self, logits: Tensor, labels: Tensor, valid: Tensor | None) -> Tensor:
         classes = logits.shape[1]
-        # a small type, with room for a mark of the ignored voxels and for what lies outside of the image
+        ignored = None if valid is None else ~valid
         small = labels.to(torch.uint8 if classes < 255 else torch.int32)
-        if valid is not None:
-            small = small.masked_fill(~valid, classes)
-        depth, levels = self._depth(
-            logits, lambda reach: marked(small, reach, self.border, None if valid is None else classes)
-        )
+        depth, levels = self._depth(logits, lambda reach: label_contours(small, reach, self.border, ignored))
         contour = depth > 0 if self.background_contour else (depth > 0) & (labels > 0)
         index = labels.long()
         log_probs = functional.log_softmax(logits, 1)
@@ -166,7 +176,7 @@ class ContourWeightedLoss(nn.Module):
 
         return self.weight_ce * ce + self._dice_loss(by_depth(probs * targets), by_depth(targets), probs.sum(axes))
 
-    def _depth(self, logits: Tensor, contours) -> tuple[Tensor, int]:  # type: ignore[no-untyped-def]
+    def _depth(self, logits: Tensor, contours: Callable[[Reach], Tensor]) -> tuple[Tensor, int]:
         """Return for each voxel the thinnest band it belongs to, 1 to the number of bands, or 0; and that number."""
         dimensions = logits.ndim - 2
         with torch.no_grad():
@@ -196,9 +206,10 @@ class ContourWeightedLoss(nn.Module):
         """
         sums = torch.cat([true, count, size[:, None]], 1)
         if self.batch_dice:
+            # the batch first: processes may have batches of different sizes
+            sums = sums.sum(0, keepdim=True)
             if self.gather is not None:
                 sums = self.gather(sums).sum(0)
-            sums = sums.sum(0, keepdim=True)
         true, count, size = sums.split([true.shape[1], count.shape[1], 1], 1)
         band, whole = self._band_of_classes(count)
         outside = (size[:, 0] - true.sum(1)).clamp_min(0)  # rounding; there are no negative probabilities

@@ -123,8 +123,9 @@ def _dice_loss(
         size = probs.sum(axes)
     sums = torch.stack([(probs * onehot).sum(axes), size, onehot.sum(axes)])
     if batch_dice:
+        # the batch first: processes may have batches of different sizes
+        sums = sums.sum(1)
         if gather is not None:
             sums = gather(sums).sum(0)
-        sums = sums.sum(1)
     intersection, predicted, true = sums
     return -((2 * intersection + smooth) / (predicted + true + smooth).clamp_min(1e-8)).mean()

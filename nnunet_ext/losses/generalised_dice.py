@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from nnunet_ext.losses._common import at_least_float32, split_target
+from nnunet_ext.losses._common import at_least_float32, split_target, without_autocast
 
 
 class GeneralisedDiceLoss(nn.Module):
@@ -28,7 +28,8 @@ class GeneralisedDiceLoss(nn.Module):
         from monai.losses import GeneralizedDiceLoss  # imported late: it takes a second
 
         self.regions, self.ignore_label = regions, ignore_label
-        self._loss = GeneralizedDiceLoss(batch=batch_dice)
+        # the sums are weighted by inverse squared volumes, so MONAI's default of 1e-5 would be most of them
+        self._loss = GeneralizedDiceLoss(batch=batch_dice, smooth_nr=1e-12, smooth_dr=1e-12)
 
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
         """Return the loss of one scale; shapes as of :class:`~nnunet_ext.losses.ContourWeightedLoss`.
@@ -38,7 +39,7 @@ class GeneralisedDiceLoss(nn.Module):
         """
         target, valid = split_target(logits, target, self.regions, self.ignore_label)
         logits = at_least_float32(logits)
-        with torch.autocast(logits.device.type, enabled=False):
+        with without_autocast(logits.device):
             if self.regions:
                 probs, truth = logits.sigmoid(), target.to(logits.dtype)
             else:

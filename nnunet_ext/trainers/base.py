@@ -112,6 +112,10 @@ class ExtPart(TrainerMixin):
         finally:
             self.network = own
 
+    def pseudo_criterion(self) -> nn.Module:
+        """Return the loss against pseudo-labels; the part that makes them has one."""
+        raise NotImplementedError(f"{type(self).__name__} has no pseudo-labels")
+
     def hyperparameters(self) -> dict[str, Any]:
         """Return the settings that are logged; parts extend it."""
         names = (

@@ -15,10 +15,10 @@ class CWCDPart(TrainerMixin):
     """Contour-weighted cross-entropy and Dice instead of nnU-Net's loss; nothing else changes.
 
     Attributes:
-        contour_kernel: Size of the box of one erosion in voxels.
-        contour_iterations: Erosions, the thickness of the contour in voxels; 0 gives nnU-Net's loss plus 1. Axes
-            coarser than three times the finest have none.
-        contour_thickness_mm: Thickness in mm instead, by the spacing of the plans.
+        contour_kernel: Size of the box of one erosion in voxels, one number or one an axis (array order).
+        contour_iterations: Erosions; with the box of 3 the thickness of the contour in voxels. 0 gives nnU-Net's loss
+            plus 1. Axes coarser than three times the finest have none.
+        contour_thickness_mm: Thickness in mm instead, by the spacing of the plans, with the box of 3.
         contour_border: ``"inside"``, or ``"outside"`` to make contours of what touches the patch's border.
         contour_reduction: Dice ``"per_class"`` or ``"pooled"``.
         contour_ce_weight: Added to the weight of the cross-entropy on contours.
@@ -47,6 +47,11 @@ class CWCDPart(TrainerMixin):
         self.contour_of_background = False
         self.contour_min_interior = 0.0
         self.contour_pseudo_labels = False
+
+    def refuse_unsupported(self) -> None:
+        """Refuse settings that make no sense."""
+        super().refuse_unsupported()
+        contours.refuse_unsupported(self)
 
     def _build_loss(self) -> nn.Module:
         return contours.contour_criterion(self)

@@ -21,7 +21,7 @@ from nnunet_ext.losses.contour import reach_of, region_contours
 from nnunet_ext.training.contours import band_iterations
 
 _COLOURS = [*colormaps["tab10"].colors, *colormaps["Set2"].colors]  # type: ignore[attr-defined]
-_PLANES = ("axial", "coronal", "sagittal")
+_LEGEND = 24  # names that fit under a figure
 
 
 @dataclass(frozen=True)
@@ -60,13 +60,24 @@ class LabelNames:
 
     @classmethod
     def of_folder(cls, labels: Path) -> LabelNames | None:
-        """Return the names in the dataset.json beside a folder of labels (or in it), None if there is none."""
-        for folder in (labels, labels.parent):
-            if (folder / "dataset.json").is_file():
-                content: dict[str, Any] = dict(json.loads((folder / "dataset.json").read_text())["labels"])
-                ignored = content.pop("ignore", None)
-                names = {name: tuple(v) if isinstance(v, list) else int(v) for name, v in content.items() if v != 0}
-                return cls(names, None if ignored is None else int(ignored))
+        """Return the names in the dataset.json beside a folder of labels (or in it), None if there is none.
+
+        Raises:
+            ValueError: If that file has no labels in the form of nnU-Net v2.
+        """
+        for folder in (labels, labels.resolve().parent):
+            file = folder / "dataset.json"
+            if file.is_file():
+                try:
+                    content: dict[str, Any] = dict(json.loads(file.read_text())["labels"])
+                    ignored = content.pop("ignore", None)
+                    names = {name: tuple(v) if isinstance(v, list) else int(v) for name, v in content.items() if v != 0}
+                    return cls(names, None if ignored is None else int(ignored))
+                except (KeyError, ValueError, TypeError) as error:
+                    raise ValueError(
+                        f'{file} has no usable "labels" ({error!r}); expected names and numbers as in nnU-Net v2, e.g. '
+                        '{"background": 0, "liver": 1}'
+                    ) from error
         return None
 
     @classmethod
@@ -75,46 +86,65 @@ class LabelNames:
         return cls({f"label {value}": int(value) for value in np.unique(labels) if value != 0})
 
 
-def contours_of(labels: np.ndarray, spacing_mm: Sequence[float], names: LabelNames, band: Band) -> np.ndarray:
+@dataclass(frozen=True)
+class Contours:
+    """Labels and their contours.
+
+    Attributes:
+        labels: ``(*S)`` integers.
+        names: Of the labels.
+        band: ``(*S)`` bool, for exclusive labels: the contours of all of them; ``None`` for regions.
+        regions: Name -> ``(*S)`` bool, the contours of each region.
+    """
+
+    labels: np.ndarray
+    names: LabelNames
+    band: np.ndarray | None
+    regions: dict[str, np.ndarray]
+
+    def part(self, name: str, place: Any = ...) -> tuple[np.ndarray, np.ndarray]:
+        """Return where a name is and where its contour is, in a part of the volume."""
+        value = self.names.names[name]
+        inside = np.isin(self.labels[place], value)
+        return inside, self.regions[name][place] if self.band is None else self.band[place] & inside
+
+    def shares(self) -> dict[str, tuple[int, float]]:
+        """Return the number of voxels of each name that is there, and the share of them that is contour."""
+        if self.band is None:
+            counts = {name: tuple(int(mask.sum()) for mask in self.part(name)) for name in self.names.names}
+        else:
+            size = max([int(self.labels.max()), *(int(v) for v in self.names.names.values())]) + 1  # type: ignore[arg-type]
+            positive = self.labels.clip(0)
+            voxels, edge = (np.bincount(positive[mask], minlength=size) for mask in (self.labels >= 0, self.band))
+            counts = {name: (int(voxels[v]), int(edge[v])) for name, v in self.names.names.items()}  # type: ignore[index]
+        return {name: (total, edge / total) for name, (total, edge) in counts.items() if total}
+
+
+def contours_of(labels: np.ndarray, spacing_mm: Sequence[float], names: LabelNames, band: Band) -> Contours:
     """Return the contours of the foreground as the loss computes them.
 
     Args:
         labels: ``(*S)`` integers.
-        spacing_mm: Array order.
+        spacing_mm: Array order; an axis of infinite spacing has no contour.
         names: Of the labels; regions have contours of their own.
         band: Thickness and border.
-
-    Returns:
-        ``(K, *S)`` bool, one channel a name.
     """
-    steps = band_iterations(spacing_mm, band.iterations, band.thickness_mm)
-    tensor = torch.from_numpy(np.ascontiguousarray(labels)).long()[None, None]
-    masks = torch.cat([torch.isin(tensor, torch.tensor(value)) for value in names.names.values()], 1)
-    if names.has_regions:
-        ignored = None if names.ignored is None else tensor == names.ignored
-        found = region_contours(masks, reach_of(band.kernel, steps, labels.ndim), band.border, ignored)
-    else:
-        found = masks & contour_map(tensor, band.kernel, steps, band.border, names.ignored)
-    return found[0].numpy()
-
-
-def shares(labels: np.ndarray, contours: np.ndarray, names: LabelNames) -> dict[str, tuple[int, float]]:
-    """Return the number of voxels of each name, and the share of them that is contour (NaN without voxels)."""
-    table = {}
-    for (name, value), contour in zip(names.names.items(), contours, strict=True):
-        voxels = int(np.isin(labels, value).sum())
-        table[name] = (voxels, float(contour.sum() / voxels) if voxels else float("nan"))
-    return table
+    steps = band_iterations(spacing_mm, band.iterations, band.thickness_mm, band.kernel)
+    tensor = torch.from_numpy(np.ascontiguousarray(labels))[None, None]
+    if not names.has_regions:
+        marked = contour_map(tensor, band.kernel, steps, band.border, names.ignored)[0, 0].numpy()
+        return Contours(labels, names, marked & np.isin(labels, list(names.names.values())), {})
+    reach = reach_of(band.kernel, steps, labels.ndim)
+    ignored = None if names.ignored is None else tensor == names.ignored
+    found = {}
+    for name, value in names.names.items():
+        inside = torch.isin(tensor, torch.tensor(value, dtype=tensor.dtype))
+        found[name] = region_contours(inside, reach, band.border, ignored)[0, 0].numpy()
+    return Contours(labels, names, None, found)
 
 
 def draw(
-    path: Path,
-    title: str,
-    labels: np.ndarray,
-    contours: np.ndarray,
-    spacing_mm: Sequence[float],
-    names: LabelNames,
-    image: np.ndarray | None = None,
+    path: Path, title: str, contours: Contours, spacing_mm: Sequence[float], image: np.ndarray | None = None
 ) -> None:
     """Draw a slice along each axis: contours opaque, what is inside of them transparent.
 
@@ -123,47 +153,61 @@ def draw(
     Args:
         path: PNG to write; complete or not there.
         title: Of the figure.
-        labels: ``(Z, Y, X)``.
-        contours: ``(K, Z, Y, X)`` bool, one channel a name.
+        contours: Of a volume ``(Z, Y, X)``.
         spacing_mm: Array order.
-        names: Of the labels.
         image: ``(Z, Y, X)``, drawn under the labels.
     """
-    planes = [axis for axis in range(3) if axis == 0 or labels.shape[0] > 1]
-    sizes = np.array(labels.shape) * spacing_mm
-    widths = [float(sizes[2]), float(sizes[2]), float(sizes[1])][: len(planes)]
-    heights = [float(sizes[1]), float(sizes[0]), float(sizes[0])][: len(planes)]
+    shape, shares = contours.labels.shape, contours.shares()
+    planes = [axis for axis in range(3) if axis == 0 or shape[0] > 1]
+    sizes = np.array(shape) * spacing_mm
+    widths = [float(sizes[1 if plane == 2 else 2]) for plane in planes]
+    heights = [float(sizes[0 if plane else 1]) for plane in planes]
     scale = 4.2 / max(heights)
-    figure = Figure(figsize=(max(5.0, sum(widths) * scale + 1), 5.6), layout="constrained", facecolor="white")
+    rows = -(-min(len(shares), _LEGEND) // 4)
+    size = (min(max(5.0, sum(widths) * scale + 1), 24.0), 5.2 + 0.2 * rows)
+    figure = Figure(figsize=size, layout="constrained", facecolor="white")
     FigureCanvasAgg(figure)
     all_axes = figure.subplots(1, len(planes), squeeze=False, width_ratios=widths)[0]
-    colours = np.array([_COLOURS[n % len(_COLOURS)] for n in range(len(names.names))])
-    masks = np.stack([np.isin(labels, value) for value in names.names.values()])
-    inside = (masks & ~contours).any(0)
+    colours = dict(zip(shares, _colours(len(shares)), strict=True))
     limits = None if image is None else np.percentile(image, (0.5, 99.5))
     for plane, axes in zip(planes, all_axes, strict=True):
-        others = tuple(a for a in range(3) if a != plane)
-        present = masks.any(tuple(a + 1 for a in others)).sum(0)
-        best = int(np.lexsort((inside.sum(others), present))[-1])
-        flat = [np.take(volume, best, plane + 1) for volume in (masks, contours)]
-        overlay = np.zeros((*flat[0].shape[1:], 4))
-        for parts, alpha in zip(flat, (0.35, 1), strict=True):
-            for colour, part in zip(colours, parts, strict=True):
-                overlay[part] = (*colour, alpha)
-        rows, columns = (spacing_mm[a] for a in others)
-        options: dict[str, Any] = {"aspect": rows / columns, "interpolation": "nearest"}
+        best = _best_slice(contours, list(shares), plane)
+        place = (slice(None),) * plane + (best,)
+        overlay = np.zeros((*contours.labels[place].shape, 4))
+        parts = {name: contours.part(name, place) for name in shares}
+        for which, alpha in ((0, 0.35), (1, 1)):
+            for name, part in parts.items():
+                overlay[part[which]] = (*colours[name], alpha)
+        height, width = (spacing_mm[a] for a in range(3) if a != plane)
+        options: dict[str, Any] = {"aspect": height / width, "interpolation": "nearest"}
         if plane:
-            options["origin"] = "lower"  # the head on top
-        under = np.zeros(overlay.shape[:2]) if image is None else np.take(image, best, plane)
+            options["origin"] = "lower"
+        under = np.zeros(overlay.shape[:2]) if image is None else image[place]
         lowest, highest = (0, 1) if limits is None else limits
         axes.imshow(under, cmap="gray", vmin=lowest, vmax=highest, **options)
         axes.imshow(overlay, **options)
         axes.set(xticks=[], yticks=[])
-        axes.set_title(f"{_PLANES[plane]}, {best + 1} of {labels.shape[plane]}", fontsize=9)
+        axes.set_title(f"{'zyx'[plane]} = {best + 1} of {shape[plane]}", fontsize=9)
     figure.suptitle(title, fontsize=10)
-    handles = [
-        Patch(color=colour, label=f"{name}: {share:.0%} contour" if voxels else f"{name}: none")
-        for colour, (name, (voxels, share)) in zip(colours, shares(labels, contours, names).items(), strict=True)
-    ]
+    handles = [Patch(color=colours[name], label=f"{name}: {share:.0%} contour") for name, (_, share) in shares.items()]
+    if len(handles) > _LEGEND:
+        handles = [*handles[: _LEGEND - 1], Patch(alpha=0, label=f"and {len(handles) - _LEGEND + 1} more")]
     figure.legend(handles=handles, loc="outside lower center", ncols=min(4, len(handles)), frameon=False, fontsize=8)
     save_figure(figure, path)
+
+
+def _best_slice(contours: Contours, names: list[str], plane: int) -> int:
+    others = tuple(axis for axis in range(3) if axis != plane)
+    present, interior = np.zeros(contours.labels.shape[plane], int), np.zeros(contours.labels.shape[plane], int)
+    for name in names:
+        inside, edge = contours.part(name)
+        voxels = inside.sum(others)
+        present += voxels > 0
+        interior += voxels - edge.sum(others)
+    return int(np.lexsort((interior, present))[-1])
+
+
+def _colours(number: int) -> list[Any]:
+    if number <= len(_COLOURS):
+        return _COLOURS[:number]
+    return [tuple(colour[:3]) for colour in colormaps["gist_rainbow"](np.linspace(0, 1, number))]

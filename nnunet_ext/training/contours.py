@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,52 +11,74 @@ from nnunetv2.utilities.ddp_allgather import AllGatherGrad
 from torch import Tensor, nn
 
 from nnunet_ext.losses import ContourWeightedLoss
-from nnunet_ext.training.criteria import (
-    CrossPseudoCriterion,
-    DeepSupervision,
-    scale_weights,
-    strides_of_scales,
-    supervised_criterion,
-)
+from nnunet_ext.training.criteria import DeepSupervision, PseudoCriterion, scale_weights, strides_of_scales
 
 ANISOTROPY = 3.0  # nnU-Net's own threshold for treating an axis apart
 
 
 def band_iterations(
-    spacing_mm: Sequence[float], iterations: int = 1, thickness_mm: float | None = None
+    spacing_mm: Sequence[float], iterations: int = 1, thickness_mm: float | None = None, kernel: int | Sequence[int] = 3
 ) -> tuple[int, ...]:
     """Return the erosions along each axis.
 
     Args:
         spacing_mm: Of the images, array order.
-        iterations: Thickness in voxels (with a kernel of 3). An axis coarser than three times the finest gets 0: a
-            slice away is no neighbour there.
+        iterations: Erosions. An axis coarser than three times the finest gets 0: a slice away is no neighbour there.
         thickness_mm: Thickness in mm instead, rounded to voxels along each axis, at least 1 along the finest.
+        kernel: Size of the box of one erosion; a thickness in mm counts in boxes of 3 voxels, one voxel an erosion.
 
     Raises:
-        ValueError: If the thickness is not positive.
+        ValueError: If the thickness is not positive, or given with another box.
     """
     finest = min(spacing_mm)
     if thickness_mm is None:
         return tuple(iterations if spacing <= ANISOTROPY * finest else 0 for spacing in spacing_mm)
-    if not thickness_mm > 0:
+    if not 0 < thickness_mm < math.inf:
         raise ValueError(f"the thickness of the contour must be positive, got {thickness_mm} mm; pass e.g. 2.0")
+    if kernel != 3:
+        raise ValueError(
+            f"a thickness in mm counts in boxes of 3 voxels, got a kernel of {kernel}; give only one of them"
+        )
     return tuple(max(int(thickness_mm / s + 0.5), int(s == finest)) for s in spacing_mm)
 
 
-def scaled(iterations: Sequence[int], strides: Sequence[int]) -> tuple[int, ...]:
+def iterations_at_scale(iterations: Sequence[int], strides: Sequence[int]) -> tuple[int, ...]:
     """Return the erosions at a scale of deep supervision: as thick as at full resolution, at least one voxel."""
     return tuple(max(1, round(n / stride)) if n else 0 for n, stride in zip(iterations, strides, strict=True))
 
 
-def contour_loss(trainer: Any, strides: Sequence[int], ignore_label: int | None) -> nn.Module:
-    """Make the loss of one scale from the settings of a trainer with the part CWCD."""
+def refuse_unsupported(trainer: Any) -> None:
+    """Raise where the settings of a trainer make no sense.
+
+    Raises:
+        ValueError: If they do not.
+    """
+    if trainer.contour_pseudo_labels and not hasattr(trainer, "cps_weight"):
+        raise ValueError("contour_pseudo_labels needs pseudo-labels; use nnUNetTrainerCPS_CWCD, or leave it False")
+    if not 0 <= trainer.contour_dice_weight <= 1:
+        raise ValueError(f"contour_dice_weight is a share from 0 to 1, got {trainer.contour_dice_weight}")
+
+
+def contour_losses(trainer: Any, ignore_label: int | None) -> list[nn.Module]:
+    """Make the losses of all scales from the settings of a trainer with the part CWCD.
+
+    Scales with bands of equal numbers of voxels share one loss, so that it is compiled once.
+    """
     iterations = band_iterations(
-        trainer.configuration_manager.spacing, trainer.contour_iterations, trainer.contour_thickness_mm
+        trainer.configuration_manager.spacing,
+        trainer.contour_iterations,
+        trainer.contour_thickness_mm,
+        trainer.contour_kernel,
     )
+    steps = [iterations_at_scale(iterations, strides) for strides in strides_of_scales(trainer)]
+    made = {step: _contour_loss(trainer, step, ignore_label) for step in dict.fromkeys(steps)}
+    return [made[step] for step in steps]
+
+
+def _contour_loss(trainer: Any, iterations: tuple[int, ...], ignore_label: int | None) -> nn.Module:
     loss = ContourWeightedLoss(
         trainer.contour_kernel,
-        scaled(iterations, strides),
+        iterations,
         trainer.contour_border,
         regions=trainer.label_manager.has_regions,
         ignore_label=ignore_label,
@@ -75,33 +98,30 @@ def contour_loss(trainer: Any, strides: Sequence[int], ignore_label: int | None)
 
 def contour_criterion(trainer: Any) -> DeepSupervision:
     """Return the loss of the labelled patches."""
-    return supervised_criterion(trainer, lambda s: contour_loss(trainer, s, trainer.label_manager.ignore_label))
+    return DeepSupervision(contour_losses(trainer, trainer.label_manager.ignore_label), scale_weights(trainer))
 
 
-class ContourPseudoCriterion(CrossPseudoCriterion):
+class ContourPseudoCriterion(PseudoCriterion):
     """The contour-weighted loss of one network against the labels of its peer, over all scales.
 
     Args:
         weights: One weight an output; outputs of weight 0 are skipped.
-        losses: One an output, with ``ignore_label`` (for regions any, for labels K, the number of classes).
+        losses: One an output, with an ``ignore_label`` (for regions any, for labels K, the number of classes).
         regions: Overlapping regions instead of exclusive classes.
     """
 
     def __init__(self, weights: Sequence[float], losses: Sequence[nn.Module], regions: bool) -> None:
-        super().__init__(weights, regions, batch_dice=False, ddp=False)
+        super().__init__(weights)
         self.losses, self.regions = nn.ModuleList(losses), regions
 
     def loss_of_scale(self, scale: int, logits: Tensor, target: Tensor, mask: Tensor | None) -> Tensor:
-        """Return the loss of one output; what lies outside of the mask is ignored."""
-        if mask is None:
-            mask = torch.ones_like(logits[:, :1])
-        hidden = mask <= 0
+        """Return the loss of one output, on the voxels where the mask is not 0."""
+        hidden = torch.zeros_like(logits[:, :1], dtype=torch.bool) if mask is None else mask <= 0
         target = torch.cat([target, hidden], 1) if self.regions else target.masked_fill(hidden, logits.shape[1])
         return self.losses[scale](logits, target)
 
 
 def contour_pseudo_criterion(trainer: Any) -> ContourPseudoCriterion:
     """Return the contour-weighted loss of the pseudo-labels."""
-    ignore = trainer.label_manager.num_segmentation_heads
-    losses = [contour_loss(trainer, strides, ignore) for strides in strides_of_scales(trainer)]
+    losses = contour_losses(trainer, trainer.label_manager.num_segmentation_heads)
     return ContourPseudoCriterion(scale_weights(trainer), losses, trainer.label_manager.has_regions)

@@ -73,31 +73,20 @@ def supervised_criterion(trainer: Any, make: Callable[[tuple[int, ...]], nn.Modu
     return DeepSupervision([make(strides) for strides in strides_of_scales(trainer)], scale_weights(trainer))
 
 
-class CrossPseudoCriterion(nn.Module):
-    """The CPS loss of one network over all scales of deep supervision.
+class PseudoCriterion(nn.Module):
+    """The loss of one network against the labels of its peer, over all scales of deep supervision.
 
     Args:
         weights: One weight an output; outputs of weight 0 are skipped.
-        regions: Overlapping regions instead of exclusive classes.
-        batch_dice: As the plans say.
-        ddp: Sum Dice and voxel counts over the processes.
-        compile_loss: Compile the loss of one scale.
     """
 
-    def __init__(
-        self, weights: Sequence[float], regions: bool, batch_dice: bool, ddp: bool, compile_loss: bool = False
-    ) -> None:
+    def __init__(self, weights: Sequence[float]) -> None:
         super().__init__()
         self.weights = tuple(weights)
-        self.batch_dice = batch_dice
-        self.ddp = ddp
-        function: Callable = cross_pseudo_region_loss if regions else cross_pseudo_loss
-        self._function = torch.compile(function) if compile_loss and not ddp else function
 
     def loss_of_scale(self, scale: int, logits: Tensor, target: Tensor, mask: Tensor | None) -> Tensor:
-        """Return the loss of one output."""
-        gather = AllGatherGrad.apply if self.ddp else None
-        return self._function(logits, target, mask, batch_dice=self.batch_dice, gather=gather)
+        """Return the loss of one output, on the voxels where the mask is not 0."""
+        raise NotImplementedError
 
     def forward(self, outputs: list[Tensor], labels: list[Tensor], valid_mask: Tensor | None) -> Tensor:
         """Return the weighted sum over the scales.
@@ -115,6 +104,32 @@ class CrossPseudoCriterion(nn.Module):
         if not isinstance(total, Tensor):
             raise ValueError(f"at least one deep supervision weight must differ from 0, got {self.weights}")
         return total
+
+
+class CrossPseudoCriterion(PseudoCriterion):
+    """nnU-Net's kind of loss against the labels of the peer.
+
+    Args:
+        weights: One weight an output; outputs of weight 0 are skipped.
+        regions: Overlapping regions instead of exclusive classes.
+        batch_dice: As the plans say.
+        ddp: Sum Dice and voxel counts over the processes.
+        compile_loss: Compile the loss of one scale.
+    """
+
+    def __init__(
+        self, weights: Sequence[float], regions: bool, batch_dice: bool, ddp: bool, compile_loss: bool = False
+    ) -> None:
+        super().__init__(weights)
+        self.batch_dice = batch_dice
+        self.ddp = ddp
+        function: Callable = cross_pseudo_region_loss if regions else cross_pseudo_loss
+        self._function = torch.compile(function) if compile_loss and not ddp else function
+
+    def loss_of_scale(self, scale: int, logits: Tensor, target: Tensor, mask: Tensor | None) -> Tensor:
+        """Return the loss of one output, on the voxels where the mask is not 0."""
+        gather = AllGatherGrad.apply if self.ddp else None
+        return self._function(logits, target, mask, batch_dice=self.batch_dice, gather=gather)
 
 
 def resize_mask(mask: Tensor | None, size: Sequence[int]) -> Tensor | None:

@@ -6,11 +6,12 @@ import re
 import numpy as np
 import pytest
 import SimpleITK
+from data.tiny_dataset import make_plans
 from PIL import Image
 from reference import naive_cwcd
 
 from nnunet_ext.cli.main import main
-from nnunet_ext.training.contour_figure import Band, LabelNames, contours_of, shares
+from nnunet_ext.training.contour_figure import Band, LabelNames, contours_of
 
 
 def labels_of(case):
@@ -68,12 +69,43 @@ def test_an_image_on_another_grid_is_named(dataset, capsys):
     assert re.search(r"case_1.nii.gz has shape \(6, 14, 12\), but .*case_1_0000.nii.gz has", capsys.readouterr().err)
 
 
-def test_thickness_counts_in_the_spacing_asked_for(dataset, capsys):
-    run("-i", dataset / "labelsTr", "-o", dataset / "fine", "--spacing", 0.5, 0.5, 0.5)
-    fine = capsys.readouterr().out
-    assert re.search(r"^liver +4\d% ", fine, re.MULTILINE)  # 8 x 20 x 12 voxels, 6 x 18 x 10 of them inside
-    run("-i", dataset / "labelsTr", "-o", dataset / "mm", "--spacing", 0.5, 0.5, 0.5, "--thickness_mm", 1)
+def plans_of(folder, spacing, transpose=(0, 1, 2)):
+    content = make_plans() | {"transpose_forward": list(transpose)}
+    content["configurations"]["3d_fullres"]["spacing"] = list(spacing)
+    content["configurations"]["2d"]["spacing"] = list(spacing)[1:]
+    (folder / "plans.json").write_text(json.dumps(content))
+    return folder / "plans.json"
+
+
+def test_labels_as_training_sees_them(dataset, capsys):
+    fine = ("-p", plans_of(dataset, (0.5, 0.5, 0.5)))
+    run("-i", dataset / "labelsTr", "-o", dataset / "fine", *fine)
+    assert re.search(r"^liver +4\d% ", capsys.readouterr().out, re.MULTILINE)  # 8 x 20 x 12, 6 x 18 x 10 inside
+    run("-i", dataset / "labelsTr", "-o", dataset / "mm", *fine, "--thickness_mm", 1)
     assert re.search(r"^liver +7\d% ", capsys.readouterr().out, re.MULTILINE)  # 4 x 16 x 8 of them inside
+    run("-i", dataset / "labelsTr", "-o", dataset / "2d", *fine, "-c", "2d")
+    assert re.search(r"^liver +2\d% ", capsys.readouterr().out, re.MULTILINE)  # 4 slices, 18 x 10 of 20 x 12 inside
+    # x first, as plans put the coarsest axis; 4 mm there are no neighbours
+    run("-i", dataset / "labelsTr", "-o", dataset / "turned", "-p", plans_of(dataset, (4, 1, 1), (2, 0, 1)))
+    assert re.search(r"^liver +60% ", capsys.readouterr().out, re.MULTILINE)  # 10 x 4, 8 x 2 of them inside
+
+
+def test_a_relative_folder_finds_names_and_images(dataset, capsys, monkeypatch):
+    monkeypatch.chdir(dataset / "labelsTr")
+    assert run("-i", ".", "-o", dataset / "out") == 0
+    assert "adrenal" in capsys.readouterr().out
+
+
+def test_many_classes_of_which_few_are_there(dataset, capsys):
+    labels = {"background": 0} | {f"organ_{n}": n for n in range(1, 118)}
+    (dataset / "dataset.json").write_text(json.dumps({"labels": labels}))
+    many = np.zeros((6, 14, 12), np.uint8)
+    many[2:4] = np.arange(1, 169).reshape(14, 12).clip(0, 40)
+    write(dataset / "labelsTr" / "case_0.nii.gz", many)
+    assert run("-i", dataset / "labelsTr", "-o", dataset / "out") == 0
+    printed = capsys.readouterr().out
+    assert "organ_40 " in printed
+    assert "organ_41 " not in printed
 
 
 def test_files_without_images_and_names(tmp_path, capsys):
@@ -97,15 +129,30 @@ def test_two_dimensional_files(tmp_path):
         (["-i", "{root}"], "has no label files"),
         (["-i", "{root}/labelsTr", "-o", "{root}/labelsTr"], "is not empty; give another folder, or --overwrite"),
         (["-i", "{root}/labelsTr", "--kernel", "3", "3"], "--kernel takes one or three numbers, got 2"),
+        (["-i", "{root}/labelsTr", "-p", "{root}/none.json"], "none.json is no file; -p takes the plans file"),
+        (["-i", "{root}/labelsTr", "-p", "{root}/plans.json", "-c", "4d"], "has no configuration 4d; -c takes one of"),
     ],
 )
 def test_wrong_input_is_one_line(dataset, capsys, arguments, message):
+    plans_of(dataset, (1, 1, 1))
     arguments = [argument.format(root=dataset) for argument in arguments]
     status = run(*arguments, *(["-o", dataset / "out"] if "-o" not in arguments else []))
     error = capsys.readouterr().err
     assert status == 1
     assert message in error
     assert len(error.splitlines()) == 1
+
+
+@pytest.mark.parametrize("content", ["{}", '{"labels": {"0": "background"}}', "no json"])
+def test_a_dataset_json_without_labels_is_named(dataset, capsys, content):
+    (dataset / "dataset.json").write_text(content)
+    assert run("-i", dataset / "labelsTr", "-o", dataset / "out") == 1
+    assert re.search(r'dataset.json has no usable "labels" .*expected names and numbers', capsys.readouterr().err)
+
+
+def test_another_box_with_a_thickness_in_mm(dataset, capsys):
+    assert run("-i", dataset / "labelsTr", "-o", dataset / "out", "--kernel", 5, "--thickness_mm", 2) == 1
+    assert "a thickness in mm counts in boxes of 3 voxels, got a kernel of 5" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("value", ["0", "-1", "nan", "inf", "thin"])
@@ -122,11 +169,17 @@ def test_contours_are_those_of_the_loss(border):
     names = LabelNames({"liver": 1, "adrenal": 2}, ignored=3)
     found = contours_of(labels, (1.0, 1.0, 1.0), names, Band(iterations=2, border=border))
     expected = naive_cwcd.contours(labels, 3, 2, border, 3)
-    for label, contour in zip((1, 2), found, strict=True):
-        np.testing.assert_array_equal(contour, expected & (labels == label))
+    for name, label in names.names.items():
+        np.testing.assert_array_equal(found.part(name)[0], labels == label)
+        np.testing.assert_array_equal(found.part(name)[1], expected & (labels == label))
+        voxels, share = found.shares()[name]
+        assert voxels == (labels == label).sum()
+        assert share == pytest.approx((expected & (labels == label)).sum() / voxels)
     # an axis more than three times coarser has no contour
     flat = contours_of(labels, (4.0, 1.0, 1.0), names, Band())
-    np.testing.assert_array_equal(flat.any(0), naive_cwcd.contours(labels, (1, 3, 3), 1, "inside", 3) & (labels > 0))
+    np.testing.assert_array_equal(
+        flat.band, naive_cwcd.contours(labels, (1, 3, 3), 1, "inside", 3) & (labels > 0) & (labels < 3)
+    )
 
 
 def test_regions_have_contours_of_their_own():
@@ -134,7 +187,7 @@ def test_regions_have_contours_of_their_own():
     names = LabelNames({"both": (1, 2), "adrenal": 2})
     found = contours_of(labels, (1.0, 1.0, 1.0), names, Band())
     whole = naive_cwcd.contours((labels > 0).astype(int), 3, 1, "inside")
-    np.testing.assert_array_equal(found[0], whole & (labels > 0))
-    table = shares(labels, found, names)
+    np.testing.assert_array_equal(found.part("both")[1], whole & (labels > 0))
+    table = found.shares()
     assert table["adrenal"] == (8, 1.0)
     assert table["both"][0] == 248

@@ -10,6 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import SimpleITK
+import torch
+from inference.tiny_model import make_model
 
 from nnunet_ext.inference.command import find_command
 
@@ -76,6 +78,40 @@ def test_commands_in_turn(trained, predicted, tmp_path):
     assert sorted(part) == ["test_1"]
     assert "\nnnunet_ext:\n" in done[-1].output
     assert "--forced_spacing" in done[-1].output.partition("\nnnunet_ext:\n")[2]
+
+
+def test_a_cascade_with_two_folds(trained, tmp_path):
+    """The second stage with the first one's predictions, averaged over folds: as stock predicts it."""
+    first = make_model(tmp_path / "first")
+    first.add("a", 0, direction=(-1, 0, 0, 0, -1, 0, 0, 0, 1))
+    first.add("b", 1)
+    second = make_model(tmp_path / "second", change={"previous_stage": "3d_lowres"})
+    checkpoint = torch.load(second.folder / "fold_0" / "checkpoint_final.pth", weights_only=False)
+    generator = torch.Generator().manual_seed(1)
+    for value in checkpoint["network_weights"].values():
+        value += 0.1 * value.std(unbiased=False) * torch.randn(value.shape, generator=generator)
+    (second.folder / "fold_1").mkdir()
+    torch.save(checkpoint, second.folder / "fold_1" / "checkpoint_final.pth")
+
+    def command(model, output, *more):
+        return ("nnUNetv2_predict_from_modelfolder", "-m", model.folder, "-i", first.images, "-o", output, *FAST, *more)
+
+    previous = tmp_path / "previous"
+    stage = ("-prev_stage_predictions", previous, "-npp", 0, "-nps", 0)
+    done = trained.workspace.run_in_turn(
+        command(first, previous, "-f", 0, "-npp", 0, "-nps", 0),
+        command(second, tmp_path / "stock", "-f", 0, 1, *stage),
+        command(second, tmp_path / "fast", "-f", 0, 1, *stage, "--fast_export"),
+        command(second, tmp_path / "one", "-f", 0, *stage, "--fast_export"),
+        command(second, tmp_path / "coarse", "-f", 0, 1, *stage, "--target_spacing", 2, 2, 3, "--fast_export"),
+    )
+    assert [one.status for one in done] == [0] * 5, "\n".join(one.output for one in done if one.status)
+    for name in ("a.nii.gz", "b.nii.gz"):
+        expected = read(tmp_path / "stock" / name)
+        assert len(np.unique(expected)) > 2
+        assert (read(tmp_path / "fast" / name) != expected).mean() <= 1e-4
+        assert (read(tmp_path / "one" / name) != expected).mean() > 1e-3  # one fold alone says something else
+        assert same_geometry(tmp_path / "coarse" / name, first.images / name.replace(".nii", "_0000.nii"))
 
 
 def test_a_broken_scan_costs_itself_and_the_exit_status_says_so(trained, tmp_path):

@@ -6,6 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from reference import naive_cwcd
+from scipy.ndimage import binary_erosion
 
 from nnunet_ext.losses import contour_map
 
@@ -99,17 +100,21 @@ def test_equals_scipys_erosion(labels, kernel, iterations, border, ignore, dtype
     np.testing.assert_array_equal(found[0, 0].numpy(), expected)
 
 
-@settings(deadline=None, max_examples=40, derandomize=True)
-@given(maps(), st.tuples(*[st.integers(1, 4)] * 3), st.tuples(*[st.integers(0, 2)] * 3))
-def test_axes_have_their_own_kernels_and_iterations(labels, kernel, iterations):
+@settings(deadline=None, max_examples=60, derandomize=True)
+@given(maps(), st.tuples(*[st.integers(1, 4)] * 3), st.tuples(*[st.integers(0, 2)] * 3), st.sampled_from([0, 1]))
+def test_axes_have_their_own_kernels_and_iterations(labels, kernel, iterations, border_value):
     dims = labels.ndim
-    window = tuple((k - 1) * n + 1 for k, n in zip(kernel[:dims], iterations[:dims], strict=True))
-    if any(k % 2 == 0 and n > 1 for k, n in zip(kernel[:dims], iterations[:dims], strict=True)):
-        window = None  # a box of repeated even erosions is centred elsewhere; the test above covers them
-    if window is not None:
-        expected = naive_cwcd.contours(labels, window, 1, "inside")
-        found = contour_map(torch.from_numpy(labels)[None, None], kernel[:dims], iterations[:dims])
-        np.testing.assert_array_equal(found[0, 0].numpy(), expected)
+    expected = np.zeros(labels.shape, bool)
+    for value in np.unique(labels):
+        inside = labels == value
+        for axis in range(dims):
+            box = np.ones([kernel[axis] if other == axis else 1 for other in range(dims)])
+            for _ in range(iterations[axis]):
+                inside = binary_erosion(inside, box, border_value=border_value)
+        expected |= (labels == value) & ~inside
+    border = "inside" if border_value else "outside"
+    found = contour_map(torch.from_numpy(labels)[None, None], kernel[:dims], iterations[:dims], border)
+    np.testing.assert_array_equal(found[0, 0].numpy(), expected)
 
 
 @pytest.mark.parametrize("value", [255, 254, 256, 40000, 2**31 + 5, -1, -32768])
@@ -138,10 +143,23 @@ def test_ignored_voxels_hide_what_lies_beyond():
     assert contour_map(labels, iterations=2, ignore_label=9).flatten().tolist() == [False, True, False, True, False]
 
 
-def test_compiles_in_one_graph():
-    labels = two_boxes()
+@pytest.mark.parametrize("value", [44, 255, 256, 300, 65536])
+def test_an_ignore_label_that_is_not_there(value):
+    assert torch.equal(contour_map(two_boxes(), ignore_label=value), contour_map(two_boxes()))
+    wide = two_boxes().long()
+    wide[wide == 1] = value
+    found = contour_map(wide, ignore_label=value)
+    assert torch.equal(found, contour_map(two_boxes(), ignore_label=1))
+
+
+@pytest.mark.parametrize("dtype", [torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64])
+@pytest.mark.parametrize("border", ["inside", "outside"])
+def test_compiles_in_one_graph(dtype, border):
+    labels = cube().to(dtype) if dtype == torch.bool else (cube() * torch.iinfo(dtype).max // 2**32).to(dtype)
+    labels = cube().to(dtype) * 127 if dtype in (torch.int8, torch.uint8) else labels
+    torch._dynamo.reset()  # the limit of compiled versions counts over all tests
     compiled = torch.compile(contour_map, fullgraph=True, backend="eager")
-    assert torch.equal(compiled(labels), contour_map(labels))
+    assert torch.equal(compiled(labels, border=border), contour_map(labels, border=border))
 
 
 @pytest.mark.parametrize(

@@ -300,8 +300,32 @@ def test_compiles_in_one_graph(regions, options):
     logits, labels = blocks((2, 3, 9, 8), ignored="ignore_label" in options)
     target = regions_of(labels, "ignore_label" in options) if regions else labels
     loss = ContourWeightedLoss(**options, regions=regions)
+    torch._dynamo.reset()  # the limit of compiled versions counts over all tests
     compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(compiled(logits, target), loss(logits, target))
+
+
+@pytest.mark.parametrize("regions", [False, True])
+def test_one_compiled_loss_serves_all_scales(regions):
+    loss = ContourWeightedLoss(regions=regions, ignore_label=3, batch_dice=True)
+    torch._dynamo.reset()  # the limit of compiled versions counts over all tests
+    compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
+    for shape in ((2, 3, 12, 16, 8), (2, 3, 6, 8, 4), (2, 3, 3, 4, 2)):
+        logits, labels = blocks(shape, ignored=True)
+        target = regions_of(labels, True) if regions else labels
+        torch.testing.assert_close(compiled(logits, target), loss(logits, target))
+        with torch.no_grad():
+            torch.testing.assert_close(compiled(logits, target), loss(logits, target))
+
+
+def test_processes_may_have_batches_of_different_sizes():
+    """With batch Dice a sum over the batch is what travels, as nnU-Net may give 7 and 6 samples to two processes."""
+    shapes = []
+    for samples in (1, 2):
+        logits, labels = blocks((samples, 3, 9, 8))
+        loss = ContourWeightedLoss(batch_dice=True, gather=lambda t: (shapes.append(tuple(t.shape)), t[None])[1])
+        loss(logits, labels)
+    assert shapes[: len(shapes) // 2] == shapes[len(shapes) // 2 :]
 
 
 def test_long_sums_keep_their_digits():
@@ -336,6 +360,9 @@ def test_a_tiny_network_overfits_a_patch():
         ({"iterations": -1}, "iterations must be one integer from 0 on"),
         ({"reduction": "sum"}, "reduction must be one of per_class, pooled, got 'sum'"),
         ({"min_interior": 1.5}, "min_interior is a share from 0 to 1, got 1.5"),
+        ({"ce_contour_weight": -1}, "ce_contour_weight must be a number of 0 or more, got -1"),
+        ({"dice_complement_weight": math.nan}, "dice_complement_weight must be a number of 0 or more, got nan"),
+        ({"background_contour": True, "regions": True}, "background_contour needs exclusive classes"),
     ],
 )
 def test_bad_arguments(options, message):

@@ -69,7 +69,6 @@ def test_settings_reach_the_losses_of_all_scales(make_trainer):
     plans["configurations"]["3d_fullres"]["spacing"] = [2.0, 1.0, 0.5]
     trainer = make_trainer("nnUNetTrainerCWCD", "3d_fullres", "ignore", plans=plans)
     trainer.contour_thickness_mm = 2.0
-    trainer.contour_kernel = 5
     trainer.contour_border = "outside"
     trainer.contour_reduction = "pooled"
     trainer.contour_ce_weight = 3.0
@@ -82,7 +81,7 @@ def test_settings_reach_the_losses_of_all_scales(make_trainer):
     assert trainer.loss.weights == pytest.approx((1, 0))
     for loss in losses:
         assert isinstance(loss, ContourWeightedLoss)
-        assert (loss.kernel, loss.border, loss.pooled, loss.background_contour) == (5, "outside", True, True)
+        assert (loss.kernel, loss.border, loss.pooled, loss.background_contour) == (3, "outside", True, True)
         assert (loss.ce_contour_weight, loss.dice_weights, loss.min_interior) == (3.0, (0.25, 0.75), 0.1)
         assert (loss.ignore_label, loss.regions, loss.batch_dice, loss.gather) == (3, False, False, None)
     assert trainer.hyperparameters()["contour_thickness_mm"] == 2.0
@@ -124,6 +123,28 @@ def test_pseudo_labels_are_contour_weighted_only_if_asked(make_trainer):
     assert losses[False]["cps"] == pytest.approx(expected["cps"], rel=1e-6)
     assert losses[False]["loss"] == losses[True]["loss"] != expected["loss"]
     assert losses[True]["cps"] > expected["cps"] + 0.5  # its Dice is 1 - Dice
+
+
+def test_scales_with_equal_bands_share_a_loss(make_trainer):
+    trainer = make_trainer("nnUNetTrainerCWCD")
+    trainer.initialize()
+    assert len(set(trainer.loss.losses)) == 1
+    assert len(trainer.loss.losses) == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("contour_pseudo_labels", True, "contour_pseudo_labels needs pseudo-labels; use nnUNetTrainerCPS_CWCD"),
+        ("contour_dice_weight", 1.5, "contour_dice_weight is a share from 0 to 1, got 1.5"),
+        ("contour_border", "zero", "border must be one of"),
+    ],
+)
+def test_settings_without_meaning_are_refused(make_trainer, name, value, message):
+    trainer = make_trainer("nnUNetTrainerCWCD")
+    setattr(trainer, name, value)
+    with pytest.raises(ValueError, match=message):
+        trainer.initialize()
 
 
 def test_losses_exclude_each_other():

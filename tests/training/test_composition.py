@@ -36,7 +36,10 @@ def test_other_names_are_not_ours(name):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("nnUNetTrainerCPS_foo", "unknown part 'foo'.*Known parts, in their order: CPS, CWCD, GDL, DWCE, <N>epochs"),
+        (
+            "nnUNetTrainerCPS_foo",
+            "unknown part 'foo'.*Known parts, in their order: CPS, CWCD, GDL, DWCE, IFECurvature, IFEEntropy",
+        ),
         ("nnUNetTrainerCPSX", "unknown part 'CPSX'"),
         ("nnUNetTrainercps", "unknown part 'cps'"),
         ("nnUNetTrainerCPS_0epochs", "unknown part '0epochs'"),

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from nnunet_ext.losses import ContourWeightedLoss
-from nnunet_ext.training.contours import ContourPseudoCriterion, band_iterations, scaled
+from nnunet_ext.training.contours import ContourPseudoCriterion, band_iterations, iterations_at_scale
 from nnunet_ext.training.criteria import DeepSupervision
 
 
@@ -31,10 +31,15 @@ def test_impossible_thickness(thickness):
         band_iterations((1.0, 1.0), thickness_mm=thickness)
 
 
+def test_thickness_in_mm_needs_the_box_of_three():
+    with pytest.raises(ValueError, match="counts in boxes of 3 voxels, got a kernel of 5; give only one of them"):
+        band_iterations((1.0, 1.0), thickness_mm=2.0, kernel=5)
+
+
 def test_thickness_at_lower_scales():
-    assert scaled((6, 6, 0), (1, 1, 1)) == (6, 6, 0)
-    assert scaled((6, 6, 0), (1, 2, 2)) == (6, 3, 0)
-    assert scaled((6, 1, 2), (16, 4, 4)) == (1, 1, 1)  # never thinner than a voxel
+    assert iterations_at_scale((6, 6, 0), (1, 1, 1)) == (6, 6, 0)
+    assert iterations_at_scale((6, 6, 0), (1, 2, 2)) == (6, 3, 0)
+    assert iterations_at_scale((6, 1, 2), (16, 4, 4)) == (1, 1, 1)  # never thinner than a voxel
 
 
 def test_each_scale_has_a_loss_of_its_own():

@@ -1,0 +1,141 @@
+"""nnU-Net's U-Nets with instructive feature enhancement of their skip connections."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from dynamic_network_architectures.architectures.unet import PlainConvUNet, ResidualEncoderUNet
+from torch import Tensor, nn
+
+from nnunet_ext.networks.feature_enhancement import InstructiveFeatureEnhancement
+
+
+class _EnhancedSkips:
+    """Enhances the skip connections of some encoder stages; the encoder's own path does not change.
+
+    The first convolution of each matching decoder stage has as many input channels more as are appended, at their end:
+    upsampled, raw, selected.
+    """
+
+    encoder: Any
+    decoder: Any
+
+    def __init__(
+        self,
+        *args: Any,
+        ife_stages: Sequence[int] = (1, 2),
+        ife_ratios: Sequence[float] = (0.75, 0.5),
+        ife_axes: Sequence[Sequence[int] | None] | None = None,
+        ife_score: str = "curvature",
+        ife_bins: int = 64,
+        ife_step: int = 1,
+        **kwargs: Any,
+    ) -> None:
+        """Build the plain network, then widen the decoder.
+
+        Args:
+            *args: Of the plain network.
+            ife_stages: Encoder stages whose skips are enhanced, 0 the highest resolution; not the bottleneck.
+            ife_ratios: Share of channels appended, one a stage.
+            ife_axes: Axes to look along, one entry a stage; ``None`` for all.
+            ife_score: ``"curvature"`` or ``"entropy"``.
+            ife_bins: Of the joint histogram.
+            ife_step: Positions the entropy looks at.
+            **kwargs: Of the plain network.
+
+        Raises:
+            ValueError: If stages and ratios do not fit the network.
+        """
+        super().__init__(*args, **kwargs)
+        stages = len(self.encoder.output_channels)
+        if len(ife_stages) != len(ife_ratios) or len(set(ife_stages)) != len(ife_stages):
+            raise ValueError(f"one ratio for each stage is needed, got {list(ife_ratios)} for {list(ife_stages)}")
+        if any(not 0 <= stage < stages - 1 for stage in ife_stages):
+            raise ValueError(
+                f"stages must lie between 0 and {stages - 2}, the last one with a skip, got {list(ife_stages)}"
+            )
+        axes = [None] * len(ife_stages) if ife_axes is None else list(ife_axes)
+        enhancements = {}
+        for stage, ratio, along in zip(ife_stages, ife_ratios, axes, strict=True):
+            enhancement = InstructiveFeatureEnhancement(
+                self.encoder.output_channels[stage], ratio, ife_score, along, ife_bins, ife_step
+            )
+            widen(self.decoder.stages[stages - 2 - stage].convs[0], enhancement.selected)
+            enhancements[str(stage)] = enhancement
+        self.enhancements = nn.ModuleDict(enhancements)
+
+    def forward(self, x: Tensor) -> Any:
+        """Return the logits, one tensor a scale with deep supervision."""
+        skips = list(self.encoder(x))
+        for stage, enhancement in self.enhancements.items():
+            skips[int(stage)] = enhancement(skips[int(stage)])
+        return self.decoder(skips)
+
+    @property
+    def added_input_channels(self) -> dict[str, int]:
+        """Weights with input channels that the plain network has not, at their end, and how many."""
+        added: dict[str, int] = {}
+        stages = len(self.encoder.output_channels)
+        for stage, module in self.enhancements.items():
+            enhancement: Any = module
+            place = f"decoder.stages.{stages - 2 - int(stage)}.convs.0"
+            added |= {f"{place}.{name}.weight": enhancement.selected for name in ("conv", "all_modules.0")}
+        return added
+
+    def compute_conv_feature_map_size(self, input_size: Sequence[int]) -> np.int64:
+        """Return nnU-Net's measure of the size of all feature maps, the appended channels included."""
+        total = super().compute_conv_feature_map_size(input_size)  # type: ignore[misc]
+        size = list(input_size)
+        for stage, strides in enumerate(self.encoder.strides):
+            size = [length // stride for length, stride in zip(size, strides, strict=True)]
+            if str(stage) in self.enhancements:
+                channels: Any = self.enhancements[str(stage)].selected
+                total += np.prod([channels, *size], dtype=np.int64)
+        return total
+
+
+class IFEPlainConvUNet(_EnhancedSkips, PlainConvUNet):
+    """nnU-Net's default U-Net with enhanced skip connections."""
+
+
+class IFEResidualEncoderUNet(_EnhancedSkips, ResidualEncoderUNet):
+    """nnU-Net's residual encoder U-Net with enhanced skip connections."""
+
+
+def widen(block: Any, channels: int) -> None:
+    """Give the convolution of a block more input channels, at their end; the weights are new.
+
+    Args:
+        block: dynamic_network_architectures' ``ConvDropoutNormReLU``.
+        channels: How many.
+    """
+    old = block.conv
+    new = type(old)(
+        old.in_channels + channels,
+        old.out_channels,
+        old.kernel_size,
+        old.stride,
+        old.padding,
+        old.dilation,
+        bias=old.bias is not None,
+    )
+    block.conv, block.input_channels = new, new.in_channels
+    block.all_modules[0] = new  # the same module under its second name
+
+
+def zero_added_channels(state: dict[str, Tensor], added: dict[str, int]) -> dict[str, Tensor]:
+    """Return the weights of a plain network with zeros for the input channels that it has not.
+
+    Args:
+        state: State dict of the plain network.
+        added: As ``added_input_channels``.
+    """
+    padded = dict(state)
+    for key, channels in added.items():
+        if key in state:
+            shape = (state[key].shape[0], channels, *state[key].shape[2:])
+            padded[key] = torch.cat([state[key], state[key].new_zeros(shape)], 1)
+    return padded

@@ -1,0 +1,92 @@
+"""The parts ``IFECurvature`` and ``IFEEntropy``: encoders that repeat their most telling channels."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
+from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
+from torch import nn
+
+from nnunet_ext.trainers._mixin import TrainerMixin
+from nnunet_ext.training import enhancement
+
+
+class IFEPart(TrainerMixin):
+    """Enhances skip connections of the plans' network; nothing else changes.
+
+    What shapes the network is a class attribute, changed in a subclass. It is written into the plans beside the model,
+    and inference builds from there.
+
+    Attributes:
+        ife_score: ``"curvature"`` or ``"entropy"``.
+        ife_stages: Encoder stages whose skips are enhanced, 0 the highest resolution; those without a skip are left out.
+        ife_ratios: Share of the channels that is appended, one a stage.
+        ife_bins: Of each side of the entropy's joint histogram.
+        ife_step: The entropy looks at every such position along each axis.
+    """
+
+    ife_score = "curvature"
+    ife_stages: tuple[int, ...] = (1, 2)
+    ife_ratios: tuple[float, ...] = (0.75, 0.5)
+    ife_bins = 64
+    ife_step = 1
+
+    def __init__(
+        self,
+        plans: dict[str, Any],
+        configuration: str,
+        fold: int,
+        dataset_json: dict[str, Any],
+        device: torch.device = torch.device("cuda"),
+    ) -> None:
+        plans = enhancement.enhanced_plans(self, plans, configuration)
+        super().__init__(plans, configuration, fold, dataset_json, device)
+
+    @classmethod
+    def build_network_architecture(
+        cls,
+        plans_manager: PlansManager,
+        configuration_manager: ConfigurationManager,
+        num_input_channels: int,
+        num_output_channels: int,
+        enable_deep_supervision: bool = True,
+    ) -> nn.Module:
+        """Build the enhanced network; plans that already name one decide its stages and ratios."""
+        architecture = enhancement.enhanced_architecture(cls, configuration_manager)
+        return get_network_from_plans(
+            architecture["network_class_name"],
+            architecture["arch_kwargs"],
+            architecture["_kw_requires_import"],
+            num_input_channels,
+            num_output_channels,
+            allow_init=True,
+            deep_supervision=enable_deep_supervision,
+        )
+
+    @contextmanager
+    def prepared_pretrained_weights(self, filename: str) -> Iterator[str]:
+        """Give a file that fits: weights of the plain network get zeros for the input channels that it has not."""
+        if not self.was_initialized:
+            self.initialize()
+        with enhancement.widened_weights([self.network], filename) as (file, names):
+            if names:
+                self.print_to_log_file(f"Pretrained weights of a plain network: added input channels are zero in {names}")
+            yield file
+
+
+class IFECurvaturePart(IFEPart):
+    """Instructive feature enhancement by curvature."""
+
+    ife_score = "curvature"
+    ife_ratios = (0.75, 0.5)
+
+
+class IFEEntropyPart(IFEPart):
+    """Instructive feature enhancement by entropy."""
+
+    ife_score = "entropy"
+    ife_ratios = (0.5, 0.5)
