@@ -75,10 +75,8 @@ def test_packed_entropy_depends_on_the_batch_and_the_joint_one_does_not():
     n, c = torch.arange(36, dtype=torch.float64), torch.arange(1, 17, dtype=torch.float64)[:, None]
     sample = torch.sin(0.1 * c * n).reshape(1, 16, 6, 6)
     both = torch.cat([sample, 10 * sample])
-    assert (
-        entropy_scores(sample, packed=True)[0, 0].item() == pytest.approx(3.3125 * 36 / 64 + 0.4669640, abs=1e-4)
-        or True
-    )
+    assert entropy_scores(sample, packed=True)[0, 0].item() == pytest.approx(3.3125, abs=1e-4)
+    assert entropy_scores(both, packed=True)[0, 0].item() == pytest.approx(2.6403, abs=1e-4)
     assert torch.equal(entropy_scores(both)[:1], entropy_scores(sample))
     assert not torch.allclose(entropy_scores(both, packed=True)[:1], entropy_scores(sample, packed=True))
 
@@ -164,6 +162,7 @@ def test_half_precision_is_computed_in_float32(score, dtype):
 def test_no_gradient_and_one_graph(score):
     x = features(SHAPES[1]).requires_grad_()
     assert not score(x).requires_grad
+    torch._dynamo.reset()
     compiled = torch.compile(score, fullgraph=True, backend="eager")
     torch.testing.assert_close(compiled(x), score(x))
 
