@@ -72,14 +72,16 @@ class Step:
 
     def __init__(self, classes: int, loss: nn.Module, small: bool, bf16: bool) -> None:
         torch.manual_seed(0)
-        self.network = network([8, 16, 32, 64] if small else [32, 64, 128, 256], classes, DEVICE)
-        if DEVICE.type == "cuda":
-            self.network = torch.compile(self.network)
-        self.optimizer = torch.optim.SGD(self.network.parameters(), 1e-3, momentum=0.99, nesterov=True)
+        self.use(network([8, 16, 32, 64] if small else [32, 64, 128, 256], classes, DEVICE))
         self.loss, self.bf16 = loss, bf16
         self.data = torch.randn((BATCH, 1, *PATCH), device=DEVICE)
         shapes = [tuple(p // 2**i for p in PATCH) for i in range(3)]
         self.target = [blocks(classes, shape, BATCH).to(DEVICE) for shape in shapes]
+
+    def use(self, made: nn.Module) -> None:
+        """Train this network."""
+        self.network = torch.compile(made) if DEVICE.type == "cuda" else made
+        self.optimizer = torch.optim.SGD(self.network.parameters(), 1e-3, momentum=0.99, nesterov=True)
 
     def __call__(self) -> float:
         """Do one step."""
@@ -136,7 +138,7 @@ def peak(loss: nn.Module, logits: torch.Tensor, target: torch.Tensor) -> int:
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
         loss(logits, target).backward()
     allocated, most = 0, 0
-    for event in profile.profiler.kineto_results.events():
+    for event in sorted(profile.profiler.kineto_results.events(), key=lambda e: e.start_ns()):
         if event.name() == "[memory]":
             allocated += event.nbytes()
             most = max(most, allocated)

@@ -97,10 +97,11 @@ def test_a_cascade_with_two_folds(trained, tmp_path):
         return ("nnUNetv2_predict_from_modelfolder", "-m", model.folder, "-i", first.images, "-o", output, *FAST, *more)
 
     previous = tmp_path / "previous"
+    one_by_one = ("-npp", 1, "-nps", 1)  # this command of nnU-Net does not know 0
     stage = ("-prev_stage_predictions", previous, "-npp", 0, "-nps", 0)
     done = trained.workspace.run_in_turn(
-        command(first, previous, "-f", 0, "-npp", 0, "-nps", 0),
-        command(second, tmp_path / "stock", "-f", 0, 1, *stage),
+        command(first, previous, "-f", 0, *one_by_one),
+        command(second, tmp_path / "stock", "-f", 0, 1, "-prev_stage_predictions", previous, *one_by_one),
         command(second, tmp_path / "fast", "-f", 0, 1, *stage, "--fast_export"),
         command(second, tmp_path / "one", "-f", 0, *stage, "--fast_export"),
         command(second, tmp_path / "coarse", "-f", 0, 1, *stage, "--target_spacing", 2, 2, 3, "--fast_export"),
