@@ -41,9 +41,15 @@ def features(shape: tuple[int, ...]) -> torch.Tensor:
     return functional.leaky_relu(x).to(DEVICE)
 
 
+def neighbours(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The value and the mean of its neighbours, channel by channel."""
+    means = [_centre_and_neighbours(one[None], range(1, x.ndim - 1), 1)[1] for one in x.flatten(0, 1)]
+    return x, torch.cat(means).reshape(x.shape)
+
+
 def with_histc(x: torch.Tensor) -> torch.Tensor:
     """The packed form with one torch.histc a channel, as one would write it."""
-    centre, mean = _centre_and_neighbours(x, range(2, x.ndim), 1)
+    centre, mean = neighbours(x)
     values = 100 * centre + mean
     low, high = values.aminmax()
     counts = [torch.histc(one, 256, float(low), float(high)) for one in values.flatten(0, 1)]
@@ -53,7 +59,7 @@ def with_histc(x: torch.Tensor) -> torch.Tensor:
 
 def with_histogram2d(x: torch.Tensor, bins: int = 64) -> np.ndarray:
     """The joint form with one numpy.histogram2d a channel."""
-    centre, mean = (one.cpu().numpy() for one in _centre_and_neighbours(x, range(2, x.ndim), 1))
+    centre, mean = (one.cpu().numpy() for one in neighbours(x))
     result = np.empty(x.shape[:2])
     for b in range(len(x)):
         limits = [[min(centre[b].min(), mean[b].min()), max(centre[b].max(), mean[b].max())]] * 2
