@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor
@@ -14,12 +13,6 @@ Gather = Callable[[Tensor], Tensor]
 def at_least_float32(logits: Tensor) -> Tensor:
     """Return half precision as float32; float64 stays as it is."""
     return logits if logits.dtype == torch.float64 else logits.float()
-
-
-def without_autocast(device: torch.device) -> AbstractContextManager:
-    """Return the context of a computation in the precision of its inputs."""
-    # other devices know no autocast in every version of torch
-    return torch.autocast(device.type, enabled=False) if device.type in ("cpu", "cuda") else nullcontext()
 
 
 def count_terms(logits: Tensor, valid_mask: Tensor | None, channels: int, gather: Gather | None) -> Tensor:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from nnunet_ext.losses._common import Gather, at_least_float32, count_terms, split_target, without_autocast
+from nnunet_ext.losses._common import Gather, at_least_float32, count_terms, split_target
 from nnunet_ext.losses.contour import Reach, check_border, label_contours, per_axis, reach_of, region_contours
 
 REDUCTIONS = ("per_class", "pooled")
@@ -123,9 +123,8 @@ class ContourWeightedLoss(nn.Module):
         """
         labels, valid = split_target(logits, target, self.regions, self.ignore_label)
         logits = at_least_float32(logits)
-        with without_autocast(logits.device):
-            compute = self._of_regions if self.regions else self._of_labels
-            return compute(logits, labels, valid)
+        compute = self._of_regions if self.regions else self._of_labels
+        return compute(logits, labels, valid)
 
     def _of_labels(self, logits: Tensor, labels: Tensor, valid: Tensor | None) -> Tensor:
         classes = logits.shape[1]
@@ -145,14 +144,13 @@ class ContourWeightedLoss(nn.Module):
         # last axis stays, so that float32 sums stay short and a GPU's atomic additions do not wait for each other.
         rows = index if levels == 0 else index + classes * depth.long()
         if valid is not None:
-            rows = torch.where(valid, rows, 0)
+            rows = torch.where(valid, rows, 0)  # the background's row, which no Dice looks at
         shape = (len(logits), -1, logits.shape[-1])
         table = logits.new_zeros(len(logits), classes * (levels + 1), logits.shape[-1])
-        true = log_true.exp() if valid is None else log_true.exp() * valid
-        ones = torch.ones_like(true) if valid is None else valid.to(true.dtype)
+        true = log_true.exp()
         sums = [
             table.scatter_add(1, rows.reshape(shape), values.reshape(shape)).sum(2).reshape(-1, levels + 1, classes)
-            for values in (true, ones)
+            for values in (true, torch.ones_like(true))
         ]
         probs = log_probs[:, 1:].exp()
         size = (probs if valid is None else probs * valid).sum(tuple(range(2, logits.ndim)))

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from nnunet_ext.losses._common import at_least_float32, count_terms, split_target, without_autocast
+from nnunet_ext.losses._common import at_least_float32, count_terms, split_target
 from nnunet_ext.losses.contour import label_contours, reach_of
 
 
@@ -43,16 +43,15 @@ class DistanceWeightedCrossEntropy(nn.Module):
         """
         labels, valid = split_target(logits, target, self.regions, self.ignore_label)
         logits = at_least_float32(logits)
-        with without_autocast(logits.device):
-            weights = 1 + boundary_closeness(labels, self.spacing, None if valid is None else ~valid)
-            if self.regions:
-                truth = labels.to(logits.dtype)
-                terms = functional.binary_cross_entropy_with_logits(logits, truth, reduction="none")
-            else:
-                terms = -functional.log_softmax(logits, 1).gather(1, labels.long())
-            if valid is not None:
-                terms = terms * valid
-            return (weights * terms).sum() / count_terms(logits, valid, terms.shape[1], None)
+        weights = 1 + boundary_closeness(labels, self.spacing, None if valid is None else ~valid)
+        if self.regions:
+            truth = labels.to(logits.dtype)
+            terms = functional.binary_cross_entropy_with_logits(logits, truth, reduction="none")
+        else:
+            terms = -functional.log_softmax(logits, 1).gather(1, labels.long())
+        if valid is not None:
+            terms = terms * valid
+        return (weights * terms).sum() / count_terms(logits, valid, terms.shape[1], None)
 
 
 @torch.no_grad()

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from nnunet_ext.losses._common import at_least_float32, split_target, without_autocast
+from nnunet_ext.losses._common import at_least_float32, split_target
 
 
 class GeneralisedDiceLoss(nn.Module):
@@ -39,13 +39,12 @@ class GeneralisedDiceLoss(nn.Module):
         """
         target, valid = split_target(logits, target, self.regions, self.ignore_label)
         logits = at_least_float32(logits)
-        with without_autocast(logits.device):
-            if self.regions:
-                probs, truth = logits.sigmoid(), target.to(logits.dtype)
-            else:
-                probs = functional.softmax(logits, 1)
-                truth = torch.zeros_like(probs).scatter_(1, target.long(), 1.0)
-            if valid is not None:
-                # probabilities, not logits: a masked logit would still take part in the softmax
-                probs, truth = probs * valid, truth * valid
-            return self._loss(probs, truth)
+        if self.regions:
+            probs, truth = logits.sigmoid(), target.to(logits.dtype)
+        else:
+            probs = functional.softmax(logits, 1)
+            truth = torch.zeros_like(probs).scatter_(1, target.long(), 1.0)
+        if valid is not None:
+            # probabilities, not logits: a masked logit would still take part in the softmax
+            probs, truth = probs * valid, truth * valid
+        return self._loss(probs, truth)

@@ -9,6 +9,7 @@ from reference import naive_cwcd
 from scipy.ndimage import binary_erosion
 
 from nnunet_ext.losses import contour_map
+from nnunet_ext.losses.contour import reach_of, region_contours
 
 
 def two_boxes():
@@ -122,6 +123,17 @@ def test_axes_have_their_own_kernels_and_iterations(labels, kernel, iterations, 
 def test_any_label_value(value, border):
     labels = cube() * value
     assert torch.equal(contour_map(labels, border=border), contour_map(cube(), border=border))
+
+
+def test_an_ignored_part_of_a_region_is_no_contour():
+    regions = torch.zeros(1, 2, 1, 6, dtype=torch.bool)
+    regions[0, 0, 0, :4] = regions[0, 1, 0, 2:] = True
+    ignored = torch.tensor([0, 0, 0, 1, 0, 0]).reshape(1, 1, 1, 6) > 0
+    found = region_contours(regions, reach_of(3, 1, 2), "inside", None)
+    assert found[0, :, 0].int().tolist() == [[0, 0, 0, 1, 0, 0], [0, 0, 1, 0, 0, 0]]
+    # the first region ends in an ignored voxel, which hides what lies beyond
+    found = region_contours(regions, reach_of(3, 1, 2), "inside", ignored)
+    assert found[0, :, 0].int().tolist() == [[0, 0, 0, 0, 0, 0], [0, 0, 1, 0, 0, 0]]
 
 
 @pytest.mark.parametrize("dtype", [torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32])

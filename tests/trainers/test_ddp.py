@@ -51,19 +51,20 @@ def run(rank, world, folder, name, configuration, output):
     plans = tiny.plans() | {"continue_training": False}
     trainer = find_trainer(name + LENGTH)(plans, configuration, 0, tiny.dataset_json(), torch.device("cpu"))
     trainer.current_epoch = 2  # lambda 0.5
-    trainer.contour_pseudo_labels = True
+    trainer.contour_pseudo_labels = "CPS" in name
     trainer.configuration_manager.configuration["batch_size"] = 2
     trainer.initialize()
     trainer.set_deep_supervision_enabled(True)
     batch = fixed_batch(trainer, 2)
     mine = batch if world == 1 else part(batch, rank, 2)
     outputs = [trainer.train_step(mine) for _ in range(STEPS)]
-    values = trainer.monitor.epoch(outputs, 0.5, trainer.is_ddp)
+    values = trainer.monitor.epoch(outputs, 0.5, trainer.is_ddp) if "CPS" in name else {}
     if rank == 0:
         path = os.path.join(folder, "c.pth")
         trainer.save_checkpoint(path)
         checkpoint = torch.load(path, weights_only=False)
-        torch.save([checkpoint["network_weights"], checkpoint["nnunet_ext_cps"]["network_weights"], values], output)
+        second = checkpoint["nnunet_ext_cps"]["network_weights"] if "CPS" in name else {}
+        torch.save([checkpoint["network_weights"], second, values], output)
     if world > 1:
         dist.barrier()
         dist.destroy_process_group()
@@ -71,7 +72,12 @@ def run(rank, world, folder, name, configuration, output):
 
 @pytest.mark.parametrize(
     ("name", "configuration"),  # Dice per sample in 3D, and over the batch in 2D
-    [("nnUNetTrainerCPS", "3d_fullres"), ("nnUNetTrainerCPS", "2d"), ("nnUNetTrainerCPS_CWCD", "2d")],
+    [
+        ("nnUNetTrainerCPS", "3d_fullres"),
+        ("nnUNetTrainerCPS", "2d"),
+        ("nnUNetTrainerCPS_CWCD", "2d"),
+        ("nnUNetTrainerCWCD_IFECurvature", "2d"),
+    ],
 )
 def test_two_processes_equal_one_with_the_joint_batch(environment, name, configuration):
     tiny.make(environment, configurations=(configuration,))

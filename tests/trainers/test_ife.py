@@ -14,6 +14,7 @@ from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from reference import tiny
 
+from nnunet_ext.inference.export import export_model
 from nnunet_ext.networks.ife_unet import IFEPlainConvUNet, IFEResidualEncoderUNet
 from nnunet_ext.trainers.ife import IFECurvaturePart, IFEEntropyPart, IFEPart
 from nnunet_ext.training.composition import find_trainer
@@ -104,6 +105,13 @@ def test_inference_builds_what_was_trained(make_trainer, monkeypatch):
     stored = checkpoint["init_args"]["plans"]["configurations"]["3d_fullres"]["architecture"]
     assert stored["network_class_name"] == "nnunet_ext.networks.ife_unet.IFEPlainConvUNet"
     assert stored["arch_kwargs"]["ife_ratios"] == [1.0, 0.25]
+
+
+def test_stock_export_says_that_the_plugin_is_needed(make_trainer, tmp_path):
+    trainer = make_trainer("nnUNetTrainerIFECurvature" + SHORT, plans=deep_plans())
+    trainer.run_training()
+    with pytest.raises(ValueError, match="IFEPlainConvUNet, which plain nnU-Net does not have; predict with it where"):
+        export_model(Path(trainer.output_folder_base), tmp_path / "out")
 
 
 def test_plans_of_others_are_not_touched(make_trainer):

@@ -147,6 +147,21 @@ def test_settings_without_meaning_are_refused(make_trainer, name, value, message
         trainer.initialize()
 
 
+@pytest.mark.parametrize("name", ["nnUNetTrainerCWCD", "nnUNetTrainerGDL", "nnUNetTrainerDWCE"])
+def test_the_second_stage_of_a_cascade(make_trainer, name):
+    trainer = make_trainer(name, "3d_cascade_fullres")
+    trainer.initialize()
+    scales = trainer._get_deep_supervision_scales()
+    patch = trainer.configuration_manager.patch_size
+    generator = torch.Generator().manual_seed(0)
+    shapes = [[round(p * s) for p, s in zip(patch, scale, strict=True)] for scale in scales]
+    target = [torch.randint(0, 3, (2, 1, *shape), generator=generator) for shape in shapes]
+    batch = {"data": torch.randn((2, 3, *patch), generator=generator), "target": target}  # image and both labels
+    first, second = (float(trainer.train_step(batch)["loss"]) for _ in range(2))
+    assert np.isfinite([first, second]).all()
+    assert first != second
+
+
 def test_losses_exclude_each_other():
     with pytest.raises(ValueError, match="CWCD and GDL, of which only one can be chosen"):
         recursive_find_trainer_class_by_name("nnUNetTrainerCWCD_GDL")
