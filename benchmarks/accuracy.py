@@ -44,6 +44,7 @@ class Task:
         classes: Names by label.
         tolerance_mm: Of the NSD: about one voxel.
         patch: Patch size, None for that of the plans.
+        mirroring: Predict with it.
     """
 
     dataset: str
@@ -52,6 +53,7 @@ class Task:
     classes: dict[int, str]
     tolerance_mm: float
     patch: list[int] | None = None
+    mirroring: bool = True
 
     @property
     def number(self) -> str:
@@ -68,7 +70,9 @@ TASKS = {
         {1: "anterior", 2: "posterior"},
         1.0,
     ),
-    "imbalance": Task("Dataset922_ImbalancedPhantom", "ExperimentPlanner", "nnUNetPlans", ORGANS, 5.0, [24, 32, 32]),
+    "imbalance": Task(
+        "Dataset922_ImbalancedPhantom", "ExperimentPlanner", "nnUNetPlans", ORGANS, 5.0, [24, 32, 32], False
+    ),
 }
 PHANTOMS = {"Tr": 20, "Ts": 40}
 AIR_VOXELS = 8  # on each side, in plane: a scan with a large field of view
@@ -234,14 +238,15 @@ def train_and_evaluate(run: Run) -> None:
 
 
 def evaluate(trainer, network, task: Task) -> dict[str, dict[str, dict[str, float]]]:
-    """Return DSC and NSD of each test case and class, predicted as nnU-Net does (mirroring, step 0.5)."""
+    """Return DSC and NSD of each test case and class, predicted as nnU-Net does (step 0.5)."""
     import torch
     from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
     from tqdm import tqdm
 
     from nnunet_ext.inference.metrics import Classes, compare
 
-    predictor = nnUNetPredictor(device=torch.device("cpu"), perform_everything_on_device=False, allow_tqdm=False)
+    options = {"perform_everything_on_device": False, "allow_tqdm": False, "use_mirroring": task.mirroring}
+    predictor = nnUNetPredictor(device=torch.device("cpu"), **options)
     predictor.manual_initialization(
         network,
         trainer.plans_manager,

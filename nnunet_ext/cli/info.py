@@ -1,4 +1,7 @@
-"""Prints versions, whether the plugin is active, the seams it holds, and the environment variables that count."""
+"""Prints versions, whether the plugin is active, the seams it holds, and the environment variables that count.
+
+With -d and -tr: parameters and memory of that trainer's network, beside nnU-Net's own, for each configuration.
+"""
 
 from __future__ import annotations
 
@@ -40,6 +43,10 @@ VARIABLES = {
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of ``nnUNetv2_ext info``."""
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    parser.add_argument("-d", metavar="DATASET", help="dataset number or name: look at a trainer's network instead")
+    parser.add_argument("-p", default="nnUNetPlans", metavar="PLANS", help="with -d (default: %(default)s)")
+    parser.add_argument("-tr", metavar="TRAINER", help="with -d: name of the trainer")
+    parser.add_argument("-c", nargs="+", metavar="CONF", help="with -d: configurations (default: all of the plans)")
 
 
 def collect() -> dict[str, Any]:
@@ -70,7 +77,9 @@ def _version(name: str) -> str | None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Print the state."""
+    """Print the state, or a trainer's networks."""
+    if arguments.d is not None or arguments.tr is not None:
+        return _print_networks(arguments)
     found = collect()
     if arguments.json:
         print(json.dumps(found, indent=1))
@@ -90,6 +99,29 @@ def run(arguments: argparse.Namespace) -> int:
             "" if value is None or not name.startswith(("nnUNet_raw", "nnUNet_pre", "nnUNet_res")) else _folder(value)
         )
         print(f"  {name:<22} {'not set' if value is None else value}{note}  ({meaning})")
+    return 0
+
+
+def _print_networks(arguments: argparse.Namespace) -> int:
+    from nnunet_ext.training.network_info import compare_networks, read_plans
+
+    if arguments.d is None or arguments.tr is None:
+        raise ValueError("-d and -tr belong together: a dataset, and the trainer whose network to look at")
+    plans, dataset_json = read_plans(arguments.d, arguments.p)
+    found = compare_networks(plans, dataset_json, arguments.tr, arguments.c)
+    if arguments.json:
+        print(json.dumps(found, indent=1))
+        return 0
+    print(f"{arguments.tr}, {plans['dataset_name']}, {arguments.p}; beside it nnUNetTrainer")
+    for name, one in found.items():
+        plain, ours = one["plain"], one["trainer"]
+        print(f"\n{name}: patch {' x '.join(map(str, one['patch_size']))}, batch {one['batch_size']}")
+        print(f"  network     {ours['network']}" + (f", {ours['networks']} of them" if ours["networks"] > 1 else ""))
+        ratio = ours["parameters"] / plain["parameters"]
+        print(f"  parameters  {ours['parameters']:,} (plain {plain['parameters']:,}, {ratio:.3f} times)")
+        ratio = ours["gib"] / plain["gib"]
+        print(f"  memory      {ours['gib']:.2f} GiB a training step (plain {plain['gib']:.2f} GiB, {ratio:.2f} times)")
+    print("\nMemory is an estimate in mixed precision without torch.compile, cuDNN's workspaces and the CUDA context.")
     return 0
 
 

@@ -26,7 +26,10 @@ class CPSPart(TrainerMixin):
         use_unlabeled: False trains on labelled patches alone.
         missing_class_patience: Epochs after which a class that is missing from the pseudo-labels is warned of.
         validate_second_network: Also run the final validation of network 2 and of the average of both.
+        number_of_networks: That are trained, for those who ask what a training takes.
     """
+
+    number_of_networks = 2
 
     def __init__(
         self,

@@ -65,7 +65,7 @@ class _StepWithoutReport(CPSStep):
 
 
 def cps_step_memory(
-    architecture: dict[str, Any],
+    architecture: dict[str, Any] | Callable[[], nn.Module],
     patch_size: Sequence[int],
     batch_size: int,
     input_channels: int,
@@ -80,7 +80,8 @@ def cps_step_memory(
     allocator loses between blocks.
 
     Args:
-        architecture: As in plans: ``network_class_name``, ``arch_kwargs``, ``_kw_requires_import``.
+        architecture: As in plans: ``network_class_name``, ``arch_kwargs``, ``_kw_requires_import``; or what makes one
+            network.
         patch_size: Voxels.
         batch_size: Labelled patches a step.
         input_channels: Of the network.
@@ -89,47 +90,98 @@ def cps_step_memory(
         half_precision: Mixed precision, as nnU-Net trains on GPUs.
     """
     with FakeTensorMode(), PeakOfStorages() as memory:
-        networks = [
-            get_network_from_plans(
-                architecture["network_class_name"],
-                architecture["arch_kwargs"],
-                architecture["_kw_requires_import"],
-                input_channels,
-                output_channels,
-                allow_init=False,
-                deep_supervision=True,
-            )
-            for _ in range(2)
-        ]
-        optimizers = [torch.optim.SGD(network.parameters(), 1e-2, momentum=0.99, nesterov=True) for network in networks]
-        for network, optimizer in zip(networks, optimizers, strict=True):
-            for parameter in network.parameters():
-                optimizer.state[parameter]["momentum_buffer"] = torch.empty_like(parameter)
-        data = torch.empty((batch_size, input_channels, *patch_size))
-        with torch.no_grad():
-            shapes = [tuple(output.shape[2:]) for output in networks[0](data)]
-        target_channels = output_channels if regions else 1
-        batch = {
-            "data": data,
-            "unlabeled": torch.empty_like(data),
-            "target": [torch.empty((batch_size, target_channels, *shape)) for shape in shapes],
-            "valid": torch.empty((2 * batch_size, 1, *patch_size), dtype=torch.uint8),
-        }
-        # The networks on shapes alone, above, are not part of the step.
+        (first, second), optimizers, batch = _prepared(
+            2, architecture, patch_size, batch_size, input_channels, output_channels, regions
+        )
+        batch["unlabeled"] = torch.empty_like(batch["data"])
+        batch["valid"] = torch.empty((2 * batch_size, 1, *patch_size), dtype=torch.uint8)
+        outputs = len(batch["target"])
+        # The networks on shapes alone are not part of the step.
         memory.peak = memory.now
         step = _StepWithoutReport(
-            networks=(networks[0], networks[1]),
+            networks=(first, second),
             optimizers=(optimizers[0], optimizers[1]),
-            supervised=supervised_loss(len(shapes), regions),
-            cross_pseudo=CrossPseudoCriterion(deep_supervision_weights(len(shapes)), regions, False, False),
-            # On the CPU too this makes what autocast makes on a GPU: convolutions, norms and activations in 16 bit.
-            autocast=lambda: torch.autocast("cpu", torch.bfloat16) if half_precision else contextlib.nullcontext(),
+            supervised=supervised_loss(outputs, regions),
+            cross_pseudo=CrossPseudoCriterion(deep_supervision_weights(outputs), regions, False, False),
+            autocast=lambda: _autocast(half_precision),
             device=torch.device("cpu"),
             number_of_outputs=output_channels,
             regions=regions,
         )
         step(batch, 0.5)
         return memory.peak
+
+
+def supervised_step_memory(
+    architecture: dict[str, Any] | Callable[[], nn.Module],
+    patch_size: Sequence[int],
+    batch_size: int,
+    input_channels: int,
+    output_channels: int,
+    regions: bool = False,
+    half_precision: bool = True,
+) -> int:
+    """Return the most bytes that nnU-Net's own training step has allocated at once.
+
+    The network, gradients, momentum, activations and the loss, without torch.compile; what is not in it and the
+    arguments are those of :func:`cps_step_memory`.
+    """
+    with FakeTensorMode(), PeakOfStorages() as memory:
+        (network,), (optimizer,), batch = _prepared(
+            1, architecture, patch_size, batch_size, input_channels, output_channels, regions
+        )
+        memory.peak = memory.now
+        loss = supervised_loss(len(batch["target"]), regions)
+        optimizer.zero_grad(set_to_none=True)
+        with _autocast(half_precision):
+            value = loss(network(batch["data"]), batch["target"])
+        value.backward()
+        nn.utils.clip_grad_norm_(network.parameters(), 12)
+        optimizer.step()
+        return memory.peak
+
+
+def _prepared(
+    number: int,
+    architecture: dict[str, Any] | Callable[[], nn.Module],
+    patch_size: Sequence[int],
+    batch_size: int,
+    input_channels: int,
+    output_channels: int,
+    regions: bool,
+) -> tuple[list[nn.Module], list[torch.optim.Optimizer], dict[str, Any]]:
+    """Return networks, their optimisers with momentum, and a labelled batch."""
+    networks = [
+        architecture()
+        if callable(architecture)
+        else get_network_from_plans(
+            architecture["network_class_name"],
+            architecture["arch_kwargs"],
+            architecture["_kw_requires_import"],
+            input_channels,
+            output_channels,
+            allow_init=False,
+            deep_supervision=True,
+        )
+        for _ in range(number)
+    ]
+    optimizers: list[torch.optim.Optimizer] = []
+    for network in networks:
+        optimizer = torch.optim.SGD(network.parameters(), 1e-2, momentum=0.99, nesterov=True)
+        for parameter in network.parameters():
+            optimizer.state[parameter]["momentum_buffer"] = torch.empty_like(parameter)
+        optimizers.append(optimizer)
+    data = torch.empty((batch_size, input_channels, *patch_size))
+    with torch.no_grad():
+        shapes = [tuple(output.shape[2:]) for output in networks[0](data)]
+    target_channels = output_channels if regions else 1
+    target = [torch.empty((batch_size, target_channels, *shape)) for shape in shapes]
+    return networks, optimizers, {"data": data, "target": target}
+
+
+def _autocast(half_precision: bool) -> contextlib.AbstractContextManager:
+    # On the CPU too this makes what autocast makes on a GPU: convolutions, norms and activations in 16 bit.
+    return torch.autocast("cpu", torch.bfloat16) if half_precision else contextlib.nullcontext()
 
 
 def supervised_loss(outputs: int, regions: bool) -> nn.Module:

@@ -1,0 +1,64 @@
+"""Draws which channels a model with instructive feature enhancement repeats for one case, and their scores.
+
+The network runs once, on the patch in the middle of the case. For each enhanced stage the picture shows the scores of
+all channels, the middle slice of those with the highest scores, and of those with the lowest.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of ``nnUNetv2_ext ife``."""
+    parser.add_argument(
+        "-m",
+        type=Path,
+        required=True,
+        metavar="MODEL",
+        help="model folder: nnUNet_results/DATASET/TRAINER__PLANS__CONF",
+    )
+    parser.add_argument("-i", type=Path, required=True, metavar="CASE", help="its first channel: CASE_0000.nii.gz")
+    parser.add_argument("-o", type=Path, required=True, metavar="PNG", help="picture to write, or a folder for it")
+    parser.add_argument("-f", default=None, metavar="FOLD", help="fold (default: the first that is there)")
+    parser.add_argument("-chk", default="checkpoint_final.pth", metavar="FILE", help="(default: %(default)s)")
+    parser.add_argument("-device", choices=("cpu", "cuda", "mps"), default="cpu", help="(default: %(default)s)")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Draw."""
+    import torch
+
+    from nnunet_ext.inference.enhancement_figure import draw, load_network, look
+    from nnunet_ext.inference.export import find_folds
+
+    wanted = None if arguments.f is None else [int(arguments.f) if arguments.f.isdigit() else arguments.f]
+    fold = find_folds(arguments.m, wanted, arguments.chk)[0]
+    plans, dataset_json = (json.loads((arguments.m / f"{name}.json").read_text()) for name in ("plans", "dataset"))
+    checkpoint = arguments.m / f"fold_{fold}" / arguments.chk
+    network, model = load_network(arguments.m, plans, dataset_json, checkpoint)
+    case, images = _channels(arguments.i, dataset_json["file_ending"], model.channels)
+    stages = look(network, model, images, torch.device(arguments.device))
+    target = arguments.o if arguments.o.suffix.lower() == ".png" else arguments.o / f"{case}.png"
+    target.parent.mkdir(parents=True, exist_ok=True)
+    draw(target, f"{case}: {stages[0].score}, patch in the middle, {arguments.m.name}, fold {fold}", stages)
+    for stage in stages:
+        chosen = stage.ranking[: stage.selected]
+        print(f"encoder stage {stage.number}: channels {' '.join(map(str, chosen))}")
+    print(f"Wrote {target}")
+    return 0
+
+
+def _channels(first: Path, ending: str, number: int) -> tuple[str, tuple[str, ...]]:
+    """Return the name of a case and the files of its channels."""
+    end = f"_0000{ending}"
+    if not first.name.endswith(end):
+        raise ValueError(f"{first} is not the first channel of a case; its name must end in {end}")
+    case = first.name[: -len(end)]
+    files = [first.with_name(f"{case}_{channel:04d}{ending}") for channel in range(number)]
+    for file in files:
+        if not file.is_file():
+            raise FileNotFoundError(f"{file} is missing; the model needs {number} channel(s)")
+    return case, tuple(map(str, files))

@@ -1,0 +1,91 @@
+"""Parameters and memory of a trainer's network, beside the plans' own."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from batchgenerators.utilities.file_and_folder_operations import load_json
+from nnunetv2.paths import nnUNet_preprocessed
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from nnunetv2.utilities.dataset_name_id_conversion import maybe_convert_to_dataset_name
+from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
+from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
+from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
+
+from nnunet_ext.training.memory import GIB, cps_step_memory, supervised_step_memory
+
+
+def read_plans(dataset: str, plans_name: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return plans and dataset.json of a dataset that was planned.
+
+    Raises:
+        FileNotFoundError: If it was not.
+    """
+    name = maybe_convert_to_dataset_name(int(dataset) if dataset.isdigit() else dataset)
+    folder = Path(str(nnUNet_preprocessed)) / name
+    file = folder / f"{plans_name}.json"
+    if not file.is_file():
+        there = ", ".join(sorted(path.stem for path in folder.glob("*Plans*.json"))) or "none"
+        raise FileNotFoundError(f"there are no plans {file}; this dataset has: {there}")
+    return load_json(str(file)), load_json(str(folder / "dataset.json"))
+
+
+def compare_networks(
+    plans: dict[str, Any], dataset_json: dict[str, Any], trainer: str, configurations: Sequence[str] | None = None
+) -> dict[str, Any]:
+    """Return what a trainer's network takes, by configuration.
+
+    Args:
+        plans: Of the dataset.
+        dataset_json: Of the dataset.
+        trainer: Name of a trainer: one of ours, of nnU-Net's, or the user's.
+        configurations: Names; ``None`` takes all of the plans.
+
+    Returns:
+        Configuration -> ``patch_size``, ``batch_size``, and for ``"plain"`` and ``"trainer"`` the network's class,
+        ``networks`` (how many are trained), ``parameters`` (of one) and ``gib`` (of a training step, estimated).
+
+    Raises:
+        ValueError: If there is no such configuration.
+        RuntimeError: If there is no such trainer (nnU-Net's own error).
+    """
+    manager = PlansManager(plans)
+    unknown = [name for name in configurations or () if name not in manager.available_configurations]
+    if unknown:
+        raise ValueError(
+            f"the plans have no configuration {unknown[0]}, but {', '.join(manager.available_configurations)}"
+        )
+    cls = recursive_find_trainer_class_by_name(trainer)
+    found = {}
+    for name in configurations or manager.available_configurations:
+        configuration = manager.get_configuration(name)
+        found[name] = {
+            "patch_size": list(configuration.patch_size),
+            "batch_size": configuration.batch_size,
+            "plain": _look(nnUNetTrainer, manager, configuration, dataset_json),
+            "trainer": _look(cls, manager, configuration, dataset_json),
+        }
+    return found
+
+
+def _look(
+    cls: type, manager: PlansManager, configuration: ConfigurationManager, dataset_json: dict[str, Any]
+) -> dict[str, Any]:
+    labels = manager.get_label_manager(dataset_json)
+    channels = determine_num_input_channels(manager, configuration, dataset_json)
+    build: Any = cls.build_network_architecture  # type: ignore[attr-defined]
+    heads = labels.num_segmentation_heads
+    with torch.device("meta"):
+        network = build(manager, configuration, channels, heads, True)
+    networks = getattr(cls, "number_of_networks", 1)
+    estimate = supervised_step_memory if networks == 1 else cps_step_memory
+    size = (configuration.patch_size, configuration.batch_size, channels, heads, labels.has_regions)
+    return {
+        "network": f"{type(network).__module__}.{type(network).__qualname__}",
+        "networks": networks,
+        "parameters": sum(parameter.numel() for parameter in network.parameters()),
+        "gib": estimate(lambda: build(manager, configuration, channels, heads, True), *size) / GIB,
+    }

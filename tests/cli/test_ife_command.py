@@ -1,0 +1,72 @@
+"""``nnUNetv2_ext ife``."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from data.tiny_dataset import make_plans
+from inference.tiny_model import make_model
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+from PIL import Image
+
+from nnunet_ext.cli.main import main
+from nnunet_ext.inference.enhancement_figure import load_network, look
+from nnunet_ext.trainers.ife import IFECurvaturePart, IFEEntropyPart
+from nnunet_ext.training.enhancement import enhanced_architecture
+
+
+def make(root, part=IFECurvaturePart, configuration="3d_fullres"):
+    settings = type("Settings", (part,), {"ife_stages": (0,), "ife_ratios": (0.5,)})  # the network has two stages
+    architecture = enhanced_architecture(settings, PlansManager(make_plans()).get_configuration(configuration))
+    model = make_model(root, configuration, change={"architecture": architecture})
+    model.add("case", 1)
+    return model
+
+
+def run(*arguments):
+    return main(["ife", *(str(argument) for argument in arguments)])
+
+
+@pytest.mark.parametrize("part", [IFECurvaturePart, IFEEntropyPart])
+@pytest.mark.parametrize("configuration", ["3d_fullres", "2d"])
+def test_a_picture_and_the_selected_channels(tmp_path, capsys, part, configuration):
+    model = make(tmp_path, part, configuration)
+    assert run("-m", model.folder, "-i", model.images / "case_0000.nii.gz", "-o", tmp_path / "out") == 0
+    printed = capsys.readouterr().out
+    with Image.open(tmp_path / "out" / "case.png") as picture:
+        assert min(picture.size) > 300
+    plans, dataset_json = (json.loads((model.folder / f"{n}.json").read_text()) for n in ("plans", "dataset"))
+    network, prepared = load_network(
+        model.folder, plans, dataset_json, model.folder / "fold_0" / "checkpoint_final.pth"
+    )
+    stages = look(network, prepared, (str(model.images / "case_0000.nii.gz"),), torch.device("cpu"))
+    assert [stage.number for stage in stages] == [int(n) for n in network.enhancements]
+    for stage in stages:
+        chosen = " ".join(map(str, stage.ranking[: stage.selected]))
+        assert f"encoder stage {stage.number}: channels {chosen}\n" in printed
+        assert (np.diff(stage.scores[stage.ranking]) <= 0).all()
+        assert len(stage.features) == len(stage.scores)
+
+
+def test_wrong_input_is_one_line(tmp_path, capsys):
+    model = make(tmp_path / "ife")
+    plain = make_model(tmp_path / "plain")
+    image = model.images / "case_0000.nii.gz"
+    for arguments, message in (
+        (
+            ("-m", plain.folder, "-i", image),
+            "has no instructive feature enhancement; give one trained with IFECurvature",
+        ),
+        (("-m", model.folder, "-i", model.images / "case.nii.gz"), "its name must end in _0000.nii.gz"),
+        (
+            ("-m", model.folder, "-i", model.images / "b_0000.nii.gz"),
+            "b_0000.nii.gz is missing; the model needs 1 channel",
+        ),
+        (("-m", tmp_path / "none", "-i", image), "there is no model folder"),
+        (("-m", model.folder, "-i", image, "-f", 3), "has no fold_3/checkpoint_final.pth"),
+    ):
+        assert run(*arguments, "-o", tmp_path / "out") == 1
+        error = capsys.readouterr().err
+        assert message in error
+        assert len(error.splitlines()) == 1

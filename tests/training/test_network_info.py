@@ -1,0 +1,86 @@
+"""Parameters and memory of trainers' networks."""
+
+import json
+
+import pytest
+from reference import tiny
+
+from nnunet_ext.cli.main import main
+from nnunet_ext.training.network_info import compare_networks
+
+
+def test_enhanced_networks_take_a_little_more():
+    found = compare_networks(tiny.plans(), tiny.dataset_json(), "nnUNetTrainerIFECurvature", ["3d_fullres", "2d"])
+    assert list(found) == ["3d_fullres", "2d"]
+    one = found["3d_fullres"]
+    assert (one["patch_size"], one["batch_size"]) == ([16, 12, 16], 2)
+    assert one["trainer"]["network"] == "nnunet_ext.networks.ife_unet.IFEPlainConvUNet"
+    # stage 1 has 6 channels, 4 of them twice: 4 more input channels of a convolution to 6 with 27 weights
+    assert one["trainer"]["parameters"] - one["plain"]["parameters"] == 4 * 6 * 27
+    assert 1 < one["trainer"]["gib"] / one["plain"]["gib"] < 1.3
+    assert found["2d"]["trainer"]["parameters"] - found["2d"]["plain"]["parameters"] == 4 * 6 * 9
+
+
+def test_two_networks_take_both_halves_of_a_batch():
+    one = compare_networks(tiny.plans(), tiny.dataset_json(), "nnUNetTrainerCPS", ["3d_fullres"])["3d_fullres"]
+    assert one["trainer"]["networks"] == 2
+    assert one["trainer"]["parameters"] == one["plain"]["parameters"]
+    assert 2.5 < one["trainer"]["gib"] / one["plain"]["gib"] < 5
+
+
+def test_a_loss_changes_nothing_and_the_cascade_counts_its_channels():
+    name = "nnUNetTrainerCWCD"
+    one = compare_networks(tiny.plans(), tiny.dataset_json(), name, ["3d_cascade_fullres"])["3d_cascade_fullres"]
+    assert one["trainer"] == one["plain"]
+    single = compare_networks(tiny.plans(), tiny.dataset_json(), name, ["3d_fullres"])["3d_fullres"]
+    assert one["plain"]["parameters"] - single["plain"]["parameters"] == 2 * 4 * 27  # both labels as input
+
+
+@pytest.fixture
+def folders(tmp_path, monkeypatch):
+    tiny.make(tmp_path, configurations=())
+    from nnunetv2 import paths
+    from nnunetv2.utilities import dataset_name_id_conversion as conversion
+
+    from nnunet_ext.training import network_info
+
+    for name in ("raw", "preprocessed", "results"):
+        for module in (paths, conversion):
+            monkeypatch.setattr(module, f"nnUNet_{name}", str(tmp_path / name), raising=False)
+    monkeypatch.setattr(network_info, "nnUNet_preprocessed", str(tmp_path / "preprocessed"))
+    return tmp_path
+
+
+def test_the_command(folders, capsys):
+    arguments = ["info", "-d", tiny.NAME, "-p", tiny.PLANS, "-tr", "nnUNetTrainerCPS_IFEEntropy", "-c", "2d"]
+    assert main(arguments) == 0
+    printed = capsys.readouterr().out
+    assert "2d: patch 16 x 16, batch 2" in printed
+    assert "IFEPlainConvUNet, 2 of them" in printed
+    assert main([*arguments, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["2d"]["trainer"]["networks"] == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["-tr", "nnUNetTrainer"], "-d and -tr belong together"),
+        (["-d", tiny.NAME], "-d and -tr belong together"),
+        (
+            ["-d", tiny.NAME, "-tr", "nnUNetTrainer"],
+            "there are no plans .*nnUNetPlans.json; this dataset has: TinyPlans",
+        ),
+        (["-d", tiny.NAME, "-p", tiny.PLANS, "-tr", "Foo"], "Could not find requested nnunet trainer Foo"),
+        (
+            ["-d", tiny.NAME, "-p", tiny.PLANS, "-tr", "nnUNetTrainer", "-c", "4d"],
+            "no configuration 4d, but 2d, 3d_fullres",
+        ),
+    ],
+)
+def test_wrong_input_is_one_line(folders, capsys, arguments, message):
+    assert main(["info", *arguments]) == 1
+    error = capsys.readouterr().err
+    assert len(error.splitlines()) == 1
+    import re
+
+    assert re.search(message, error)
