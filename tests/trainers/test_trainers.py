@@ -15,7 +15,10 @@ from reference import tiny
 
 from nnunet_ext.inference.averaging import AverageOfNetworks
 from nnunet_ext.trainers.base import ExtPart
+from nnunet_ext.trainers.comparison_losses import DWCEPart, GDLPart
 from nnunet_ext.trainers.cps import CPSPart
+from nnunet_ext.trainers.cwcd import CWCDPart
+from nnunet_ext.trainers.ife import IFEPart
 from nnunet_ext.trainers.length import LengthPart
 from nnunet_ext.training import cps_support
 from nnunet_ext.training.checkpoints import stock_state
@@ -52,11 +55,19 @@ def test_signatures_are_those_of_the_base_class(part):
 
 
 def test_parts_override_disjoint_hooks_or_call_super():
-    for part in (CPSPart, LengthPart):
+    replaced = {
+        CPSPart: {"train_step", "get_dataloaders", "set_deep_supervision_enabled", "pseudo_criterion"},
+        LengthPart: set(),
+        CWCDPart: {"_build_loss"},
+        GDLPart: {"_build_loss"},
+        DWCEPart: {"_build_loss"},
+        IFEPart: {"build_network_architecture"},
+    }
+    for part, own in replaced.items():
         for name, function in vars(part).items():
+            function = getattr(function, "__func__", function)  # of a classmethod
             shared = inspect.isfunction(function) and (hasattr(ExtPart, name) or hasattr(nnUNetTrainer, name))
-            replaced = {"train_step", "get_dataloaders", "set_deep_supervision_enabled"}
-            if shared and name not in replaced:
+            if shared and name not in own:
                 assert "super()" in inspect.getsource(function), name
 
 
