@@ -50,6 +50,10 @@ class InstructiveFeatureEnhancement(nn.Module):
             raise ValueError(f"score must be one of {', '.join(SCORES)}, got {score!r}")
         if not 0 <= ratio <= 1:
             raise ValueError(f"ratio is a share of the channels from 0 to 1, got {ratio}")
+        if bins < 2 or step < 1:
+            raise ValueError(f"bins must be at least 2 and step at least 1, got {bins} and {step}")
+        if score == "curvature" and axes is not None and len(axes) < 2:
+            raise ValueError(f"curvature looks along at least two axes, got {list(axes)}")
         self.channels, self.ratio, self.score = channels, ratio, score
         self.axes = None if axes is None else tuple(axes)
         self.bins, self.step, self.packed = bins, step, packed
@@ -57,10 +61,9 @@ class InstructiveFeatureEnhancement(nn.Module):
 
     def scores(self, features: Tensor) -> Tensor:
         """Return the scores ``(B, C)`` of features ``(B, C, *S)``, without gradient."""
-        with torch.no_grad(), torch.autocast(features.device.type, enabled=False):
-            if self.score == "curvature":
-                return curvature_scores(features, self.axes)
-            return entropy_scores(features, self.bins, self.axes, self.step, self.packed)
+        if self.score == "curvature":
+            return curvature_scores(features, self.axes)
+        return entropy_scores(features, self.bins, self.axes, self.step, self.packed)
 
     def ranking(self, features: Tensor) -> Tensor:
         """Return the selected channels ``(B, k)``, by falling score."""

@@ -80,7 +80,8 @@ def entropy_scores(
     At each position i is the value and j the mean of its neighbours (8 in 2D, 26 in 3D; zeros outside, as in the
     released code). The joint histogram of both gives p, and the entropy is ``-sum p log2 p`` (Eq. 2). Its range is that
     of all i and j of the sample, so that a channel of small amplitude has a small entropy, and that neither the batch
-    nor an affine change of all channels matters. No gradient flows through the scores.
+    nor a positive factor of all channels matters. A constant channel other than 0 has some entropy, from its border
+    with the zeros outside. Values that are not finite fall into the first bin. No gradient flows through the scores.
 
     Args:
         features: ``(B, C, *S)``, 2D or 3D; half precision is computed in float32.
@@ -92,7 +93,7 @@ def entropy_scores(
             samples.
 
     Returns:
-        ``(B, C)``, 0 to ``2 log2 bins``.
+        ``(B, C)``, 0 to ``2 log2 bins`` (8 if packed).
 
     Raises:
         ValueError: If an argument is out of range.
@@ -140,7 +141,8 @@ def _bins(values: Tensor, low: Tensor, high: Tensor, bins: int) -> Tensor:
     All into the first where low and high are equal.
     """
     scale = torch.where(high > low, bins / (high - low), 0.0)
-    return (values - low).mul_(scale).clamp_(max=bins - 1).floor_()
+    # what is not finite has no bin, and as an index it would end the process on a GPU
+    return (values - low).mul_(scale).nan_to_num_(0.0).clamp_(0, bins - 1).floor_()
 
 
 def _entropy(index: Tensor, bins: int, total: float) -> Tensor:

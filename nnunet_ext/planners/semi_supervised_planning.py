@@ -111,9 +111,8 @@ class SemiSupervisedPlanning(ExperimentPlanner):
 
     def determine_reader_writer(self) -> type[BaseReaderWriter]:
         """Return nnU-Net's choice; a damaged first image does not decide it."""
-        return choose_reader(
-            self.dataset_json, (image for name in self.dataset.keys() for image in self.dataset[name]["images"])
-        )
+        names = self.dataset.keys()  # a dataset without labels has keys, but iterates over nothing
+        return choose_reader(self.dataset_json, (image for name in names for image in self.dataset[name]["images"]))
 
     def plan_experiment(self) -> dict[str, Any]:
         """Plan from the sources that the attributes name, write the plans, and print what a CPS step needs.
@@ -148,7 +147,10 @@ class SemiSupervisedPlanning(ExperimentPlanner):
 
     def _swap_sources(self) -> dict[str, str]:
         """Put what the attributes name where nnU-Net's planning looks; return what was really used."""
-        for attribute, offered in (("intensity_source", ("global", "foreground")), ("spacing_source", ("all", "labeled"))):
+        for attribute, offered in (
+            ("intensity_source", ("global", "foreground")),
+            ("spacing_source", ("all", "labeled")),
+        ):
             if getattr(self, attribute) not in offered:
                 raise ValueError(
                     f"{type(self).__name__}.{attribute} is {getattr(self, attribute)!r}, expected one of {offered}"

@@ -35,9 +35,7 @@ class ExtPart(TrainerMixin):
         dataset_json: dict[str, Any],
         device: torch.device = torch.device("cuda"),
     ) -> None:
-        super().__init__(
-            for_inference(plans), configuration, fold, without_private_keys(dataset_json), device
-        )
+        super().__init__(for_inference(plans), configuration, fold, without_private_keys(dataset_json), device)
         self.seed = base_seed()
         self.cpu_bf16 = bf16_on_cpu()
         if self.is_ddp and device.type == "cpu":

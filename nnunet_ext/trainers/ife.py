@@ -23,7 +23,7 @@ class IFEPart(TrainerMixin):
 
     Attributes:
         ife_score: ``"curvature"`` or ``"entropy"``.
-        ife_stages: Encoder stages whose skips are enhanced, 0 the highest resolution; those without a skip are left out.
+        ife_stages: Encoder stages whose skips are enhanced, 0 the highest resolution; those without are left out.
         ife_ratios: Share of the channels that is appended, one a stage.
         ife_bins: Of each side of the entropy's joint histogram.
         ife_step: The entropy looks at every such position along each axis.
@@ -67,6 +67,17 @@ class IFEPart(TrainerMixin):
             deep_supervision=enable_deep_supervision,
         )
 
+    def build_networks(self) -> None:
+        """Build the networks, and say what is enhanced."""
+        super().build_networks()
+        for line in enhancement.describe(self.network):
+            self.print_to_log_file(line)
+
+    def hyperparameters(self) -> dict[str, Any]:
+        """Add the settings of the enhancement."""
+        names = ("ife_score", "ife_stages", "ife_ratios", "ife_bins", "ife_step")
+        return super().hyperparameters() | {name: getattr(self, name) for name in names}
+
     @contextmanager
     def prepared_pretrained_weights(self, filename: str) -> Iterator[str]:
         """Give a file that fits: weights of the plain network get zeros for the input channels that it has not."""
@@ -74,7 +85,9 @@ class IFEPart(TrainerMixin):
             self.initialize()
         with enhancement.widened_weights([self.network], filename) as (file, names):
             if names:
-                self.print_to_log_file(f"Pretrained weights of a plain network: added input channels are zero in {names}")
+                self.print_to_log_file(
+                    f"Pretrained weights of a plain network: added input channels are zero in {names}"
+                )
             yield file
 
 

@@ -23,10 +23,15 @@ _ANISOTROPY = 3.0  # nnU-Net's own threshold for treating an axis apart
 
 
 def axes_of_stage(spacing: Sequence[float], strides: Sequence[Sequence[int]], stage: int) -> list[int] | None:
-    """Return the axes along which a stage's voxels are at most three times as long as the shortest; None for all."""
+    """Return the axes along which a stage's voxels are at most three times as long as the shortest; None for all.
+
+    At least two remain, the finest ones, because curvature and neighbourhood are those of a plane.
+    """
     size = np.array(spacing, float) * np.prod(np.array(strides[: stage + 1]), 0)
-    near = [axis for axis, length in enumerate(size) if length <= _ANISOTROPY * size.min()]
-    return None if len(near) == len(size) else near
+    near = sorted(
+        {*np.argsort(size, kind="stable")[:2].tolist(), *np.flatnonzero(size <= _ANISOTROPY * size.min()).tolist()}
+    )
+    return None if len(near) == len(size) else [int(axis) for axis in near]
 
 
 def enhanced_architecture(settings: Any, configuration: ConfigurationManager) -> dict[str, Any]:
@@ -58,7 +63,10 @@ def enhanced_architecture(settings: Any, configuration: ConfigurationManager) ->
     # a small network's last stage is the bottleneck, which has no skip
     chosen = [(s, r) for s, r in zip(settings.ife_stages, settings.ife_ratios, strict=True) if s < len(strides) - 1]
     if not chosen:
-        raise ValueError(f"none of the stages {settings.ife_stages} has a skip; the network has {len(strides)} stages")
+        raise ValueError(
+            f"none of the stages {settings.ife_stages} has a skip; the network has {len(strides)} stages. Set "
+            "ife_stages and ife_ratios in a subclass, e.g. (0,) and (0.5,)"
+        )
     architecture["network_class_name"] = NETWORKS[name]
     kwargs |= {
         "ife_score": settings.ife_score,
@@ -79,6 +87,16 @@ def enhanced_plans(settings: Any, plans: dict[str, Any], configuration: str) -> 
     return plans
 
 
+def describe(network: torch.nn.Module) -> list[str]:
+    """Return a line for each enhanced stage of a network, as trained."""
+    enhancements: Any = plain_module(network).enhancements
+    return [
+        f"IFE at encoder stage {stage}: {one.selected} of {one.channels} channels by {one.score}"
+        + ("" if one.axes is None else f", along the axes {', '.join(map(str, one.axes))} alone")
+        for stage, one in enhancements.items()
+    ]
+
+
 @contextmanager
 def widened_weights(networks: Sequence[torch.nn.Module], filename: str) -> Iterator[tuple[str, list[str]]]:
     """Give a file of pretrained weights that fits networks with added input channels.
@@ -97,7 +115,7 @@ def widened_weights(networks: Sequence[torch.nn.Module], filename: str) -> Itera
     missing = {
         key: channels
         for key, channels in added.items()
-        if key in weights and weights[key].shape[1] + channels == own[key].shape[1]
+        if channels and key in weights and weights[key].shape[1] + channels == own[key].shape[1]
     }
     if not missing:
         yield filename, []
@@ -105,4 +123,4 @@ def widened_weights(networks: Sequence[torch.nn.Module], filename: str) -> Itera
     with tempfile.TemporaryDirectory() as folder:
         file = str(Path(folder) / Path(filename).name)
         torch.save({"network_weights": zero_added_channels(weights, missing)}, file)
-        yield file, list(missing)
+        yield file, [key for key in missing if ".all_modules." not in key]  # a second name of the same weight

@@ -81,6 +81,9 @@ def test_nothing_is_stored_and_one_graph_compiles():
     [
         ({"score": "texture"}, "score must be one of curvature, entropy, got 'texture'"),
         ({"ratio": 1.5}, "ratio is a share of the channels from 0 to 1, got 1.5"),
+        ({"bins": 1}, "bins must be at least 2 and step at least 1, got 1 and 1"),
+        ({"step": 0}, "bins must be at least 2 and step at least 1, got 64 and 0"),
+        ({"axes": (1,)}, r"curvature looks along at least two axes, got \[1\]"),
     ],
 )
 def test_bad_arguments(arguments, message):

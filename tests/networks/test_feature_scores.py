@@ -167,6 +167,20 @@ def test_no_gradient_and_one_graph(score):
     torch.testing.assert_close(compiled(x), score(x))
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("score", SCORES.values(), ids=SCORES)
+def test_values_that_are_not_finite_do_not_stop_a_training(score, value):
+    """A half precision step may overflow; the gradient scaler then skips it."""
+    x = features(SHAPES[1])
+    x[0, 0, 0, 0, 0] = value
+    assert score(x).shape == (2, 3)
+
+
+def test_a_positive_factor_does_not_change_the_entropy():
+    x = features(SHAPES[1]).double()
+    torch.testing.assert_close(entropy_scores(8 * x), entropy_scores(x))
+
+
 def test_features_are_not_changed():
     x = features(SHAPES[1])
     for score in SCORES.values():

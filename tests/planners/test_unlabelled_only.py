@@ -100,9 +100,7 @@ DatasetFingerprintExtractor(777, 1).run()
 def test_the_preprocessor_makes_the_unlabelled_cases(no_labels: TinyDataset, monkeypatch):
     from nnunet_ext.planners import preprocessor as module
 
-    monkeypatch.setattr(
-        module, "get_filenames_of_train_images_and_targets", lambda folder, _: unlabelled_only(folder)
-    )
+    monkeypatch.setattr(module, "get_filenames_of_train_images_and_targets", lambda folder, _: unlabelled_only(folder))
     no_labels.write_plans(make_plans("SemiSupervisedPlans", preprocessor_name="SemiSupervisedPreprocessor"))
     one = SemiSupervisedPreprocessor(verbose=False)
     one.show_progress_bar = False
@@ -155,5 +153,3 @@ def test_missing_keys_of_dataset_json_are_named(no_labels: TinyDataset, key, mes
     del content[key]
     with pytest.raises(ValueError, match=message):
         find_unlabeled_cases(no_labels.raw, content)
-
-

@@ -64,7 +64,9 @@ def test_signatures_are_those_of_the_base_class(part):
             assert list(inspect.signature(own).parameters) == list(inspect.signature(stock).parameters), name
 
 
-@pytest.mark.parametrize("name", ["nnUNetTrainerIFECurvature", "nnUNetTrainerIFEEntropy", "nnUNetTrainerCPS_CWCD_IFEEntropy"])
+@pytest.mark.parametrize(
+    "name", ["nnUNetTrainerIFECurvature", "nnUNetTrainerIFEEntropy", "nnUNetTrainerCPS_CWCD_IFEEntropy"]
+)
 @pytest.mark.parametrize("configuration", ["3d_fullres", "2d", "3d_lowres"])
 @pytest.mark.parametrize("residual", [False, True])
 def test_trains_and_predicts_from_what_is_saved(make_trainer, tmp_path, name, configuration, residual):
@@ -94,12 +96,17 @@ def test_inference_builds_what_was_trained(make_trainer, monkeypatch):
     trainer = make_trainer(cls=Mine, plans=deep_plans())
     trainer.run_training()
     enhanced = plain(trainer.network).enhancements
-    assert [(e.score, e.selected, e.bins, e.step) for e in enhanced.values()] == [("entropy", 6, 16, 2), ("entropy", 2, 16, 2)]
+    assert [(e.score, e.selected, e.bins, e.step) for e in enhanced.values()] == [
+        ("entropy", 6, 16, 2),
+        ("entropy", 2, 16, 2),
+    ]
     saved = json.loads((Path(trainer.output_folder_base) / "plans.json").read_text())
     monkeypatch.setattr(Mine, "ife_ratios", (0.5, 0.5))
     manager = PlansManager(saved)
     rebuilt = Mine.build_network_architecture(manager, manager.get_configuration("3d_fullres"), 1, 3, False)
-    rebuilt.load_state_dict(torch.load(Path(trainer.output_folder) / "checkpoint_final.pth", weights_only=False)["network_weights"])
+    rebuilt.load_state_dict(
+        torch.load(Path(trainer.output_folder) / "checkpoint_final.pth", weights_only=False)["network_weights"]
+    )
     assert [e.selected for e in rebuilt.enhancements.values()] == [6, 2]
     checkpoint = torch.load(Path(trainer.output_folder) / "checkpoint_final.pth", weights_only=False)
     stored = checkpoint["init_args"]["plans"]["configurations"]["3d_fullres"]["architecture"]
@@ -135,6 +142,8 @@ def test_a_stage_without_a_skip_is_left_out(make_trainer):
         ((3.5, 1, 1), [[1] * 3, [1, 2, 2]], 1, None),  # 3.5, 2, 2
         ((0.7, 0.7), [[1] * 2, [2] * 2], 1, None),
         ((1, 4, 1), [[1] * 3, [2] * 3], 1, [0, 2]),
+        ((8, 1), [[1, 1], [1, 2]], 1, None),  # at least two axes
+        ((7, 7, 1), [[1, 1, 1], [1, 1, 2]], 1, [0, 2]),
     ],
 )
 def test_axes_with_coarse_voxels_are_not_looked_along(spacing, strides, stage, axes):
@@ -146,6 +155,11 @@ def test_the_axes_reach_the_network(make_trainer):
     trainer = make_trainer("nnUNetTrainerIFECurvature", plans=plans)
     trainer.initialize()
     assert [e.axes for e in plain(trainer.network).enhancements.values()] == [(1, 2), (1, 2)]
+    assert (
+        "IFE at encoder stage 1: 4 of 6 channels by curvature, along the axes 1, 2 alone"
+        in Path(trainer.log_file).read_text()
+    )
+    assert trainer.hyperparameters()["ife_ratios"] == (0.75, 0.5)
 
 
 def test_the_cascade(make_trainer):
@@ -187,7 +201,9 @@ def test_other_architectures_are_refused():
     manager = PlansManager(deep_plans())
     configuration = manager.get_configuration("3d_fullres")
     configuration.configuration["architecture"]["network_class_name"] = "somebody.Network"
-    with pytest.raises(NotImplementedError, match=r"PlainConvUNet and ResidualEncoderUNet, but the plans name somebody\.Network"):
+    with pytest.raises(
+        NotImplementedError, match=r"PlainConvUNet and ResidualEncoderUNet, but the plans name somebody\.Network"
+    ):
         enhanced_architecture(IFECurvaturePart, configuration)
 
 

@@ -44,7 +44,9 @@ def test_signatures_are_those_of_the_base_class(part):
         ("3d_fullres", "regions_ignore"),
     ],
 )
-@pytest.mark.parametrize("name", ["nnUNetTrainerCWCD", "nnUNetTrainerGDL", "nnUNetTrainerDWCE", "nnUNetTrainerCPS_CWCD"])
+@pytest.mark.parametrize(
+    "name", ["nnUNetTrainerCWCD", "nnUNetTrainerGDL", "nnUNetTrainerDWCE", "nnUNetTrainerCPS_CWCD"]
+)
 def test_trains_and_restores(make_trainer, configuration, kind, name):
     trainer = make_trainer(name + SHORT, configuration, kind)
     trainer.run_training()
