@@ -7,6 +7,7 @@ all channels, the middle slice of those with the highest scores, and of those wi
 from __future__ import annotations
 
 import argparse
+import glob
 import json
 from pathlib import Path
 
@@ -39,7 +40,7 @@ def run(arguments: argparse.Namespace) -> int:
     plans, dataset_json = (json.loads((arguments.m / f"{name}.json").read_text()) for name in ("plans", "dataset"))
     checkpoint = arguments.m / f"fold_{fold}" / arguments.chk
     network, model = load_network(arguments.m, plans, dataset_json, checkpoint)
-    case, images = _channels(arguments.i, dataset_json["file_ending"], model.channels)
+    case, images = _channels(arguments.i, dataset_json["file_ending"])
     stages = look(network, model, images, torch.device(arguments.device))
     target = arguments.o if arguments.o.suffix.lower() == ".png" else arguments.o / f"{case}.png"
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -47,18 +48,19 @@ def run(arguments: argparse.Namespace) -> int:
     for stage in stages:
         chosen = stage.ranking[: stage.selected]
         print(f"encoder stage {stage.number}: channels {' '.join(map(str, chosen))}")
+        limits = stage.scores[stage.ranking[[0, max(0, stage.selected - 1), -1]]]
+        print("  {} {:.4g} (highest), {:.4g} (last selected), {:.4g} (lowest)".format(stage.score, *limits))
     print(f"Wrote {target}")
     return 0
 
 
-def _channels(first: Path, ending: str, number: int) -> tuple[str, tuple[str, ...]]:
-    """Return the name of a case and the files of its channels."""
+def _channels(first: Path, ending: str) -> tuple[str, tuple[str, ...]]:
+    """Return the name of a case and the files of its channels that are there, as nnU-Net finds them."""
     end = f"_0000{ending}"
     if not first.name.endswith(end):
         raise ValueError(f"{first} is not the first channel of a case; its name must end in {end}")
+    if not first.is_file():
+        raise FileNotFoundError(f"{first} is missing; give the first channel of a case")
     case = first.name[: -len(end)]
-    files = [first.with_name(f"{case}_{channel:04d}{ending}") for channel in range(number)]
-    for file in files:
-        if not file.is_file():
-            raise FileNotFoundError(f"{file} is missing; the model needs {number} channel(s)")
+    files = sorted(first.parent.glob(f"{glob.escape(case)}_[0-9][0-9][0-9][0-9]{ending}"))
     return case, tuple(map(str, files))

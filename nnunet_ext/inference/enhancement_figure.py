@@ -122,7 +122,7 @@ def look(network: nn.Module, model: Model, images: tuple[str, ...], device: torc
 
 
 def draw(path: Path, title: str, stages: Sequence[Stage]) -> None:
-    """Draw, for each stage, all scores and the channels with the highest, the lowest selected and the lowest scores.
+    """Draw, for each stage, all scores, and the channels with the highest and with the lowest ones.
 
     Args:
         path: PNG to write; complete or not there.

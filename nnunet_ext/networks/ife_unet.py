@@ -51,13 +51,18 @@ class _EnhancedSkips:
         """
         super().__init__(*args, **kwargs)
         stages = len(self.encoder.output_channels)
-        if len(ife_stages) != len(ife_ratios) or len(set(ife_stages)) != len(ife_stages):
-            raise ValueError(f"one ratio for each stage is needed, got {list(ife_ratios)} for {list(ife_stages)}")
+        axes = [None] * len(ife_stages) if ife_axes is None else list(ife_axes)
+        if not len(ife_stages) == len(ife_ratios) == len(axes):
+            raise ValueError(
+                f"one ratio and one entry of axes are needed for each of the stages {list(ife_stages)}, got "
+                f"{list(ife_ratios)} and {axes}"
+            )
+        if len(set(ife_stages)) != len(ife_stages):
+            raise ValueError(f"each stage can be enhanced once, got {list(ife_stages)}")
         if any(not 0 <= stage < stages - 1 for stage in ife_stages):
             raise ValueError(
                 f"stages must lie between 0 and {stages - 2}, the last one with a skip, got {list(ife_stages)}"
             )
-        axes = [None] * len(ife_stages) if ife_axes is None else list(ife_axes)
         enhancements = {}
         for stage, ratio, along in zip(ife_stages, ife_ratios, axes, strict=True):
             enhancement = InstructiveFeatureEnhancement(

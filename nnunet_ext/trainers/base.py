@@ -148,6 +148,9 @@ class ExtPart(TrainerMixin):
         with self.autocast() if self.device.type == "cpu" else nullcontext():
             return super().validation_step(batch)
 
+    def refuse_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Raise if a checkpoint of this trainer cannot be continued or validated; parts extend it."""
+
     def extra_state(self) -> dict[str, Any]:
         """Return what a checkpoint holds beyond nnU-Net's own keys; parts extend it."""
         return {}
@@ -171,5 +174,6 @@ class ExtPart(TrainerMixin):
             RuntimeError: If it is a checkpoint of another trainer, or lacks what this one needs.
         """
         checkpoint = checkpoints.load_for(self, filename_or_checkpoint)
+        self.refuse_checkpoint(checkpoint)
         super().load_checkpoint(filename_or_checkpoint)
         self.load_extra_state(checkpoint)

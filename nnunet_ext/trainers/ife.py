@@ -67,6 +67,16 @@ class IFEPart(TrainerMixin):
             deep_supervision=enable_deep_supervision,
         )
 
+    def refuse_unsupported(self) -> None:
+        """Refuse settings other than those of the folds that are there: all share the plans beside the model."""
+        super().refuse_unsupported()
+        enhancement.refuse_other_folds(self)
+
+    def refuse_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse a checkpoint that was trained with other settings."""
+        super().refuse_checkpoint(checkpoint)
+        enhancement.refuse_other_settings(self, checkpoint["init_args"].get("plans"), "this checkpoint")
+
     def build_networks(self) -> None:
         """Build the networks, and say what is enhanced."""
         super().build_networks()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -49,6 +50,8 @@ def enhanced_architecture(settings: Any, configuration: ConfigurationManager) ->
     name = architecture["network_class_name"]
     if name in NETWORKS.values():
         return architecture
+    if name.startswith("dynamic_network_architectures."):
+        name = _PLAIN + name.rpartition(".")[2]  # nnU-Net looks for a class that has moved by its last name
     if name not in NETWORKS:
         raise NotImplementedError(
             f"IFE knows nnU-Net's PlainConvUNet and ResidualEncoderUNet, but the plans name {name}; use plans of "
@@ -85,6 +88,35 @@ def enhanced_plans(settings: Any, plans: dict[str, Any], configuration: str) -> 
     architecture = enhanced_architecture(settings, PlansManager(plans).get_configuration(configuration))
     plans["configurations"][configuration]["architecture"] = architecture
     return plans
+
+
+def refuse_other_folds(trainer: Any) -> None:
+    """Raise RuntimeError if the model folder holds folds with other settings."""
+    folder = Path(trainer.output_folder_base)
+    if any(folder.glob("fold_*/checkpoint_*.pth")) and (folder / "plans.json").is_file():
+        refuse_other_settings(trainer, json.loads((folder / "plans.json").read_text()), f"the model {folder}")
+
+
+def refuse_other_settings(trainer: Any, plans: dict[str, Any] | None, what: str) -> None:
+    """Raise RuntimeError if plans describe another network than the trainer's.
+
+    Args:
+        trainer: With plans of its own.
+        plans: Those saved with weights; None says nothing.
+        what: That has these plans, for the message.
+    """
+    if plans is None or trainer.configuration_name not in plans["configurations"]:
+        return
+    saved, own = (
+        PlansManager(one).get_configuration(trainer.configuration_name).network_arch_init_kwargs
+        for one in (plans, trainer.plans_manager.plans)
+    )
+    for key, value in own.items():
+        if key.startswith("ife_") and json.dumps(saved.get(key)) != json.dumps(value):
+            raise RuntimeError(
+                f"{what} was trained with {key} = {saved.get(key)}, but {type(trainer).__name__} has {value} now; set "
+                "it back, or give the trainer another name"
+            )
 
 
 def describe(network: torch.nn.Module) -> list[str]:

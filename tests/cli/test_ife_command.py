@@ -61,7 +61,7 @@ def test_wrong_input_is_one_line(tmp_path, capsys):
         (("-m", model.folder, "-i", model.images / "case.nii.gz"), "its name must end in _0000.nii.gz"),
         (
             ("-m", model.folder, "-i", model.images / "b_0000.nii.gz"),
-            "b_0000.nii.gz is missing; the model needs 1 channel",
+            "b_0000.nii.gz is missing; give the first channel of a case",
         ),
         (("-m", tmp_path / "none", "-i", image), "there is no model folder"),
         (("-m", model.folder, "-i", image, "-f", 3), "has no fold_3/checkpoint_final.pth"),

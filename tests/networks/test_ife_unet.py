@@ -146,9 +146,9 @@ def test_compiles():
         ({"ife_stages": [3], "ife_ratios": [0.5]}, r"stages must lie between 0 and 2, .* got \[3\]"),
         (
             {"ife_stages": [1], "ife_ratios": [0.5, 0.5]},
-            r"one ratio for each stage is needed, got \[0.5, 0.5\] for \[1\]",
+            r"one entry of axes are needed for each of the stages \[1\], got \[0.5, 0.5\] and",
         ),
-        ({"ife_stages": [1, 1]}, "one ratio for each stage"),
+        ({"ife_stages": [1, 1]}, r"each stage can be enhanced once, got \[1, 1\]"),
     ],
 )
 def test_bad_arguments(more, message):

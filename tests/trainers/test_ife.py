@@ -114,6 +114,22 @@ def test_inference_builds_what_was_trained(make_trainer, monkeypatch):
     assert stored["arch_kwargs"]["ife_ratios"] == [1.0, 0.25]
 
 
+def test_other_settings_than_those_of_the_weights_are_refused(make_trainer, monkeypatch):
+    """Stage, ratio and shapes may fit while bins do not: continuing or validating would use another network."""
+    trainer = make_trainer(cls=Mine, plans=deep_plans())
+    trainer.run_training()
+    final = str(Path(trainer.output_folder) / "checkpoint_final.pth")
+    again = make_trainer(cls=Mine, plans=deep_plans())
+    again.load_checkpoint(final)
+    monkeypatch.setattr(Mine, "ife_bins", 32)
+    with pytest.raises(RuntimeError, match="was trained with ife_bins = 16, but Mine has 32 now; set it back, or"):
+        make_trainer(cls=Mine, plans=deep_plans()).initialize()
+    other = make_trainer(cls=Mine, plans=deep_plans())
+    monkeypatch.setattr("nnunet_ext.training.enhancement.refuse_other_folds", lambda trainer: None)
+    with pytest.raises(RuntimeError, match="this checkpoint was trained with ife_bins = 16"):
+        other.load_checkpoint(final)
+
+
 def test_stock_export_says_that_the_plugin_is_needed(make_trainer, tmp_path):
     trainer = make_trainer("nnUNetTrainerIFECurvature" + SHORT, plans=deep_plans())
     trainer.run_training()
