@@ -44,6 +44,7 @@ def run(arguments: argparse.Namespace) -> int:
     from tqdm import tqdm
 
     from nnunet_ext.training.contour_figure import Band, LabelNames
+    from nnunet_ext.training.contours import band_iterations
 
     if len(arguments.kernel) not in (1, 3):
         raise ValueError(f"--kernel takes one or three numbers, got {len(arguments.kernel)}: {arguments.kernel}")
@@ -55,11 +56,12 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.o.is_dir() and any(arguments.o.iterdir()) and not arguments.overwrite:
         raise FileExistsError(f"{arguments.o} is not empty; give another folder, or --overwrite")
     readers = _readers(files)
-    arguments.o.mkdir(parents=True, exist_ok=True)
     kernel = arguments.kernel[0] if len(arguments.kernel) == 1 else tuple(arguments.kernel)
     band = Band(kernel, arguments.iterations, arguments.thickness_mm, arguments.border)
+    band_iterations((1.0,) * 3, band.iterations, band.thickness_mm, band.kernel)  # refuses once what fits no file
     names, failures = LabelNames.of_folder(arguments.i), []
     plans = None if arguments.p is None else _plans(arguments.p, arguments.c)
+    arguments.o.mkdir(parents=True, exist_ok=True)
     thin: dict[str, list[float]] = {}
     for file in tqdm(files, "label files", disable=arguments.no_pbar):
         try:
@@ -68,7 +70,8 @@ def run(arguments: argparse.Namespace) -> int:
         except Exception as error:  # one bad file never costs the others
             text = str(error).strip() or type(error).__name__
             failures.append(text if str(file) in text else f"{file}: {text}")
-    print(f"{'class':<24} contour, median (largest) share over the files")
+    if thin:
+        print(f"{'class':<24} contour, median (largest) share over the files")
     for name, values in thin.items():
         print(f"{name:<24} {median(values):.0%} ({max(values):.0%})")
     print(f"Wrote {len(files) - len(failures)} pictures to {arguments.o}")

@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from nnunet_ext.cli.values import natural
+from nnunet_ext.cli.values import add_model_argument, natural
 
 
 def _fold(text: str) -> int | str:
@@ -17,13 +17,7 @@ def _fold(text: str) -> int | str:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of ``nnUNetv2_ext export``."""
-    parser.add_argument(
-        "-m",
-        type=Path,
-        required=True,
-        metavar="MODEL",
-        help="model folder: nnUNet_results/DATASET/TRAINER__PLANS__CONF",
-    )
+    add_model_argument(parser)
     parser.add_argument("-o", type=Path, required=True, metavar="OUTPUT", help="folder to write, or a file *.zip")
     parser.add_argument("--network", choices=["1", "2", "both"], default="1", help="of CPS (default: %(default)s)")
     parser.add_argument(

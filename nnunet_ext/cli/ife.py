@@ -11,16 +11,12 @@ import glob
 import json
 from pathlib import Path
 
+from nnunet_ext.cli.values import add_model_argument
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of ``nnUNetv2_ext ife``."""
-    parser.add_argument(
-        "-m",
-        type=Path,
-        required=True,
-        metavar="MODEL",
-        help="model folder: nnUNet_results/DATASET/TRAINER__PLANS__CONF",
-    )
+    add_model_argument(parser)
     parser.add_argument("-i", type=Path, required=True, metavar="CASE", help="its first channel: CASE_0000.nii.gz")
     parser.add_argument("-o", type=Path, required=True, metavar="PNG", help="picture to write, or a folder for it")
     parser.add_argument("-f", default=None, metavar="FOLD", help="fold (default: the first that is there)")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
+from pathlib import Path
 
 
 def positive_int(text: str) -> int:
@@ -41,3 +42,9 @@ def natural(text: str) -> int:
     if not text.isdigit():
         raise argparse.ArgumentTypeError(f"expected an integer of 0 or more, got {text!r}")
     return int(text)
+
+
+def add_model_argument(parser: argparse.ArgumentParser) -> None:
+    """Add ``-m`` of the commands that need a trained model."""
+    where = "model folder: nnUNet_results/DATASET/TRAINER__PLANS__CONF"
+    parser.add_argument("-m", type=Path, required=True, metavar="MODEL", help=where)

@@ -152,7 +152,10 @@ def test_a_dataset_json_without_labels_is_named(dataset, capsys, content):
 
 def test_another_box_with_a_thickness_in_mm(dataset, capsys):
     assert run("-i", dataset / "labelsTr", "-o", dataset / "out", "--kernel", 5, "--thickness_mm", 2) == 1
-    assert "a thickness in mm counts in boxes of 3 voxels, got a kernel of 5" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert "a thickness in mm counts in boxes of 3 voxels, got a kernel of 5" in error
+    assert len(error.splitlines()) == 1
+    assert not (dataset / "out").exists()
 
 
 @pytest.mark.parametrize("value", ["0", "-1", "nan", "inf", "thin"])
