@@ -80,7 +80,7 @@ AIR_VOXELS = 8  # on each side, in plane: a scan with a large field of view
 
 @dataclass(frozen=True)
 class Run:
-    """One training: trainer name, seed, bfloat16 or not, attributes that differ from the defaults, and the dataset."""
+    """One training: trainer, seed, bfloat16 or not, attributes that differ from the defaults, data, configuration."""
 
     name: str
     trainer: str
@@ -88,10 +88,12 @@ class Run:
     bf16: bool = True
     attributes: dict = field(default_factory=dict)
     task: str = "hippocampus"
+    configuration: str = "3d_small"
 
 
 SUP, CPS = "nnUNetTrainer_20epochs_250iterations", "nnUNetTrainerCPS_20epochs_250iterations"
 CWCD, CPS_CWCD_SHORT = "nnUNetTrainerCWCD_20epochs_250iterations", "nnUNetTrainerCPS_CWCD_15epochs_100iterations"
+IFE, SCORES = "nnUNetTrainerIFE{}_20epochs_250iterations", ("Curvature", "Entropy")
 SUP_SHORT, CPS_SHORT = "nnUNetTrainer_15epochs_100iterations", "nnUNetTrainerCPS_15epochs_100iterations"
 RUNS = [
     Run("supervised_5000_seed0", SUP, 0),
@@ -115,6 +117,17 @@ RUNS = [
             ("supervised", SUP, {}),
             ("cwcd", CWCD, {}),
             ("cwcd_adaptive", CWCD, {"contour_min_interior": 0.25}),
+            ("cwcd_10mm", CWCD, {"contour_thickness_mm": 10.0}),
+            ("cwcd_six", CWCD, {"contour_iterations": 6}),
+        )
+    ],
+    *[Run(f"ife_{score.lower()}_5000_seed{seed}", IFE.format(score), seed) for seed in (0, 1) for score in SCORES],
+    *[
+        Run(f"{name}_2d_5000_seed{seed}", trainer, seed, configuration="2d_small")
+        for seed in (0, 1)
+        for name, trainer in (
+            ("supervised", SUP),
+            *((f"ife_{score.lower()}", IFE.format(score)) for score in SCORES),
         )
     ],
 ]
@@ -156,8 +169,8 @@ def write_phantoms(folder: Path) -> None:
     (folder / "dataset.json").write_text(json.dumps(content))
 
 
-def prepare(task: Task) -> None:
-    """Plan and preprocess with the stock command, then add the small configuration."""
+def prepare(task: Task, configuration: str) -> None:
+    """Plan and preprocess with the stock commands, then add the small configuration."""
     raw = WORK / "raw" / task.dataset
     raw.parent.mkdir(parents=True, exist_ok=True)
     if task.dataset.startswith("Dataset904"):
@@ -167,27 +180,43 @@ def prepare(task: Task) -> None:
             raw.symlink_to((DATA / task.dataset).resolve())
     elif not (raw / "dataset.json").is_file():
         write_phantoms(raw)
+    full = {"3d_small": "3d_fullres", "2d_small": "2d"}[configuration]
     plans_file = WORK / "preprocessed" / task.dataset / f"{task.plans}.json"
-    if plans_file.is_file() and "3d_small" in json.loads(plans_file.read_text())["configurations"]:
-        return
-    command = f"nnUNetv2_plan_and_preprocess -d {task.number} -pl {task.planner} -c 3d_fullres -np 2 -npfp 2"
-    subprocess.run(
-        [str(Path(sys.executable).parent / command.split()[0]), *command.split()[1:]], env=environment(), check=True
-    )
+    if not plans_file.is_file():
+        stock(f"nnUNetv2_plan_and_preprocess -d {task.number} -pl {task.planner} -c {full} -np 2 -npfp 2")
     plans = json.loads(plans_file.read_text())
-    architecture = copy.deepcopy(plans["configurations"]["3d_fullres"]["architecture"])
-    stages = architecture["arch_kwargs"]["n_stages"]
-    architecture["arch_kwargs"]["features_per_stage"] = [min(8 * 2**stage, 64) for stage in range(stages)]
-    small = {"inherits_from": "3d_fullres", "batch_size": 2, "architecture": architecture}
+    if configuration in plans["configurations"]:
+        return
+    if not (plans_file.parent / plans["configurations"][full]["data_identifier"]).is_dir():
+        stock(f"nnUNetv2_preprocess -d {task.number} -plans_name {task.plans} -c {full} -np 2")
+    plans["configurations"][configuration] = small_configuration(task, full, plans["configurations"][full])
+    plans_file.with_suffix(".tmp").write_text(json.dumps(plans, indent=1))
+    plans_file.with_suffix(".tmp").replace(plans_file)
+
+
+def stock(command: str) -> None:
+    """Run one of nnU-Net's commands."""
+    program, *arguments = command.split()
+    subprocess.run([str(Path(sys.executable).parent / program), *arguments], env=environment(), check=True)
+
+
+def small_configuration(task: Task, full: str, configuration: dict) -> dict:
+    """Return a configuration with fewer features, in 3D a quarter and in 2D half of the plans', and smaller patches."""
+    architecture = copy.deepcopy(configuration["architecture"])
+    kwargs = architecture["arch_kwargs"]
+    if full == "2d":
+        kwargs["features_per_stage"] = [features // 2 for features in kwargs["features_per_stage"]]
+        return {"inherits_from": full, "architecture": architecture}
+    kwargs["features_per_stage"] = [min(8 * 2**stage, 64) for stage in range(kwargs["n_stages"])]
+    small = {"inherits_from": full, "batch_size": 2, "architecture": architecture}
     if task.patch:
         # shallower as well, as nnU-Net does for smaller patches
-        for key, value in architecture["arch_kwargs"].items():
+        for key, value in kwargs.items():
             if isinstance(value, list):
-                architecture["arch_kwargs"][key] = value[: 3 if key == "n_conv_per_stage_decoder" else 4]
-        architecture["arch_kwargs"]["n_stages"] = 4
+                kwargs[key] = value[: 3 if key == "n_conv_per_stage_decoder" else 4]
+        kwargs["n_stages"] = 4
         small["patch_size"] = task.patch
-    plans["configurations"]["3d_small"] = small
-    plans_file.write_text(json.dumps(plans, indent=1))
+    return small
 
 
 def train_and_evaluate(run: Run) -> None:
@@ -203,7 +232,7 @@ def train_and_evaluate(run: Run) -> None:
     plans = load_json(str(preprocessed / f"{task.plans}.json")) | {"continue_training": False}
     dataset_json = load_json(str(preprocessed / "dataset.json"))
     # All labelled cases are for training; nothing is selected on validation cases.
-    trainer = find_trainer(run.trainer)(plans, "3d_small", "all", dataset_json, torch.device("cpu"))
+    trainer = find_trainer(run.trainer)(plans, run.configuration, "all", dataset_json, torch.device("cpu"))
     for key, value in run.attributes.items():
         setattr(trainer, key, value)
     checkpoint = Path(trainer.output_folder) / "checkpoint_latest.pth"
@@ -334,7 +363,19 @@ PAIRS = [
     *[
         ((f"imbalance_{first}_seed{seed}", "network 1"), (f"imbalance_{second}_seed{seed}", "network 1"))
         for seed in (0, 1)
-        for first, second in (("supervised", "cwcd"), ("supervised", "cwcd_adaptive"), ("cwcd", "cwcd_adaptive"))
+        for first, second in (
+            ("supervised", "cwcd"),
+            *(("cwcd", f"cwcd_{band}") for band in ("adaptive", "10mm", "six")),
+        )
+    ],
+    *[
+        (
+            (f"supervised{mode}_5000_seed{seed}", "network 1"),
+            (f"ife_{score.lower()}{mode}_5000_seed{seed}", "network 1"),
+        )
+        for mode in ("", "_2d")
+        for seed in (0, 1)
+        for score in SCORES
     ],
 ]
 
@@ -355,7 +396,7 @@ def main() -> None:
         train_and_evaluate(by_name[arguments.only[0]])
     else:
         for name in arguments.only:
-            prepare(TASKS[by_name[name].task])
+            prepare(TASKS[by_name[name].task], by_name[name].configuration)
             if not (WORK / "done" / f"{name}.json").is_file():
                 print(f"=== {name}", flush=True)
                 command = [sys.executable, __file__, "one", "--only", name]

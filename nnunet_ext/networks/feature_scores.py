@@ -13,7 +13,10 @@ from itertools import combinations
 import torch
 from torch import Tensor
 
-_BLOCK = 2**18  # values; 1 MB of float32
+# values of a block, by where it lies: on a CPU what fits into its cache (1 MB of float32), where each pass is several
+# times faster; elsewhere what bounds the memory for copies (128 MB each)
+_BLOCK = {"cpu": 2**18}
+_BLOCK_ELSEWHERE = 2**25
 PACKING = 100.0  # of the released code: 100 times the centre plus the mean of its neighbours
 
 
@@ -189,10 +192,10 @@ def _every(rows: Tensor, axis: int, start: int, step: int) -> Tensor:
 
 
 def _blocks(rows: Tensor) -> list[slice]:
-    """Return parts of the rows: on a CPU some that fit into its cache, where each pass is several times faster."""
-    if rows.device.type != "cpu" or torch.compiler.is_compiling() or rows.numel() == 0:
+    """Return parts of the rows that are worked on one after another; their number follows from the shape alone."""
+    if torch.compiler.is_compiling() or rows.numel() == 0:
         return [slice(None)]
-    number = max(1, _BLOCK // rows[0].numel())
+    number = max(1, _BLOCK.get(rows.device.type, _BLOCK_ELSEWHERE) // rows[0].numel())
     return [slice(start, start + number) for start in range(0, len(rows), number)]
 
 

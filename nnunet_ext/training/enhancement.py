@@ -83,11 +83,36 @@ def enhanced_architecture(settings: Any, configuration: ConfigurationManager) ->
 
 
 def enhanced_plans(settings: Any, plans: dict[str, Any], configuration: str) -> dict[str, Any]:
-    """Return a copy of plans whose configuration has an enhanced network; see :func:`enhanced_architecture`."""
+    """Return a copy of plans whose configuration has an enhanced network; see :func:`enhanced_architecture`.
+
+    Raises:
+        ValueError: If the plans have one already, with other settings.
+    """
     plans = deepcopy(plans)
-    architecture = enhanced_architecture(settings, PlansManager(plans).get_configuration(configuration))
+    manager = PlansManager(plans).get_configuration(configuration)
+    architecture = enhanced_architecture(settings, manager)
+    if manager.network_arch_class_name in NETWORKS.values():
+        wanted = enhanced_architecture(settings, _plain(manager))["arch_kwargs"]
+        for key, value in architecture["arch_kwargs"].items():
+            if key in wanted and json.dumps(value) != json.dumps(wanted[key]):
+                raise ValueError(
+                    f"the plans already name {manager.network_arch_class_name} with {key} = {value}, but "
+                    f"{type(settings).__name__} has {wanted[key]}; train these plans with a trainer without IFE, or "
+                    "set one of both to the other"
+                )
     plans["configurations"][configuration]["architecture"] = architecture
     return plans
+
+
+def _plain(configuration: ConfigurationManager) -> ConfigurationManager:
+    """Return the configuration with the network that an enhanced one was made from."""
+    content = deepcopy(configuration.configuration)
+    architecture = content["architecture"]
+    names = {enhanced: plain for plain, enhanced in NETWORKS.items()}
+    architecture["network_class_name"] = names[architecture["network_class_name"]]
+    for key in [key for key in architecture["arch_kwargs"] if key.startswith("ife_")]:
+        del architecture["arch_kwargs"][key]
+    return ConfigurationManager(content)
 
 
 def refuse_other_folds(trainer: Any) -> None:
@@ -125,6 +150,7 @@ def describe(network: torch.nn.Module) -> list[str]:
     return [
         f"IFE at encoder stage {stage}: {one.selected} of {one.channels} channels by {one.score}"
         + ("" if one.axes is None else f", along the axes {', '.join(map(str, one.axes))} alone")
+        + ("" if one.selected else "; the ratio is too small, nothing is enhanced here")
         for stage, one in enhancements.items()
     ]
 

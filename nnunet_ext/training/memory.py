@@ -151,7 +151,7 @@ def _prepared(
     regions: bool,
 ) -> tuple[list[nn.Module], list[torch.optim.Optimizer], dict[str, Any]]:
     """Return networks, their optimisers with momentum, and a labelled batch."""
-    networks = [
+    networks: list[nn.Module] = [
         architecture()
         if callable(architecture)
         else get_network_from_plans(
@@ -173,7 +173,10 @@ def _prepared(
         optimizers.append(optimizer)
     data = torch.empty((batch_size, input_channels, *patch_size))
     with torch.no_grad():
-        shapes = [tuple(output.shape[2:]) for output in networks[0](data)]
+        outputs = networks[0](data)
+    if isinstance(outputs, Tensor):  # a network without deep supervision
+        networks, outputs = [_AsList(network) for network in networks], [outputs]
+    shapes = [tuple(output.shape[2:]) for output in outputs]
     target_channels = output_channels if regions else 1
     target = [torch.empty((batch_size, target_channels, *shape)) for shape in shapes]
     return networks, optimizers, {"data": data, "target": target}
@@ -193,6 +196,17 @@ def supervised_loss(outputs: int, regions: bool) -> nn.Module:
     else:
         loss = DC_and_CE_loss(dice | {"do_bg": False}, {}, dice_class=MemoryEfficientSoftDiceLoss)
     return _InFloat32(DeepSupervisionWrapper(loss, deep_supervision_weights(outputs)))
+
+
+class _AsList(nn.Module):
+    """One output as a list of outputs."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, data: Tensor) -> list[Tensor]:
+        return [self.network(data)]
 
 
 class _InFloat32(nn.Module):

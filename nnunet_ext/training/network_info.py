@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -49,7 +50,7 @@ def compare_networks(
         ``networks`` (how many are trained), ``parameters`` (of one) and ``gib`` (of a training step, estimated).
 
     Raises:
-        ValueError: If there is no such configuration.
+        ValueError: If there is no such configuration, or the network cannot be built or run for it.
         RuntimeError: If there is no such trainer (nnU-Net's own error).
     """
     manager = PlansManager(plans)
@@ -76,16 +77,38 @@ def _look(
 ) -> dict[str, Any]:
     labels = manager.get_label_manager(dataset_json)
     channels = determine_num_input_channels(manager, configuration, dataset_json)
-    build: Any = cls.build_network_architecture  # type: ignore[attr-defined]
     heads = labels.num_segmentation_heads
-    with torch.device("meta"):
-        network = build(manager, configuration, channels, heads, True)
     networks = getattr(cls, "number_of_networks", 1)
     estimate = supervised_step_memory if networks == 1 else cps_step_memory
     size = (configuration.patch_size, configuration.batch_size, channels, heads, labels.has_regions)
+    try:
+        with torch.device("meta"):
+            network = _build(cls, manager, configuration, channels, heads)
+        step = estimate(lambda: _build(cls, manager, configuration, channels, heads), *size)
+    except Exception as error:
+        # anything can go wrong in networks of others
+        raise ValueError(
+            f"the network of {cls.__name__} cannot be built and run for this configuration (patch "
+            f"{list(configuration.patch_size)}); name others with -c. {type(error).__name__}: {error}"
+        ) from error
     return {
         "network": f"{type(network).__module__}.{type(network).__qualname__}",
         "networks": networks,
         "parameters": sum(parameter.numel() for parameter in network.parameters()),
-        "gib": estimate(lambda: build(manager, configuration, channels, heads, True), *size) / GIB,
+        "gib": step / GIB,
     }
+
+
+def _build(
+    cls: Any, manager: PlansManager, configuration: ConfigurationManager, channels: int, heads: int
+) -> torch.nn.Module:
+    """Build a trainer's network with deep supervision, by either signature that nnU-Net takes."""
+    first: tuple[Any, ...] = (manager, configuration)
+    if "plans_manager" not in inspect.signature(cls.build_network_architecture).parameters:
+        first = (
+            configuration.network_arch_class_name,
+            configuration.network_arch_init_kwargs,
+            configuration.network_arch_init_kwargs_req_import,
+        )
+    network: torch.nn.Module = cls.build_network_architecture(*first, channels, heads, True)
+    return network

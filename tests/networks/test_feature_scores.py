@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from reference import naive_ife
 
-from nnunet_ext.networks import curvature_scores, entropy_scores
+from nnunet_ext.networks import curvature_scores, entropy_scores, feature_scores
 
 SHAPES = [(2, 3, 7, 6), (2, 3, 5, 6, 4)]
 
@@ -201,3 +201,33 @@ def test_features_are_not_changed():
 def test_bad_arguments(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+@pytest.mark.parametrize("name", sorted(SCORES))
+def test_blocks_change_nothing(monkeypatch, name):
+    x = features((2, 5, 6, 7, 8))
+    whole = SCORES[name](x)
+    monkeypatch.setattr(feature_scores, "_BLOCK", {"cpu": 2 * 6 * 7 * 8})
+    assert torch.equal(SCORES[name](x), whole)
+
+
+# elsewhere sums have another order, and a value at the border of a bin may fall into the next one
+NEAR = {"curvature": 1e-5, "entropy": 0.02, "every second": 0.02, "packed": 0.02}
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", sorted(SCORES))
+@pytest.mark.parametrize("block", [1, 2**25])
+def test_a_gpu_finds_the_same(monkeypatch, name, block):
+    monkeypatch.setattr(feature_scores, "_BLOCK_ELSEWHERE", block)
+    x = features((2, 16, 12, 20, 16))
+    torch.testing.assert_close(SCORES[name](x.cuda()).cpu(), SCORES[name](x), rtol=0, atol=NEAR[name])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", sorted(SCORES))
+def test_inductor_finds_the_same(name):
+    x = features((2, 16, 12, 20, 16))
+    torch._dynamo.reset()  # the limit of compiled versions counts over all tests
+    compiled = torch.compile(SCORES[name], fullgraph=True)
+    torch.testing.assert_close(compiled(x), SCORES[name](x), rtol=0, atol=NEAR[name])

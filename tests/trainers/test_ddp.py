@@ -78,6 +78,7 @@ def run(rank, world, folder, name, configuration, output):
         ("nnUNetTrainerCPS", "2d"),
         ("nnUNetTrainerCPS_CWCD", "2d"),
         ("nnUNetTrainerCWCD_IFECurvature", "2d"),
+        ("nnUNetTrainerIFEEntropy", "3d_fullres"),
     ],
 )
 def test_two_processes_equal_one_with_the_joint_batch(environment, name, configuration):

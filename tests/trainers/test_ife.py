@@ -130,6 +130,61 @@ def test_other_settings_than_those_of_the_weights_are_refused(make_trainer, monk
         other.load_checkpoint(final)
 
 
+MINE = """
+from nnunet_ext.trainers import find_trainer
+
+
+class nnUNetTrainerOfMine(find_trainer("nnUNetTrainerIFEEntropy_1epochs_2iterations")):
+    ife_stages = (0, 2)
+    ife_ratios = (0.25, 1.0)
+"""
+
+
+def test_a_users_subclass_predicts_with_mirroring_what_it_trained(make_trainer, environment, monkeypatch):
+    folder = environment / "mine"
+    folder.mkdir()
+    (folder / "of_mine.py").write_text(MINE)
+    monkeypatch.setenv("nnUNet_extTrainer", str(folder))
+    cls = recursive_find_trainer_class_by_name("nnUNetTrainerOfMine")
+    trainer = make_trainer(cls=cls, plans=deep_plans())
+    trainer.run_training()
+    (folder / "of_mine.py").write_text(MINE.replace("(0.25, 1.0)", "(0.5, 0.5)"))  # the model stays what it is
+    predictor = nnUNetPredictor(device=torch.device("cpu"), use_mirroring=True, use_gaussian=False, allow_tqdm=False)
+    predictor.initialize_from_trained_model_folder(trainer.output_folder_base, (0,), "checkpoint_final.pth")
+    network = plain(predictor.network)
+    network.load_state_dict(predictor.list_of_parameters[0])
+    assert {stage: e.selected for stage, e in network.enhancements.items()} == {"0": 1, "2": 8}
+    image = torch.randn(1, *trainer.configuration_manager.patch_size)
+    found = predictor.predict_sliding_window_return_logits(image)
+    trainer.set_deep_supervision_enabled(False)
+    trained = plain(trainer.network).eval()
+    flips = [(), (2,), (3,), (4,), (2, 3), (2, 4), (3, 4), (2, 3, 4)]
+    with torch.no_grad():
+        expected = sum(trained(image[None].flip(axes)).flip(axes) for axes in flips)[0] / len(flips)
+    # one tile, kept in half precision
+    torch.testing.assert_close(found.float(), expected, rtol=2e-3, atol=2e-3)
+
+
+@pytest.mark.parametrize("by", ["checkpoint", "plans"])
+def test_plans_that_name_an_enhanced_network(make_trainer, by):
+    trainer = make_trainer(cls=Mine, plans=deep_plans())
+    plans = trainer.my_init_kwargs["plans"] if by == "checkpoint" else trainer.plans_manager.plans
+    again = make_trainer(cls=Mine, plans=plans)
+    assert again.plans_manager.plans["configurations"] == trainer.plans_manager.plans["configurations"]
+    with pytest.raises(
+        ValueError, match=r"already name .*IFEPlainConvUNet with ife_ratios = \[1.0, 0.25\], but nnUNetTra"
+    ):
+        make_trainer("nnUNetTrainerIFEEntropy", plans=plans)
+
+
+def test_a_ratio_too_small_for_one_channel_is_said(make_trainer):
+    trainer = make_trainer(cls=type("Small", (Mine,), {"ife_ratios": (0.1, 0.25)}), plans=deep_plans())
+    trainer.initialize()
+    log = Path(trainer.log_file).read_text()
+    assert "stage 1: 0 of 6 channels by entropy; the ratio is too small, nothing is enhanced here" in log
+    assert log.count("too small") == 1
+
+
 def test_stock_export_says_that_the_plugin_is_needed(make_trainer, tmp_path):
     trainer = make_trainer("nnUNetTrainerIFECurvature" + SHORT, plans=deep_plans())
     trainer.run_training()

@@ -3,9 +3,13 @@
 import json
 
 import pytest
+import torch
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 from reference import tiny
 
 from nnunet_ext.cli.main import main
+from nnunet_ext.training import network_info
 from nnunet_ext.training.network_info import compare_networks
 
 
@@ -36,13 +40,52 @@ def test_a_loss_changes_nothing_and_the_cascade_counts_its_channels():
     assert one["plain"]["parameters"] - single["plain"]["parameters"] == 2 * 4 * 27  # both labels as input
 
 
+class OldSignature(nnUNetTrainer):
+    @staticmethod
+    def build_network_architecture(name, kwargs, needed, num_input_channels, num_output_channels, deep=True):
+        return get_network_from_plans(name, kwargs, needed, num_input_channels, num_output_channels, True, deep)
+
+
+class WithoutScales(nnUNetTrainer):
+    @classmethod
+    def build_network_architecture(cls, plans_manager, configuration_manager, inputs, outputs, deep=True):
+        return super().build_network_architecture(plans_manager, configuration_manager, inputs, outputs, False)
+
+
+class NoPatchLikeThis(nnUNetTrainer):
+    @staticmethod
+    def build_network_architecture(plans_manager, configuration_manager, inputs, outputs, deep=True):
+        return torch.nn.Conv3d(inputs, outputs, 99)
+
+
+@pytest.fixture
+def find_here(monkeypatch):
+    """Let trainers be found that are defined in this file."""
+    monkeypatch.setattr(network_info, "recursive_find_trainer_class_by_name", lambda name: globals()[name])
+
+
+@pytest.mark.parametrize("trainer", ["OldSignature", "WithoutScales"])
+def test_networks_of_others(find_here, trainer):
+    one = compare_networks(tiny.plans(), tiny.dataset_json(), trainer, ["3d_fullres"])["3d_fullres"]
+    assert one["trainer"]["parameters"] == one["plain"]["parameters"]
+    assert 0.8 < one["trainer"]["gib"] / one["plain"]["gib"] <= 1
+    assert (one["trainer"] == one["plain"]) == (trainer == "OldSignature")
+
+
+def test_networks_that_do_not_fit_the_patch(find_here):
+    message = (
+        r"the network of NoPatchLikeThis cannot be built and run for this configuration \(patch \[16, 12, 16\]\); name "
+        "others with -c. RuntimeError: .*"
+    )
+    with pytest.raises(ValueError, match=message):
+        compare_networks(tiny.plans(), tiny.dataset_json(), "NoPatchLikeThis", ["3d_fullres"])
+
+
 @pytest.fixture
 def folders(tmp_path, monkeypatch):
     tiny.make(tmp_path, configurations=())
     from nnunetv2 import paths
     from nnunetv2.utilities import dataset_name_id_conversion as conversion
-
-    from nnunet_ext.training import network_info
 
     for name in ("raw", "preprocessed", "results"):
         for module in (paths, conversion):
