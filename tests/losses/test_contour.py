@@ -176,6 +176,24 @@ def test_compiles_in_one_graph(dtype, border):
     assert torch.equal(compiled(labels, border=border), contour_map(labels, border=border))
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("border", ["inside", "outside"])
+def test_inductor_finds_the_same(border):
+    labels = (cube() * 3).to(torch.int16)
+    torch._dynamo.reset()  # the limit of compiled versions counts over all tests
+    compiled = torch.compile(contour_map, fullgraph=True)
+    assert torch.equal(compiled(labels, iterations=2, border=border), contour_map(labels, iterations=2, border=border))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.int64])
+@pytest.mark.parametrize("border", ["inside", "outside"])
+def test_a_gpu_finds_the_same(dtype, border):
+    labels = (cube() * 3).to(dtype)
+    found = contour_map(labels.cuda(), iterations=2, border=border).cpu()
+    assert torch.equal(found, contour_map(labels, iterations=2, border=border))
+
+
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [

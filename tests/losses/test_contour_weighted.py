@@ -294,15 +294,28 @@ def test_autocast_changes_nothing(regions):
     assert torch.equal(value, loss(logits, target))
 
 
+@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("regions", [False, True])
 @pytest.mark.parametrize("options", [{}, {"ignore_label": 3, "iterations": 2, "min_interior": 0.2, "batch_dice": True}])
-def test_compiles_in_one_graph(regions, options):
+def test_compiles_in_one_graph(regions, options, backend):
     logits, labels = blocks((2, 3, 9, 8), ignored="ignore_label" in options)
     target = regions_of(labels, "ignore_label" in options) if regions else labels
     loss = ContourWeightedLoss(**options, regions=regions)
     torch._dynamo.reset()  # the limit of compiled versions counts over all tests
-    compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
+    compiled = torch.compile(loss, fullgraph=True, backend=backend)
     torch.testing.assert_close(compiled(logits, target), loss(logits, target))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("regions", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_a_gpu_finds_the_same(regions, dtype):
+    logits, labels = blocks((2, 3, 9, 8), ignored=True)
+    target = regions_of(labels, True) if regions else labels
+    loss = ContourWeightedLoss(ignore_label=3, iterations=2, min_interior=0.2, regions=regions)
+    with torch.autocast("cuda", torch.float16, enabled=dtype == torch.float16):
+        found = loss(logits.to(dtype).cuda(), target.cuda())
+    torch.testing.assert_close(found.cpu(), loss(logits.to(dtype).float(), target), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("regions", [False, True])
