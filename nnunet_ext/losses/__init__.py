@@ -5,13 +5,16 @@ from nnunet_ext.losses.contour_weighted import ContourWeightedLoss
 from nnunet_ext.losses.cross_pseudo import cross_pseudo_loss, cross_pseudo_region_loss, pseudo_labels
 from nnunet_ext.losses.distance_weighted import DistanceWeightedCrossEntropy
 from nnunet_ext.losses.generalised_dice import GeneralisedDiceLoss
+from nnunet_ext.losses.hybrid import HybridLoss, literal_hybrid_loss
 
 __all__ = [
     "ContourWeightedLoss",
     "DistanceWeightedCrossEntropy",
     "GeneralisedDiceLoss",
+    "HybridLoss",
     "contour_map",
     "cross_pseudo_loss",
     "cross_pseudo_region_loss",
+    "literal_hybrid_loss",
     "pseudo_labels",
 ]

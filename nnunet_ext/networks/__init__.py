@@ -1,6 +1,14 @@
 """Networks and their parts: plain torch modules, importable without nnU-Net."""
 
+from nnunet_ext.networks.attention_gate import AttentionGate
 from nnunet_ext.networks.feature_enhancement import InstructiveFeatureEnhancement
 from nnunet_ext.networks.feature_scores import curvature_scores, entropy_scores
+from nnunet_ext.networks.nested_unet import NestedAttentionUNet
 
-__all__ = ["InstructiveFeatureEnhancement", "curvature_scores", "entropy_scores"]
+__all__ = [
+    "AttentionGate",
+    "InstructiveFeatureEnhancement",
+    "NestedAttentionUNet",
+    "curvature_scores",
+    "entropy_scores",
+]

@@ -1,0 +1,65 @@
+"""The attention gate of ANU-Net."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+class AttentionGate(nn.Module):
+    """Scale a feature map at each position by a coefficient that a coarser feature map decides.
+
+    Li et al., "ANU-Net: Attention-based nested U-Net to exploit full resolution features for medical image
+    segmentation", Computers & Graphics 2020, Eq. 2 and 3::
+
+        q = ReLU(N(W_f f) + N(W_g g)),  alpha = sigmoid(W_theta q),  result = alpha f
+
+    with 1x1(x1) convolutions W and one coefficient for all channels. The paper also normalises W_theta q; over a single
+    channel an instance norm would keep the gate from ever closing as a whole, so that is off unless asked for.
+
+    Args:
+        channels: Of ``f`` and ``g``.
+        inner_channels: Of ``q``; ``None`` is half of ``channels``, at least 1.
+        conv_op: ``nn.Conv2d`` or ``nn.Conv3d``.
+        norm_op: Normalisation N, a class; ``None`` for none.
+        norm_op_kwargs: Its arguments.
+        norm_on_coefficient: Normalise W_theta q as well.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        inner_channels: int | None = None,
+        conv_op: type[nn.Module] = nn.Conv2d,
+        norm_op: type[nn.Module] | None = None,
+        norm_op_kwargs: dict[str, Any] | None = None,
+        norm_on_coefficient: bool = False,
+    ) -> None:
+        super().__init__()
+        inner = max(1, channels // 2) if inner_channels is None else inner_channels
+
+        def unit(inputs: int, outputs: int, norm: bool) -> nn.Module:
+            layers = [conv_op(inputs, outputs, 1)]  # type: ignore[call-arg]
+            if norm and norm_op is not None:
+                layers.append(norm_op(outputs, **(norm_op_kwargs or {})))
+            return nn.Sequential(*layers)
+
+        self.features = unit(channels, inner, True)
+        self.gating = unit(channels, inner, True)
+        self.coefficient = unit(inner, 1, norm_on_coefficient)
+        self.inner_channels = inner
+
+    def coefficients(self, features: Tensor, gating: Tensor) -> Tensor:
+        """Return alpha ``(B, 1, *S)``, 0 to 1; the arguments are those of :meth:`forward`."""
+        return torch.sigmoid(self.coefficient(torch.relu_(self.features(features) + self.gating(gating))))
+
+    def forward(self, features: Tensor, gating: Tensor) -> Tensor:
+        """Return ``alpha * features``.
+
+        Args:
+            features: f, ``(B, C, *S)``.
+            gating: g, ``(B, C, *S)``.
+        """
+        return features * self.coefficients(features, gating)

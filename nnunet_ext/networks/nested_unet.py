@@ -1,0 +1,283 @@
+"""ANU-Net: U-Nets of every depth in one, their skips gated by attention, each supervised at full resolution."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any, cast
+
+import numpy as np
+import torch
+from dynamic_network_architectures.building_blocks.helper import (
+    get_matching_convtransp,
+    maybe_convert_scalar_to_list,
+)
+from dynamic_network_architectures.building_blocks.plain_conv_encoder import PlainConvEncoder
+from dynamic_network_architectures.building_blocks.simple_conv_blocks import StackedConvBlocks
+from dynamic_network_architectures.initialization.weight_init import InitWeights_He
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from nnunet_ext.networks.attention_gate import AttentionGate
+
+AGGREGATIONS = ("concat", "sum")
+
+
+class NestedAttentionUNet(nn.Module):
+    """ANU-Net as nnU-Net's plans configure it, in 2D and 3D.
+
+    Li et al., "ANU-Net: Attention-based nested U-Net to exploit full resolution features for medical image
+    segmentation", Computers & Graphics 2020. With L = ``n_stages`` - 1, node X(i, 0) is stage i of nnU-Net's encoder,
+    and (Eq. 4)::
+
+        X(i, j) = Phi([Ag(X(i, 0)), ..., Ag(X(i, j - 1)), Up(X(i + 1, j - 1))]),  1 <= j <= L - i
+
+    where Phi are the plans' convolutions, Up is a transposed convolution, and each gate Ag is steered by the upsampled
+    map. A 1x1 convolution on each X(0, j) gives an output of full resolution. Output j needs the nodes with
+    i' + j' <= j alone, so a network of ``depth`` j is exactly the one that gives output j of the whole.
+
+    Args:
+        input_channels: Of the image.
+        n_stages: Resolutions of the plans, L + 1.
+        features_per_stage: Channels of each level.
+        conv_op: ``nn.Conv2d`` or ``nn.Conv3d``.
+        kernel_sizes: Of each level.
+        strides: Of each level; that of level i is also the stride of the transposed convolution above it.
+        n_conv_per_stage: Convolutions of each X(i, 0).
+        num_classes: Channels of each output.
+        n_conv_per_stage_decoder: Convolutions of the other nodes, lowest level first, as in plans.
+        conv_bias: Whether convolutions have a bias.
+        norm_op: Normalisation, a class; ``None`` for none.
+        norm_op_kwargs: Its arguments.
+        dropout_op: Dropout, a class; ``None`` for none.
+        dropout_op_kwargs: Its arguments.
+        nonlin: Activation, a class.
+        nonlin_kwargs: Its arguments.
+        deep_supervision: Return all outputs instead of the deepest one.
+        aggregation: ``"concat"``, or ``"sum"``: the gated maps are added up before Up is appended, which is cheaper.
+        gate_ratio: Inner channels of a gate by those of its level.
+        gates: False leaves the gates out (UNet++).
+        norm_on_coefficient: See :class:`AttentionGate`.
+        pool: How the encoder downsamples: ``"conv"`` by strided convolutions, as nnU-Net, ``"max"`` as in the paper.
+        depth: Nodes with i + j <= depth are built, and outputs 1 to depth; ``None`` is L.
+
+    Attributes:
+        depth: As built.
+        checkpointing: In training, keep of each node only its result and compute the rest again in the backward pass.
+
+    Raises:
+        ValueError: If an argument is out of range.
+    """
+
+    def __init__(
+        self,
+        input_channels: int,
+        n_stages: int,
+        features_per_stage: int | Sequence[int],
+        conv_op: type[nn.Module],
+        kernel_sizes: int | Sequence[Any],
+        strides: int | Sequence[Any],
+        n_conv_per_stage: int | Sequence[int],
+        num_classes: int,
+        n_conv_per_stage_decoder: int | Sequence[int],
+        conv_bias: bool = False,
+        norm_op: type[nn.Module] | None = None,
+        norm_op_kwargs: dict[str, Any] | None = None,
+        dropout_op: type[nn.Module] | None = None,
+        dropout_op_kwargs: dict[str, Any] | None = None,
+        nonlin: type[nn.Module] | None = None,
+        nonlin_kwargs: dict[str, Any] | None = None,
+        deep_supervision: bool = False,
+        aggregation: str = "concat",
+        gate_ratio: float = 0.5,
+        gates: bool = True,
+        norm_on_coefficient: bool = False,
+        pool: str = "conv",
+        depth: int | None = None,
+    ) -> None:
+        super().__init__()
+        if n_stages < 2:
+            raise ValueError(f"n_stages must be at least 2, got {n_stages}: there would be nothing to nest")
+        depth = n_stages - 1 if depth is None else depth
+        if not 1 <= depth <= n_stages - 1:
+            raise ValueError(f"depth must lie between 1 and {n_stages - 1} for {n_stages} stages, got {depth}")
+        if aggregation not in AGGREGATIONS:
+            raise ValueError(f"aggregation must be one of {', '.join(AGGREGATIONS)}, got {aggregation!r}")
+        if gate_ratio <= 0:
+            raise ValueError(f"gate_ratio must be above 0, got {gate_ratio}")
+        if pool not in ("conv", "max", "avg"):
+            raise ValueError(f"pool must be one of conv, max, avg, got {pool!r}")
+
+        def per_level(value: Any, length: int) -> list[Any]:
+            return [value] * length if isinstance(value, int) else list(value)
+
+        features = per_level(features_per_stage, n_stages)
+        kernels = per_level(kernel_sizes, n_stages)
+        steps = [maybe_convert_scalar_to_list(conv_op, step) for step in per_level(strides, n_stages)]
+        decoder_convs = per_level(n_conv_per_stage_decoder, n_stages - 1)
+        shared = (conv_bias, norm_op, norm_op_kwargs, dropout_op, dropout_op_kwargs, nonlin, nonlin_kwargs)
+        there = depth + 1
+        self.depth = depth
+        self.strides = steps[:there]
+        self.encoder = PlainConvEncoder(
+            input_channels,
+            there,
+            features[:there],
+            conv_op,
+            kernels[:there],
+            steps[:there],
+            per_level(n_conv_per_stage, n_stages)[:there],
+            *shared,
+            return_skips=True,
+            pool=pool,
+        )
+        self.decoder = _NestedDecoder(
+            conv_op,
+            features[:there],
+            kernels[:there],
+            steps[:there],
+            decoder_convs[::-1][:depth],
+            num_classes,
+            shared,
+            deep_supervision,
+            (gate_ratio if gates else None, norm_on_coefficient),
+            aggregation,
+        )
+
+    @property
+    def checkpointing(self) -> bool:
+        """Whether activations are computed again in the backward pass."""
+        return self.decoder.checkpointing
+
+    @checkpointing.setter
+    def checkpointing(self, enabled: bool) -> None:
+        self.decoder.checkpointing = enabled
+
+    def forward(self, x: Tensor) -> Tensor | list[Tensor]:
+        """Return logits.
+
+        Args:
+            x: ``(B, input_channels, *S)``; each axis of ``S`` a multiple of the product of its strides.
+
+        Returns:
+            ``(B, num_classes, *S)`` of the deepest output; with deep supervision a list of such, the deepest first.
+        """
+        skips = []
+        for stage in self.encoder.stages:
+            x = self.decoder.run(stage, x)
+            skips.append(x)
+        return self.decoder(skips)
+
+    def compute_conv_feature_map_size(self, input_size: Sequence[int]) -> np.int64:
+        """Return nnU-Net's measure of the size of all feature maps: values that convolutions and gates make."""
+        return self.encoder.compute_conv_feature_map_size(input_size) + self.decoder.feature_map_size(input_size)
+
+    @staticmethod
+    def initialize(module: nn.Module) -> None:
+        """Initialise as nnU-Net does."""
+        InitWeights_He(1e-2)(module)
+
+
+class _NestedDecoder(nn.Module):
+    """All nodes X(i, j) with j > 0. nnU-Net switches deep supervision by the attribute of that name."""
+
+    def __init__(
+        self,
+        conv_op: type[nn.Module],
+        features: Sequence[int],
+        kernels: Sequence[Any],
+        strides: Sequence[Sequence[int]],
+        convs: Sequence[int],
+        num_classes: int,
+        shared: tuple[Any, ...],
+        deep_supervision: bool,
+        gate: tuple[float | None, bool],
+        aggregation: str,
+    ) -> None:
+        super().__init__()
+        self.depth = len(features) - 1
+        self.features, self.strides = tuple(features), tuple(map(tuple, strides))
+        self.deep_supervision = deep_supervision
+        self.aggregation = aggregation
+        self.checkpointing = False
+        conv_bias, norm_op, norm_op_kwargs = shared[:3]
+        ratio, norm_on_coefficient = gate
+        up_op = get_matching_convtransp(conv_op)
+        ups, gates, nodes = {}, {}, {}
+        for level, column in self.order():
+            width, name = features[level], f"{level}_{column}"
+            stride = list(strides[level + 1])
+            ups[name] = up_op(features[level + 1], width, stride, stride, bias=conv_bias)
+            if ratio is not None:
+                inner = max(1, int(ratio * width))
+                for skip in range(column):
+                    gates[f"{name}_{skip}"] = AttentionGate(
+                        width, inner, conv_op, norm_op, norm_op_kwargs, norm_on_coefficient
+                    )
+            inputs = width * (column + 1 if aggregation == "concat" else 2)
+            nodes[name] = StackedConvBlocks(convs[level], conv_op, inputs, width, kernels[level], 1, *shared)
+        self.ups, self.gates, self.nodes = nn.ModuleDict(ups), nn.ModuleDict(gates), nn.ModuleDict(nodes)
+        # by the name that nnU-Net leaves out of pretrained weights
+        self.seg_layers = nn.ModuleList(
+            conv_op(features[0], num_classes, 1, bias=True)  # type: ignore[call-arg]
+            for _ in range(self.depth)
+        )
+
+    def order(self) -> list[tuple[int, int]]:
+        """Return the nodes (i, j) with j > 0 in the order of computation, by i + j."""
+        return [(total - column, column) for total in range(1, self.depth + 1) for column in range(1, total + 1)]
+
+    def run(self, function: Any, *tensors: Tensor) -> Tensor:
+        """Call a function of tensors, with its activations kept or not."""
+        if self.checkpointing and self.training and torch.is_grad_enabled():
+            return cast(Tensor, checkpoint(function, *tensors, use_reentrant=False))
+        return cast(Tensor, function(*tensors))
+
+    def forward(self, skips: list[Tensor]) -> Tensor | list[Tensor]:
+        """Return logits; ``skips`` are X(0, 0) to X(L, 0)."""
+        rows = [[skip] for skip in skips]
+        for level, column in self.order():
+            rows[level].append(self.run(partial(self.node, level, column), rows[level + 1][column - 1], *rows[level]))
+            if level + column == self.depth:
+                rows[level + 1].clear()  # nothing more is made from the row below
+        if not self.deep_supervision:
+            return cast(Tensor, self.seg_layers[-1](rows[0][-1]))
+        return [layer(x) for layer, x in zip(reversed(self.seg_layers), rows[0][:0:-1], strict=True)]
+
+    def node(self, level: int, column: int, lower: Tensor, *row: Tensor) -> Tensor:
+        """Return X(level, column).
+
+        Args:
+            level: i.
+            column: j.
+            lower: X(i + 1, j - 1).
+            *row: X(i, 0) to X(i, j - 1).
+        """
+        name = f"{level}_{column}"
+        up = self.ups[name](lower)
+        gated = [
+            self.gates[f"{name}_{skip}"](features, up) if len(self.gates) else features
+            for skip, features in enumerate(row)
+        ]
+        if self.aggregation == "sum":
+            total = gated[0]
+            for features in gated[1:]:
+                total = total + features
+            gated = [total]
+        return cast(Tensor, self.nodes[name](torch.cat([*gated, up], 1)))
+
+    def feature_map_size(self, input_size: Sequence[int]) -> np.int64:
+        """Return the number of values that the nodes make, for one sample."""
+        sizes = [np.array(input_size) // np.prod(self.strides[: level + 1], 0) for level in range(self.depth + 1)]
+        voxels = [np.prod(size, dtype=np.int64) for size in sizes]
+        total = np.int64(0)
+        for level, column in self.order():
+            name = f"{level}_{column}"
+            values = self.features[level]
+            for skip in range(column if len(self.gates) else 0):
+                gate: Any = self.gates[f"{name}_{skip}"]
+                values += 2 * gate.inner_channels + 1 + self.features[level]
+            node: Any = self.nodes[name]
+            total += values * voxels[level] + node.compute_conv_feature_map_size(list(sizes[level]))
+        heads: Any = self.seg_layers
+        return total + sum(head.out_channels for head in heads) * voxels[0]
