@@ -112,7 +112,7 @@ class HybridLoss(nn.Module):
             # the batch first: processes may have batches of different sizes
             sums = sums.sum(1, keepdim=True)
             if self.gather is not None:
-                sums = self.gather(sums[None]).sum(0)
+                sums = self.gather(sums).sum(0)
         both, probs_squared, truth_squared = sums
         dice = (2 * both + self.smooth) / (probs_squared + truth_squared + self.smooth).clamp_min(1e-8)
         return 1 - dice.mean()

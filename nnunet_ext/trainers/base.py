@@ -14,6 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from nnunet_ext.trainers._mixin import TrainerMixin
 from nnunet_ext.training import checkpoints
+from nnunet_ext.training.criteria import nnunet_weights
 from nnunet_ext.training.precision import bf16_on_cpu
 from nnunet_ext.training.seeds import base_seed, derived_seed, seed_everything, torch_seed
 from nnunet_ext.training.sharing import for_inference, without_private_keys
@@ -109,6 +110,17 @@ class ExtPart(TrainerMixin):
             yield
         finally:
             self.network = own
+
+    def _build_loss(self) -> nn.Module:
+        return self.default_loss()
+
+    def default_loss(self) -> nn.Module:
+        """Return the loss where the name has no part for it: nnU-Net's, unless a part with a network has another."""
+        return super()._build_loss()
+
+    def output_weights(self) -> tuple[float, ...]:
+        """Return the weights of the network's outputs: nnU-Net's, unless a part with another network has its own."""
+        return nnunet_weights(self)
 
     def pseudo_criterion(self) -> nn.Module:
         """Return the loss against pseudo-labels; the part that makes them has one."""

@@ -7,12 +7,11 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 from torch import nn
 
 from nnunet_ext.trainers._mixin import TrainerMixin
-from nnunet_ext.training import enhancement
+from nnunet_ext.training import architecture, enhancement
 
 
 class IFEPart(TrainerMixin):
@@ -56,26 +55,19 @@ class IFEPart(TrainerMixin):
         enable_deep_supervision: bool = True,
     ) -> nn.Module:
         """Build the enhanced network; plans that already name one decide its stages and ratios."""
-        architecture = enhancement.enhanced_architecture(cls, configuration_manager)
-        return get_network_from_plans(
-            architecture["network_class_name"],
-            architecture["arch_kwargs"],
-            architecture["_kw_requires_import"],
-            num_input_channels,
-            num_output_channels,
-            allow_init=True,
-            deep_supervision=enable_deep_supervision,
-        )
+        changed = enhancement.enhanced_architecture(cls, configuration_manager)
+        return architecture.build(changed, num_input_channels, num_output_channels, enable_deep_supervision)
 
     def refuse_unsupported(self) -> None:
         """Refuse settings other than those of the folds that are there: all share the plans beside the model."""
         super().refuse_unsupported()
-        enhancement.refuse_other_folds(self)
+        architecture.refuse_other_folds(self, enhancement.KEYS)
 
     def refuse_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse a checkpoint that was trained with other settings."""
         super().refuse_checkpoint(checkpoint)
-        enhancement.refuse_other_settings(self, checkpoint["init_args"].get("plans"), "this checkpoint")
+        plans = checkpoint["init_args"].get("plans")
+        architecture.refuse_other_settings(self, plans, "this checkpoint", enhancement.KEYS)
 
     def build_networks(self) -> None:
         """Build the networks, and say what is enhanced."""

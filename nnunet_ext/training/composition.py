@@ -55,6 +55,7 @@ PARTS = (
     Part("CWCD", "nnunet_ext.trainers.cwcd:CWCDPart", 1, "loss: contours count more in cross-entropy and Dice"),
     Part("GDL", "nnunet_ext.trainers.comparison_losses:GDLPart", 1, "loss: generalised Dice"),
     Part("DWCE", "nnunet_ext.trainers.comparison_losses:DWCEPart", 1, "loss: cross-entropy weighted by distance"),
+    Part("ANUNet", "nnunet_ext.trainers.anu_net:ANUNetPart", 2, "nested attention U-Net, pruned when it predicts"),
     Part("IFECurvature", "nnunet_ext.trainers.ife:IFECurvaturePart", 2, "skips repeat their most curved channels"),
     Part("IFEEntropy", "nnunet_ext.trainers.ife:IFEEntropyPart", 2, "skips repeat their most informative channels"),
     Part("<N>epochs", "nnunet_ext.trainers.length:epochs_part", 3, "train for N epochs instead of 1000"),

@@ -11,7 +11,7 @@ from nnunetv2.utilities.ddp_allgather import AllGatherGrad
 from torch import Tensor, nn
 
 from nnunet_ext.losses import ContourWeightedLoss
-from nnunet_ext.training.criteria import DeepSupervision, PseudoCriterion, scale_weights, strides_of_scales
+from nnunet_ext.training.criteria import DeepSupervision, PseudoCriterion, strides_of_scales
 
 ANISOTROPY = 3.0  # nnU-Net's own threshold for treating an axis apart
 
@@ -98,7 +98,7 @@ def _contour_loss(trainer: Any, iterations: tuple[int, ...], ignore_label: int |
 
 def contour_criterion(trainer: Any) -> DeepSupervision:
     """Return the loss of the labelled patches."""
-    return DeepSupervision(contour_losses(trainer, trainer.label_manager.ignore_label), scale_weights(trainer))
+    return DeepSupervision(contour_losses(trainer, trainer.label_manager.ignore_label), trainer.output_weights())
 
 
 class ContourPseudoCriterion(PseudoCriterion):
@@ -124,4 +124,4 @@ class ContourPseudoCriterion(PseudoCriterion):
 def contour_pseudo_criterion(trainer: Any) -> ContourPseudoCriterion:
     """Return the contour-weighted loss of the pseudo-labels."""
     losses = contour_losses(trainer, trainer.label_manager.num_segmentation_heads)
-    return ContourPseudoCriterion(scale_weights(trainer), losses, trainer.label_manager.has_regions)
+    return ContourPseudoCriterion(trainer.output_weights(), losses, trainer.label_manager.has_regions)

@@ -22,7 +22,7 @@ from nnunet_ext.training import cps_monitor, curves
 from nnunet_ext.training.checkpoints import plain_module
 from nnunet_ext.training.cps_monitor import CPSMonitor
 from nnunet_ext.training.cps_step import CPSStep
-from nnunet_ext.training.criteria import CrossPseudoCriterion, scale_weights
+from nnunet_ext.training.criteria import CrossPseudoCriterion
 
 KEY = "nnunet_ext_cps"
 
@@ -84,7 +84,7 @@ def make_monitor(trainer: Any) -> CPSMonitor:
 def pseudo_criterion(trainer: Any) -> CrossPseudoCriterion:
     """Make nnU-Net's loss against the peer's labels, over all scales."""
     return CrossPseudoCriterion(
-        scale_weights(trainer),
+        trainer.output_weights(),
         trainer.label_manager.has_regions,
         trainer.configuration_manager.batch_dice,
         trainer.is_ddp,

@@ -28,8 +28,8 @@ def deep_supervision_weights(number_of_outputs: int, lowest: float = 0.0) -> tup
     return tuple(float(w) for w in weights / weights.sum())
 
 
-def scale_weights(trainer: Any) -> tuple[float, ...]:
-    """Return the weights of a trainer's outputs."""
+def nnunet_weights(trainer: Any) -> tuple[float, ...]:
+    """Return nnU-Net's weights of a trainer's outputs."""
     outputs = len(trainer._get_deep_supervision_scales()) if trainer.enable_deep_supervision else 1
     # DDP without torch.compile wants every parameter to take part
     return deep_supervision_weights(outputs, 1e-6 if trainer.is_ddp and not trainer._do_i_compile() else 0.0)
@@ -70,7 +70,7 @@ def supervised_criterion(trainer: Any, make: Callable[[tuple[int, ...]], nn.Modu
         trainer: The trainer.
         make: Makes the loss of one scale from its strides.
     """
-    return DeepSupervision([make(strides) for strides in strides_of_scales(trainer)], scale_weights(trainer))
+    return DeepSupervision([make(strides) for strides in strides_of_scales(trainer)], trainer.output_weights())
 
 
 class PseudoCriterion(nn.Module):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -12,14 +11,15 @@ from typing import Any
 
 import numpy as np
 import torch
-from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
+from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 
 from nnunet_ext.networks.ife_unet import zero_added_channels
+from nnunet_ext.training.architecture import STOCK_NETWORKS, changed_plans, network_name
 from nnunet_ext.training.checkpoints import plain_module
 
-_PLAIN = "dynamic_network_architectures.architectures.unet."
 _OURS = "nnunet_ext.networks.ife_unet."
-NETWORKS = {f"{_PLAIN}{name}": f"{_OURS}IFE{name}" for name in ("PlainConvUNet", "ResidualEncoderUNet")}
+NETWORKS = {f"{STOCK_NETWORKS}{name}": f"{_OURS}IFE{name}" for name in ("PlainConvUNet", "ResidualEncoderUNet")}
+KEYS = ("ife_score", "ife_stages", "ife_ratios", "ife_axes", "ife_bins", "ife_step")
 _ANISOTROPY = 3.0  # nnU-Net's own threshold for treating an axis apart
 
 
@@ -47,11 +47,9 @@ def enhanced_architecture(settings: Any, configuration: ConfigurationManager) ->
         ValueError: If the settings do not fit the network.
     """
     architecture = deepcopy(configuration.configuration["architecture"])
-    name = architecture["network_class_name"]
+    name = network_name(architecture)
     if name in NETWORKS.values():
         return architecture
-    if name.startswith("dynamic_network_architectures."):
-        name = _PLAIN + name.rpartition(".")[2]  # nnU-Net looks for a class that has moved by its last name
     if name not in NETWORKS:
         raise NotImplementedError(
             f"IFE knows nnU-Net's PlainConvUNet and ResidualEncoderUNet, but the plans name {name}; use plans of "
@@ -88,20 +86,14 @@ def enhanced_plans(settings: Any, plans: dict[str, Any], configuration: str) -> 
     Raises:
         ValueError: If the plans have one already, with other settings.
     """
-    plans = deepcopy(plans)
-    manager = PlansManager(plans).get_configuration(configuration)
-    architecture = enhanced_architecture(settings, manager)
-    if manager.network_arch_class_name in NETWORKS.values():
-        wanted = enhanced_architecture(settings, _plain(manager))["arch_kwargs"]
-        for key, value in architecture["arch_kwargs"].items():
-            if key in wanted and json.dumps(value) != json.dumps(wanted[key]):
-                raise ValueError(
-                    f"the plans already name {manager.network_arch_class_name} with {key} = {value}, but "
-                    f"{type(settings).__name__} has {wanted[key]}; train these plans with a trainer without IFE, or "
-                    "set one of both to the other"
-                )
-    plans["configurations"][configuration]["architecture"] = architecture
-    return plans
+
+    def change(manager: ConfigurationManager) -> dict[str, Any]:
+        return enhanced_architecture(settings, _plain(manager))
+
+    def own(manager: ConfigurationManager) -> dict[str, Any]:
+        return {key: value for key, value in manager.network_arch_init_kwargs.items() if key in KEYS}
+
+    return changed_plans(plans, configuration, change, own, type(settings).__name__)
 
 
 def _plain(configuration: ConfigurationManager) -> ConfigurationManager:
@@ -109,39 +101,10 @@ def _plain(configuration: ConfigurationManager) -> ConfigurationManager:
     content = deepcopy(configuration.configuration)
     architecture = content["architecture"]
     names = {enhanced: plain for plain, enhanced in NETWORKS.items()}
-    architecture["network_class_name"] = names[architecture["network_class_name"]]
-    for key in [key for key in architecture["arch_kwargs"] if key.startswith("ife_")]:
-        del architecture["arch_kwargs"][key]
+    name = architecture["network_class_name"]
+    architecture["network_class_name"] = names.get(name, name)
+    architecture["arch_kwargs"] = {k: v for k, v in architecture["arch_kwargs"].items() if k not in KEYS}
     return ConfigurationManager(content)
-
-
-def refuse_other_folds(trainer: Any) -> None:
-    """Raise RuntimeError if the model folder holds folds with other settings."""
-    folder = Path(trainer.output_folder_base)
-    if any(folder.glob("fold_*/checkpoint_*.pth")) and (folder / "plans.json").is_file():
-        refuse_other_settings(trainer, json.loads((folder / "plans.json").read_text()), f"the model {folder}")
-
-
-def refuse_other_settings(trainer: Any, plans: dict[str, Any] | None, what: str) -> None:
-    """Raise RuntimeError if plans describe another network than the trainer's.
-
-    Args:
-        trainer: With plans of its own.
-        plans: Those saved with weights; None says nothing.
-        what: That has these plans, for the message.
-    """
-    if plans is None or trainer.configuration_name not in plans["configurations"]:
-        return
-    saved, own = (
-        PlansManager(one).get_configuration(trainer.configuration_name).network_arch_init_kwargs
-        for one in (plans, trainer.plans_manager.plans)
-    )
-    for key, value in own.items():
-        if key.startswith("ife_") and json.dumps(saved.get(key)) != json.dumps(value):
-            raise RuntimeError(
-                f"{what} was trained with {key} = {saved.get(key)}, but {type(trainer).__name__} has {value} now; set "
-                "it back, or give the trainer another name"
-            )
 
 
 def describe(network: torch.nn.Module) -> list[str]:

@@ -171,6 +171,26 @@ def test_ignored_voxels_have_no_influence(regions):
     assert torch.equal(HybridLoss(regions, 3)(other, target), HybridLoss(regions, 3)(logits, target))
 
 
+@pytest.mark.parametrize("batch_dice", [False, True])
+def test_processes_average_to_the_joint_batch(batch_dice):
+    logits, target = data(ignored=True)
+    expected = HybridLoss(ignore_label=3, batch_dice=batch_dice)(logits, target)
+    seen = [[], []]
+    for n in (0, 1):  # what each process gives to the others
+
+        def gather(tensor, n=n):
+            seen[n].append(tensor)
+            return torch.stack([tensor, tensor])
+
+        HybridLoss(ignore_label=3, batch_dice=batch_dice, gather=gather)(logits[n : n + 1], target[n : n + 1])
+    values = []
+    for n in (0, 1):
+        calls = iter(zip(*seen, strict=True))
+        loss = HybridLoss(ignore_label=3, batch_dice=batch_dice, gather=lambda t, calls=calls: torch.stack(next(calls)))
+        values.append(loss(logits[n : n + 1], target[n : n + 1]))
+    torch.testing.assert_close(sum(values) / 2, expected)
+
+
 @pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("regions", [False, True])
 def test_compiles_in_one_graph(regions, backend):

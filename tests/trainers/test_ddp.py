@@ -79,6 +79,7 @@ def run(rank, world, folder, name, configuration, output):
         ("nnUNetTrainerCPS_CWCD", "2d"),
         ("nnUNetTrainerCWCD_IFECurvature", "2d"),
         ("nnUNetTrainerIFEEntropy", "3d_fullres"),
+        ("nnUNetTrainerCPS_ANUNet", "2d"),
     ],
 )
 def test_two_processes_equal_one_with_the_joint_batch(environment, name, configuration):

@@ -125,7 +125,7 @@ def test_other_settings_than_those_of_the_weights_are_refused(make_trainer, monk
     with pytest.raises(RuntimeError, match="was trained with ife_bins = 16, but Mine has 32 now; set it back, or"):
         make_trainer(cls=Mine, plans=deep_plans()).initialize()
     other = make_trainer(cls=Mine, plans=deep_plans())
-    monkeypatch.setattr("nnunet_ext.training.enhancement.refuse_other_folds", lambda trainer: None)
+    monkeypatch.setattr("nnunet_ext.training.architecture.refuse_other_folds", lambda *arguments: None)
     with pytest.raises(RuntimeError, match="this checkpoint was trained with ife_bins = 16"):
         other.load_checkpoint(final)
 

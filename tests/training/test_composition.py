@@ -38,7 +38,7 @@ def test_other_names_are_not_ours(name):
     [
         (
             "nnUNetTrainerCPS_foo",
-            "unknown part 'foo'.*Known parts, in their order: CPS, CWCD, GDL, DWCE, IFECurvature, IFEEntropy",
+            "unknown part 'foo'.*Known parts, in their order: CPS, CWCD, GDL, DWCE, ANUNet, IFECurvature, IFEEntropy",
         ),
         ("nnUNetTrainerCPSX", "unknown part 'CPSX'"),
         ("nnUNetTrainercps", "unknown part 'cps'"),

@@ -1,0 +1,100 @@
+"""The part ``ANUNet``: the nested attention U-Net, each depth of it supervised at full resolution."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
+from torch import nn
+
+from nnunet_ext.trainers._mixin import TrainerMixin
+from nnunet_ext.training import architecture, nesting
+
+
+class ANUNetPart(TrainerMixin):
+    """Trains ANU-Net in place of the plans' U-Net, with its hybrid loss unless the name has another one.
+
+    What shapes the network is a class attribute, changed in a subclass. It is written into the plans beside the model,
+    and inference builds from there.
+
+    Attributes:
+        anu_aggregation: ``"concat"``, or ``"sum"``, which is cheaper.
+        anu_gate_ratio: Inner channels of a gate by those of its level.
+        anu_depth: Depth of the nest, ``None`` for all that the plans' stages allow.
+        anu_output_weights: Weights of the outputs, one a depth, depth 1 first; ``None`` weighs all alike.
+        anu_gamma: Exponent of the weight of undecided voxels in the hybrid loss.
+        anu_delta: Least distance from 1/2 that this weight sees.
+        anu_checkpointing: Keep only each node's result and compute the rest again in the backward pass: less memory,
+            more time, the same training.
+    """
+
+    anu_aggregation = "concat"
+    anu_gate_ratio = 0.5
+    anu_depth: int | None = None
+
+    def __init__(
+        self,
+        plans: dict[str, Any],
+        configuration: str,
+        fold: int,
+        dataset_json: dict[str, Any],
+        device: torch.device = torch.device("cuda"),
+    ) -> None:
+        plans = nesting.nested_plans(self, plans, configuration)
+        super().__init__(plans, configuration, fold, dataset_json, device)
+        self.anu_output_weights: Sequence[float] | None = None
+        self.anu_gamma = 2.0
+        self.anu_delta = 0.1
+        self.anu_checkpointing = False
+
+    @classmethod
+    def build_network_architecture(
+        cls,
+        plans_manager: PlansManager,
+        configuration_manager: ConfigurationManager,
+        num_input_channels: int,
+        num_output_channels: int,
+        enable_deep_supervision: bool = True,
+    ) -> nn.Module:
+        """Build the nested network; plans that already name one decide its settings."""
+        nested = nesting.nested_architecture(cls, configuration_manager)
+        return architecture.build(nested, num_input_channels, num_output_channels, enable_deep_supervision)
+
+    def refuse_unsupported(self) -> None:
+        """Refuse settings other than those of the folds that are there: all share the plans beside the model."""
+        super().refuse_unsupported()
+        nesting.output_weights(self)
+        architecture.refuse_other_folds(self, nesting.KEYS)
+
+    def refuse_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse a checkpoint that was trained with other settings."""
+        super().refuse_checkpoint(checkpoint)
+        plans = checkpoint["init_args"].get("plans")
+        architecture.refuse_other_settings(self, plans, "this checkpoint", nesting.KEYS)
+
+    def build_networks(self) -> None:
+        """Build the networks, which may compute activations again."""
+        super().build_networks()
+        networks = [getattr(self, name) for name in ("network", "network_2") if hasattr(self, name)]
+        nesting.set_checkpointing(networks, self.anu_checkpointing)
+
+    def _get_deep_supervision_scales(self) -> list[list[float]] | None:
+        """Return scale 1 for each output: no target is downsampled."""
+        if not self.enable_deep_supervision:
+            return None
+        return [[1.0] * len(self.configuration_manager.patch_size)] * nesting.number_of_outputs(self)
+
+    def output_weights(self) -> tuple[float, ...]:
+        """Return the weights of the outputs, the deepest first."""
+        return nesting.output_weights(self)
+
+    def default_loss(self) -> nn.Module:
+        """Return the hybrid loss."""
+        return nesting.hybrid_criterion(self)
+
+    def hyperparameters(self) -> dict[str, Any]:
+        """Add the settings of the nest."""
+        names = ("aggregation", "gate_ratio", "depth", "output_weights", "gamma", "delta", "checkpointing")
+        return super().hyperparameters() | {f"anu_{name}": getattr(self, f"anu_{name}") for name in names}

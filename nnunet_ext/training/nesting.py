@@ -1,0 +1,113 @@
+"""What the part ``ANUNet`` is made of: plans with nested networks, and losses on outputs of full resolution."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from copy import deepcopy
+from typing import Any
+
+from nnunetv2.utilities.ddp_allgather import AllGatherGrad
+from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
+from torch import nn
+
+from nnunet_ext.losses import HybridLoss
+from nnunet_ext.training.architecture import STOCK_NETWORKS, changed_plans, network_name
+from nnunet_ext.training.checkpoints import plain_module
+from nnunet_ext.training.criteria import supervised_criterion
+
+NETWORK = "nnunet_ext.networks.nested_unet.NestedAttentionUNet"
+KEYS = ("aggregation", "gate_ratio", "depth")
+
+
+def nested_architecture(settings: Any, configuration: ConfigurationManager) -> dict[str, Any]:
+    """Return the architecture of plans as a nested network.
+
+    Args:
+        settings: What has ``anu_aggregation``, ``anu_gate_ratio`` and ``anu_depth``.
+        configuration: Of the plans; what a nested network's own arguments say there stays.
+
+    Raises:
+        NotImplementedError: If the network is neither nnU-Net's plain U-Net nor a nested one.
+        ValueError: If the depth does not fit the network.
+    """
+    architecture = deepcopy(configuration.configuration["architecture"])
+    name = network_name(architecture)
+    if name not in (NETWORK, f"{STOCK_NETWORKS}PlainConvUNet"):
+        raise NotImplementedError(
+            f"ANUNet nests nnU-Net's PlainConvUNet, but the plans name {name}; use plans of ANUNetPlanner (-p "
+            "ANUNetPlans), or of ExperimentPlanner"
+        )
+    deepest = architecture["arch_kwargs"]["n_stages"] - 1
+    depth = settings.anu_depth or deepest
+    if not 1 <= depth <= deepest:
+        raise ValueError(f"anu_depth must lie between 1 and {deepest} for these plans, got {depth}")
+    architecture["network_class_name"] = NETWORK
+    own = {"aggregation": settings.anu_aggregation, "gate_ratio": settings.anu_gate_ratio, "depth": depth}
+    architecture["arch_kwargs"] = own | architecture["arch_kwargs"]
+    return architecture
+
+
+def nested_plans(settings: Any, plans: dict[str, Any], configuration: str) -> dict[str, Any]:
+    """Return a copy of plans whose configuration has a nested network; see :func:`nested_architecture`.
+
+    Raises:
+        ValueError: If the plans have one already, with other settings.
+    """
+
+    def change(manager: ConfigurationManager) -> dict[str, Any]:
+        content = deepcopy(manager.configuration)
+        for key in KEYS:
+            content["architecture"]["arch_kwargs"].pop(key, None)
+        return nested_architecture(settings, ConfigurationManager(content))
+
+    def own(manager: ConfigurationManager) -> dict[str, Any]:
+        return {key: value for key, value in manager.network_arch_init_kwargs.items() if key in KEYS}
+
+    return changed_plans(plans, configuration, change, own, type(settings).__name__)
+
+
+def number_of_outputs(trainer: Any) -> int:
+    """Return the depth of a trainer's network."""
+    depth: int = trainer.configuration_manager.network_arch_init_kwargs["depth"]
+    return depth
+
+
+def output_weights(trainer: Any) -> tuple[float, ...]:
+    """Return the weights of a trainer's outputs, the deepest first, with a sum of 1.
+
+    Raises:
+        ValueError: If ``anu_output_weights`` does not have one weight a depth, or no positive one.
+    """
+    depth = number_of_outputs(trainer)
+    given = (1.0,) * depth if trainer.anu_output_weights is None else tuple(trainer.anu_output_weights)
+    if len(given) != depth or min(given) < 0 or sum(given) <= 0:
+        raise ValueError(
+            f"anu_output_weights must hold {depth} numbers of 0 or more, depth 1 first, and one above 0, got {given}"
+        )
+    if not trainer.enable_deep_supervision:
+        return (1.0,)
+    # DDP without torch.compile wants every parameter to take part
+    least = 1e-6 if trainer.is_ddp and not trainer._do_i_compile() else 0.0
+    weights = [max(weight, least) for weight in reversed(given)]
+    return tuple(weight / sum(weights) for weight in weights)
+
+
+def hybrid_criterion(trainer: Any) -> nn.Module:
+    """Return the hybrid loss over all outputs of a trainer."""
+    loss = HybridLoss(
+        trainer.label_manager.has_regions,
+        trainer.label_manager.ignore_label,
+        trainer.configuration_manager.batch_dice,
+        trainer.anu_gamma,
+        trainer.anu_delta,
+        gather=AllGatherGrad.apply if trainer.is_ddp else None,
+    )
+    if trainer._do_i_compile() and not trainer.is_ddp:
+        loss.compile()
+    return supervised_criterion(trainer, lambda strides: loss)
+
+
+def set_checkpointing(networks: Sequence[nn.Module], enabled: bool) -> None:
+    """Let nested networks compute activations again in the backward pass, or keep them."""
+    for network in networks:
+        plain_module(network).checkpointing = enabled  # type: ignore[assignment]
