@@ -3,59 +3,22 @@
 from __future__ import annotations
 
 import warnings
-from pathlib import Path
 from typing import Any
 
-from batchgenerators.utilities.file_and_folder_operations import load_json, save_json
-from nnunetv2.experiment_planning.experiment_planners.default_experiment_planner import ExperimentPlanner
 from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
-from nnunetv2.paths import nnUNet_preprocessed
-from nnunetv2.utilities.dataset_name_id_conversion import maybe_convert_to_dataset_name
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
 
 from nnunet_ext.data.fingerprint import GLOBAL_KEY, SHAPES_KEY, SPACINGS_KEY
 from nnunet_ext.data.reading import choose_reader
 from nnunet_ext.data.unlabeled import labelled_cases, number_of_channels
+from nnunet_ext.planners.fitting import MemoryFit
+from nnunet_ext.planners.own_plans import OwnPlans, refuse_foreign_plans
 from nnunet_ext.training.memory import GIB, cps_step_memory
 
 PREPROCESSOR = "SemiSupervisedPreprocessor"
-_PLANNED_NAMES = ("2d", "3d_lowres", "3d_fullres", "3d_cascade_fullres")
-STOCK_PLANS = (
-    "nnUNetPlans",
-    "nnUNetResEncUNetPlans",
-    "nnUNetResEncUNetMPlans",
-    "nnUNetResEncUNetLPlans",
-    "nnUNetResEncUNetXLPlans",
-    "nnUNetPlans_torchres",
-    "nnUNetResEncUNetLPlans_torchres",
-    "nnUNetResEncUNetLPlans_torchres_sepz",
-    "nnUNetResEncUNetLPlans_noResampling",
-)
 
 
-def refuse_foreign_plans(dataset_name_or_id: str | int, plans_name: str, planner_name: str) -> None:
-    """Refuse to overwrite plans of another planner, with which preprocessed data would be lost too.
-
-    Raises:
-        ValueError: If a stock planner uses the name, or another planner wrote plans of this name.
-    """
-    if plans_name in STOCK_PLANS:
-        raise ValueError(
-            f"{planner_name} must not write {plans_name}, which stock planners use; choose another name for "
-            "-overwrite_plans_name"
-        )
-    plans_file = Path(str(nnUNet_preprocessed)) / maybe_convert_to_dataset_name(dataset_name_or_id)
-    plans_file = plans_file / f"{plans_name}.json"
-    if plans_file.is_file():
-        writer = load_json(str(plans_file)).get("experiment_planner_used")
-        if writer != planner_name:
-            raise ValueError(
-                f"{plans_file} was written by {writer}; {planner_name} does not overwrite it. Choose another name for "
-                "-overwrite_plans_name"
-            )
-
-
-class SemiSupervisedPlanning(ExperimentPlanner):
+class SemiSupervisedPlanning(OwnPlans):
     """What the planners below have in common; comes before a planner of nnU-Net in their bases.
 
     Attributes:
@@ -102,12 +65,8 @@ class SemiSupervisedPlanning(ExperimentPlanner):
         self._found_fingerprint = self.dataset_fingerprint
         self._found_dataset_json = self.dataset_json
         self._estimates: dict[str, int] = {}
-        self._fitted: dict[int, float] = {}
+        self._fit: MemoryFit | None = None
         self._used_sources: dict[str, str] = {}
-
-    def generate_data_identifier(self, configuration_name: str) -> str:
-        """Return ``<plans name>_<configuration>``: no folder is shared with other plans."""
-        return f"{self.plans_identifier}_{configuration_name}"
 
     def determine_reader_writer(self) -> type[BaseReaderWriter]:
         """Return nnU-Net's choice; a damaged first image does not decide it."""
@@ -120,7 +79,8 @@ class SemiSupervisedPlanning(ExperimentPlanner):
         Raises:
             ValueError: If an attribute has a value that is not offered.
         """
-        self._fitted = {}
+        target = self.cps_memory_target_in_gb
+        self._fit = None if target is None else MemoryFit(self.cps_memory, target - self.memory_reserve_gb, target)
         self._used_sources = self._swap_sources()
         if not labelled_cases(self.dataset):
             # nnU-Net caps the batch at a share of the training voxels; without labels all images are for training.
@@ -130,20 +90,9 @@ class SemiSupervisedPlanning(ExperimentPlanner):
         return plans
 
     def save_plans(self, plans: dict[str, Any]) -> None:
-        """Write the plans, with the sources that were used.
-
-        nnU-Net keeps the configurations of an older file that it did not plan now. Those that users added stay; those
-        that an earlier planning made, of another fingerprint or memory target, do not.
-        """
+        """Write the plans, with the sources that were used."""
         plans.update(self._used_sources)
-        planned = set(plans["configurations"])
         super().save_plans(plans)
-        stale = (set(_PLANNED_NAMES) & set(plans["configurations"])) - planned
-        if stale:
-            for name in stale:
-                del plans["configurations"][name]
-            plans_file = Path(str(nnUNet_preprocessed)) / self.dataset_name / f"{self.plans_identifier}.json"
-            save_json(plans, str(plans_file), sort_keys=False)
 
     def _swap_sources(self) -> dict[str, str]:
         """Put what the attributes name where nnU-Net's planning looks; return what was really used."""
@@ -194,10 +143,20 @@ class SemiSupervisedPlanning(ExperimentPlanner):
     ) -> dict[str, Any]:
         """Plan one configuration; with an explicit memory target, such that a CPS step fits into it."""
         arguments = (spacing, median_shape, data_identifier, approximate_n_voxels_dataset, _cache)
-        if self.cps_memory_target_in_gb is None:
-            plan = self._plan_one(*arguments)
-        else:
-            plan = self._plan_to_fit(arguments, self.cps_memory_target_in_gb - self.memory_reserve_gb)
+        if self._fit is None:
+            return self._plan_one(*arguments)
+
+        def plan_at(target: float) -> dict[str, Any]:
+            self.UNet_vram_target_GB = target
+            return self._plan_one(*arguments)
+
+        plan = self._fit.search(len(spacing), plan_at)
+        if plan is None:
+            raise ValueError(
+                f"-gpu_memory_target {self.cps_memory_target_in_gb:g}: not even the smallest patch with two labelled "
+                f"and two unlabelled ones fits a step of cross pseudo supervision into it ({len(spacing)}D); allow "
+                "more memory"
+            )
         return plan
 
     def _plan_one(self, *arguments: Any) -> dict[str, Any]:
@@ -205,44 +164,6 @@ class SemiSupervisedPlanning(ExperimentPlanner):
         if len(plan["patch_size"]) == 2 and not labelled_cases(self.dataset):
             plan["batch_size"] = min(plan["batch_size"], self.UNet_reference_val_corresp_bs_2d)
         return plan
-
-    def _plan_to_fit(self, arguments: tuple, budget_in_gb: float) -> dict[str, Any]:
-        """Search nnU-Net's own target, for one network, at which a CPS step takes the budget.
-
-        Memory grows with that target in steps, so it is bisected; the lower-resolution configurations, of which nnU-Net
-        plans dozens while it looks for a spacing, start from what was found for the same number of dimensions.
-        """
-        dimensions = len(arguments[0])
-        explicit = float(self.cps_memory_target_in_gb or 0)
-
-        def attempt(target: float) -> tuple[dict[str, Any], bool]:
-            self.UNet_vram_target_GB = target
-            plan = self._plan_one(*arguments)
-            return plan, self.cps_memory(plan) <= budget_in_gb * GIB
-
-        low, high = 0.0, explicit
-        best: dict[str, Any] | None = None
-        if dimensions in self._fitted:
-            best, fits = attempt(self._fitted[dimensions])
-            while not fits and self._fitted[dimensions] > explicit / 64:
-                self._fitted[dimensions] *= 0.9
-                best, fits = attempt(self._fitted[dimensions])
-            best = best if fits else None
-        else:
-            for _ in range(7):
-                middle = (low + high) / 2
-                plan, fits = attempt(middle)
-                if fits:
-                    best, low = plan, middle
-                else:
-                    high = middle
-            self._fitted[dimensions] = low
-        if best is None:
-            raise ValueError(
-                f"-gpu_memory_target {explicit:g}: not even the smallest patch with two labelled and two unlabelled "
-                f"ones fits a step of cross pseudo supervision into it ({dimensions}D); allow more memory"
-            )
-        return best
 
     def cps_memory(self, plan: dict[str, Any]) -> int:
         """Return the bytes that a CPS step of a configuration allocates, see :func:`cps_step_memory`."""

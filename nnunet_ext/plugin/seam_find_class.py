@@ -15,6 +15,7 @@ CLASSES: Mapping[str, Mapping[str, str]] = MappingProxyType(
                 "GlobalIntensityFingerprintExtractor": (
                     "nnunet_ext.planners.global_fingerprint:GlobalIntensityFingerprintExtractor"
                 ),
+                "ANUNetPlanner": "nnunet_ext.planners.anu_net:ANUNetPlanner",
                 **{
                     name: f"nnunet_ext.planners.semi_supervised:{name}"
                     for name in (

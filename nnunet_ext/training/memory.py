@@ -101,8 +101,8 @@ def cps_step_memory(
         step = _StepWithoutReport(
             networks=(first, second),
             optimizers=(optimizers[0], optimizers[1]),
-            supervised=supervised_loss(outputs, regions),
-            cross_pseudo=CrossPseudoCriterion(deep_supervision_weights(outputs), regions, False, False),
+            supervised=supervised_loss(outputs, regions, _weights(batch)),
+            cross_pseudo=CrossPseudoCriterion(_weights(batch), regions, False, False),
             autocast=lambda: _autocast(half_precision),
             device=torch.device("cpu"),
             number_of_outputs=output_channels,
@@ -120,18 +120,21 @@ def supervised_step_memory(
     output_channels: int,
     regions: bool = False,
     half_precision: bool = True,
+    make_loss: Callable[[int], nn.Module] | None = None,
 ) -> int:
     """Return the most bytes that nnU-Net's own training step has allocated at once.
 
     The network, gradients, momentum, activations and the loss, without torch.compile; what is not in it and the
-    arguments are those of :func:`cps_step_memory`.
+    arguments are those of :func:`cps_step_memory`, but for ``make_loss``: makes the loss of lists of outputs and
+    targets from the number of outputs, ``None`` for nnU-Net's.
     """
     with FakeTensorMode(), PeakOfStorages() as memory:
         (network,), (optimizer,), batch = _prepared(
             1, architecture, patch_size, batch_size, input_channels, output_channels, regions
         )
         memory.peak = memory.now
-        loss = supervised_loss(len(batch["target"]), regions)
+        outputs = len(batch["target"])
+        loss = supervised_loss(outputs, regions, _weights(batch)) if make_loss is None else make_loss(outputs)
         optimizer.zero_grad(set_to_none=True)
         with _autocast(half_precision):
             value = loss(network(batch["data"]), batch["target"])
@@ -187,7 +190,14 @@ def _autocast(half_precision: bool) -> contextlib.AbstractContextManager:
     return torch.autocast("cpu", torch.bfloat16) if half_precision else contextlib.nullcontext()
 
 
-def supervised_loss(outputs: int, regions: bool) -> nn.Module:
+def _weights(batch: dict[str, Any]) -> tuple[float, ...]:
+    """Return nnU-Net's weights of the outputs; outputs of one size are all alike."""
+    sizes = [target.shape for target in batch["target"]]
+    equal = len(sizes) > 1 and len(set(sizes)) == 1
+    return (1 / len(sizes),) * len(sizes) if equal else deep_supervision_weights(len(sizes))
+
+
+def supervised_loss(outputs: int, regions: bool, weights: Sequence[float] | None = None) -> nn.Module:
     """Return nnU-Net's loss for deep supervision, on float32 logits, as a training on a GPU has it."""
     dice = {"batch_dice": False, "smooth": 1e-5, "ddp": False}
     loss: nn.Module
@@ -195,7 +205,7 @@ def supervised_loss(outputs: int, regions: bool) -> nn.Module:
         loss = DC_and_BCE_loss({}, dice | {"do_bg": True}, dice_class=MemoryEfficientSoftDiceLoss)
     else:
         loss = DC_and_CE_loss(dice | {"do_bg": False}, {}, dice_class=MemoryEfficientSoftDiceLoss)
-    return _InFloat32(DeepSupervisionWrapper(loss, deep_supervision_weights(outputs)))
+    return _InFloat32(DeepSupervisionWrapper(loss, weights or deep_supervision_weights(outputs)))
 
 
 class _AsList(nn.Module):

@@ -11,9 +11,10 @@ from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 from torch import nn
 
 from nnunet_ext.losses import HybridLoss
-from nnunet_ext.training.architecture import STOCK_NETWORKS, changed_plans, network_name
+from nnunet_ext.training.architecture import STOCK_NETWORKS, build, changed_plans, network_name
 from nnunet_ext.training.checkpoints import plain_module
-from nnunet_ext.training.criteria import supervised_criterion
+from nnunet_ext.training.criteria import DeepSupervision, supervised_criterion
+from nnunet_ext.training.memory import supervised_step_memory
 
 NETWORK = "nnunet_ext.networks.nested_unet.NestedAttentionUNet"
 KEYS = ("aggregation", "gate_ratio", "depth")
@@ -105,6 +106,41 @@ def hybrid_criterion(trainer: Any) -> nn.Module:
     if trainer._do_i_compile() and not trainer.is_ddp:
         loss.compile()
     return supervised_criterion(trainer, lambda strides: loss)
+
+
+def nested_step_memory(
+    architecture: dict[str, Any],
+    patch_size: Sequence[int],
+    batch_size: int,
+    input_channels: int,
+    output_channels: int,
+    regions: bool = False,
+    checkpointing: bool = False,
+    half_precision: bool = True,
+) -> int:
+    """Return the most bytes that a training step of a nested network with its hybrid loss has allocated at once.
+
+    Args:
+        architecture: As in plans.
+        patch_size: Voxels.
+        batch_size: Patches a step.
+        input_channels: Of the network.
+        output_channels: Of the network.
+        regions: Overlapping regions instead of exclusive classes.
+        checkpointing: Compute activations again in the backward pass.
+        half_precision: Mixed precision, as nnU-Net trains on GPUs.
+    """
+
+    def make() -> nn.Module:
+        network = build(architecture, input_channels, output_channels, True)
+        set_checkpointing([network], checkpointing)
+        return network
+
+    def make_loss(outputs: int) -> nn.Module:
+        return DeepSupervision([HybridLoss(regions)] * outputs, (1 / outputs,) * outputs)
+
+    size = (patch_size, batch_size, input_channels, output_channels, regions, half_precision)
+    return supervised_step_memory(make, *size, make_loss)
 
 
 def set_checkpointing(networks: Sequence[nn.Module], enabled: bool) -> None:

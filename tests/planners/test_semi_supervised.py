@@ -15,13 +15,13 @@ from nnunetv2.experiment_planning.experiment_planners.residual_unets.residual_en
     nnUNetPlannerResEncXL,
 )
 
+from nnunet_ext.planners.own_plans import STOCK_PLANS
 from nnunet_ext.planners.semi_supervised import (
     SemiSupervisedPlanner,
     SemiSupervisedPlannerResEncL,
     SemiSupervisedPlannerResEncM,
     SemiSupervisedPlannerResEncXL,
 )
-from nnunet_ext.planners.semi_supervised_planning import STOCK_PLANS
 
 
 @pytest.fixture

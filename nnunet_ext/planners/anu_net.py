@@ -1,0 +1,141 @@
+"""The planner of ANU-Net: patch and batch for the memory that a nested network really takes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from nnunetv2.experiment_planning.experiment_planners.default_experiment_planner import ExperimentPlanner
+from nnunetv2.utilities.label_handling.label_handling import LabelManager
+
+from nnunet_ext.data.unlabeled import number_of_channels
+from nnunet_ext.networks import NestedAttentionUNet
+from nnunet_ext.planners.fitting import MemoryFit
+from nnunet_ext.planners.own_plans import OwnPlans, refuse_foreign_plans
+from nnunet_ext.training.memory import GIB
+from nnunet_ext.training.nesting import nested_step_memory
+
+
+class ANUNetPlanner(OwnPlans):
+    """Plans as nnU-Net's :class:`ExperimentPlanner` does, for :class:`~nnunet_ext.networks.NestedAttentionUNet`.
+
+    At full resolution a nested network of L levels has L nodes beside each other, with (j + 1) times the channels in
+    the j-th, so nnU-Net's measure, calibrated on its own U-Net, does not hold: patch and batch are the largest of
+    nnU-Net's whose training step takes ``-gpu_memory_target`` (default 8 GB) less ``memory_reserve_gb``, by running the
+    step on tensors without values. The plans are called ``ANUNetPlans``; plans and preprocessed data of other planners
+    are never touched.
+
+    Attributes:
+        aggregation: Of the trainer's network (its ``anu_aggregation``).
+        checkpointing: Plan for trainers with ``anu_checkpointing``, which fit larger patches.
+        memory_reserve_gb: What is kept for the CUDA context and cuDNN's workspaces.
+    """
+
+    default_plans_name = "ANUNetPlans"
+    aggregation = "concat"
+    checkpointing = False
+    memory_reserve_gb = 1.0
+    dataset_json: dict[str, Any]
+
+    def __init__(
+        self,
+        dataset_name_or_id: str | int,
+        gpu_memory_target_in_gb: float = 8,
+        preprocessor_name: str = "DefaultPreprocessor",
+        plans_name: str | None = None,
+        overwrite_target_spacing: list[float] | tuple[float, ...] | None = None,
+        suppress_transpose: bool = False,
+    ) -> None:
+        plans_name = plans_name or self.default_plans_name
+        refuse_foreign_plans(dataset_name_or_id, plans_name, type(self).__name__)
+        super().__init__(
+            dataset_name_or_id,
+            gpu_memory_target_in_gb,
+            preprocessor_name,
+            plans_name,
+            overwrite_target_spacing,
+            suppress_transpose,
+        )
+        self.UNet_class = NestedAttentionUNet
+        self.memory_target_in_gb = gpu_memory_target_in_gb
+        self._estimates: dict[str, int] = {}
+        self._fit: MemoryFit
+
+    def plan_experiment(self) -> dict[str, Any]:
+        """Plan, write the plans, and print what a step needs.
+
+        Raises:
+            ValueError: If not even the smallest patch fits.
+        """
+        budget = self.memory_target_in_gb - self.memory_reserve_gb
+        # The measure of a nested network counts what convolutions and gates make, and not what is concatenated, so
+        # that nnU-Net's target is met with less.
+        self._fit = MemoryFit(self.step_memory, budget, 1.5 * self.memory_target_in_gb)
+        plans: dict[str, Any] = super().plan_experiment()
+        print("GPU memory that a training step of ANU-Net allocates (estimated for mixed precision without")
+        print("torch.compile, cuDNN's workspaces not included):")
+        for name in ("2d", "3d_lowres", "3d_fullres"):
+            plan = plans["configurations"].get(name)
+            if plan is not None and "architecture" in plan:
+                patch = " x ".join(str(int(n)) for n in plan["patch_size"])
+                print(f"  {name}: {self.step_memory(plan) / GIB:.1f} GB (patch {patch}, batch {plan['batch_size']})")
+        return plans
+
+    @staticmethod
+    def static_estimate_VRAM_usage(  # noqa: N802 - nnU-Net's name
+        patch_size: tuple[int, ...],
+        input_channels: int,
+        output_channels: int,
+        arch_class_name: str,
+        arch_kwargs: dict[str, Any],
+        arch_kwargs_req_import: tuple[str, ...],
+    ) -> Any:
+        """Return nnU-Net's measure, from a network without weights, which are most of the time it takes."""
+        with torch.device("meta"):
+            return ExperimentPlanner.static_estimate_VRAM_usage(
+                patch_size, input_channels, output_channels, arch_class_name, arch_kwargs, arch_kwargs_req_import
+            )
+
+    def get_plans_for_configuration(
+        self,
+        spacing: Any,
+        median_shape: Any,
+        data_identifier: str,
+        approximate_n_voxels_dataset: float,
+        _cache: dict[str, Any],
+    ) -> dict[str, Any]:
+        """Plan one configuration such that a training step fits."""
+        arguments = (spacing, median_shape, data_identifier, approximate_n_voxels_dataset, _cache)
+
+        def plan_at(target: float) -> dict[str, Any]:
+            self.UNet_vram_target_GB = target
+            return super(ANUNetPlanner, self).get_plans_for_configuration(*arguments)
+
+        plan = self._fit.search(len(spacing), plan_at)
+        if plan is None:
+            raise ValueError(
+                f"-gpu_memory_target {self.memory_target_in_gb:g}: not even the smallest patch of a nested "
+                f"network fits into it ({len(spacing)}D); allow more memory"
+            )
+        return plan
+
+    def step_memory(self, plan: dict[str, Any]) -> int:
+        """Return the bytes that a training step of a configuration allocates."""
+        architecture = plan["architecture"]
+        settings = (self.aggregation, self.checkpointing)
+        key = repr((plan["patch_size"], plan["batch_size"], architecture["arch_kwargs"], settings))
+        if key not in self._estimates:
+            labels = LabelManager(
+                self.dataset_json["labels"], regions_class_order=self.dataset_json.get("regions_class_order")
+            )
+            kwargs = architecture["arch_kwargs"] | {"aggregation": self.aggregation}
+            self._estimates[key] = nested_step_memory(
+                architecture | {"arch_kwargs": kwargs},
+                [int(n) for n in plan["patch_size"]],
+                int(plan["batch_size"]),
+                number_of_channels(self.dataset_json),
+                labels.num_segmentation_heads,
+                labels.has_regions,
+                self.checkpointing,
+            )
+        return self._estimates[key]

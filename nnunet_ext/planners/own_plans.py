@@ -1,0 +1,69 @@
+"""What all planners of ours have in common: plans and preprocessed data of others are never touched."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from batchgenerators.utilities.file_and_folder_operations import load_json, save_json
+from nnunetv2.experiment_planning.experiment_planners.default_experiment_planner import ExperimentPlanner
+from nnunetv2.paths import nnUNet_preprocessed
+from nnunetv2.utilities.dataset_name_id_conversion import maybe_convert_to_dataset_name
+
+_PLANNED_NAMES = ("2d", "3d_lowres", "3d_fullres", "3d_cascade_fullres")
+STOCK_PLANS = (
+    "nnUNetPlans",
+    "nnUNetResEncUNetPlans",
+    "nnUNetResEncUNetMPlans",
+    "nnUNetResEncUNetLPlans",
+    "nnUNetResEncUNetXLPlans",
+    "nnUNetPlans_torchres",
+    "nnUNetResEncUNetLPlans_torchres",
+    "nnUNetResEncUNetLPlans_torchres_sepz",
+    "nnUNetResEncUNetLPlans_noResampling",
+)
+
+
+def refuse_foreign_plans(dataset_name_or_id: str | int, plans_name: str, planner_name: str) -> None:
+    """Refuse to overwrite plans of another planner, with which preprocessed data would be lost too.
+
+    Raises:
+        ValueError: If a stock planner uses the name, or another planner wrote plans of this name.
+    """
+    if plans_name in STOCK_PLANS:
+        raise ValueError(
+            f"{planner_name} must not write {plans_name}, which stock planners use; choose another name for "
+            "-overwrite_plans_name"
+        )
+    plans_file = Path(str(nnUNet_preprocessed)) / maybe_convert_to_dataset_name(dataset_name_or_id)
+    plans_file = plans_file / f"{plans_name}.json"
+    if plans_file.is_file():
+        writer = load_json(str(plans_file)).get("experiment_planner_used")
+        if writer != planner_name:
+            raise ValueError(
+                f"{plans_file} was written by {writer}; {planner_name} does not overwrite it. Choose another name for "
+                "-overwrite_plans_name"
+            )
+
+
+class OwnPlans(ExperimentPlanner):
+    """Plans with a folder of preprocessed data of their own."""
+
+    def generate_data_identifier(self, configuration_name: str) -> str:
+        """Return ``<plans name>_<configuration>``: no folder is shared with other plans."""
+        return f"{self.plans_identifier}_{configuration_name}"
+
+    def save_plans(self, plans: dict[str, Any]) -> None:
+        """Write the plans.
+
+        nnU-Net keeps the configurations of an older file that it did not plan now. Those that users added stay; those
+        that an earlier planning made, of another fingerprint or memory target, do not.
+        """
+        planned = set(plans["configurations"])
+        super().save_plans(plans)
+        stale = (set(_PLANNED_NAMES) & set(plans["configurations"])) - planned
+        if stale:
+            for name in stale:
+                del plans["configurations"][name]
+            plans_file = Path(str(nnUNet_preprocessed)) / self.dataset_name / f"{self.plans_identifier}.json"
+            save_json(plans, str(plans_file), sort_keys=False)
