@@ -94,6 +94,7 @@ class Run:
 SUP, CPS = "nnUNetTrainer_20epochs_250iterations", "nnUNetTrainerCPS_20epochs_250iterations"
 CWCD, CPS_CWCD_SHORT = "nnUNetTrainerCWCD_20epochs_250iterations", "nnUNetTrainerCPS_CWCD_15epochs_100iterations"
 IFE, SCORES = "nnUNetTrainerIFE{}_20epochs_250iterations", ("Curvature", "Entropy")
+ANU_SHORT = "nnUNetTrainerANUNet_15epochs_100iterations"
 SUP_SHORT, CPS_SHORT = "nnUNetTrainer_15epochs_100iterations", "nnUNetTrainerCPS_15epochs_100iterations"
 RUNS = [
     Run("supervised_5000_seed0", SUP, 0),
@@ -122,6 +123,8 @@ RUNS = [
         )
     ],
     *[Run(f"ife_{score.lower()}_5000_seed{seed}", IFE.format(score), seed) for seed in (0, 1) for score in SCORES],
+    *[Run(f"supervised_1500_seed{seed}", SUP_SHORT, seed) for seed in (0, 1)],
+    *[Run(f"anu_1500_seed{seed}", ANU_SHORT, seed) for seed in (0, 1)],
     *[
         Run(f"{name}_2d_5000_seed{seed}", trainer, seed, configuration="2d_small")
         for seed in (0, 1)
@@ -252,6 +255,9 @@ def train_and_evaluate(run: Run) -> None:
 
         networks |= {"network 2": trainer.network_2, "average": AverageOfNetworks(trainer.network, trainer.network_2)}
     trainer.set_deep_supervision_enabled(False)
+    networks |= {
+        f"depth {depth}": cut(trainer, depth) for depth in range(getattr(trainer.network, "depth", 1) - 1, 0, -1)
+    }
     scores = {title: evaluate(trainer, network.eval(), task) for title, network in networks.items()}
     steps = trainer.num_epochs * trainer.num_iterations_per_epoch
     result = {"run": run.__dict__, "steps": steps, "seconds_last_part": seconds}
@@ -264,6 +270,18 @@ def train_and_evaluate(run: Run) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     target.with_suffix(".tmp").write_text(json.dumps(result, indent=1))
     target.with_suffix(".tmp").replace(target)
+
+
+def cut(trainer, depth: int):
+    """Return the nested network of a trainer, cut at a depth."""
+    from nnunet_ext.training.architecture import build
+
+    architecture = copy.deepcopy(trainer.configuration_manager.configuration["architecture"])
+    architecture["arch_kwargs"]["depth"] = depth
+    network = build(architecture, trainer.num_input_channels, trainer.label_manager.num_segmentation_heads, False)
+    weights = trainer.network.state_dict()
+    network.load_state_dict({key: weights[key] for key in network.state_dict()})
+    return network
 
 
 def evaluate(trainer, network, task: Task) -> dict[str, dict[str, dict[str, float]]]:
@@ -376,6 +394,12 @@ PAIRS = [
         for mode in ("", "_2d")
         for seed in (0, 1)
         for score in SCORES
+    ],
+    *[((f"supervised_1500_seed{seed}", "network 1"), (f"anu_1500_seed{seed}", "network 1")) for seed in (0, 1)],
+    *[
+        ((f"anu_1500_seed{seed}", "network 1"), (f"anu_1500_seed{seed}", f"depth {depth}"))
+        for seed in (0, 1)
+        for depth in (2, 1)
     ],
 ]
 

@@ -49,20 +49,20 @@ def export_model(
             model.
     """
     model, output = Path(model), Path(output)
-    _check_target(model, output, overwrite)
-    plans, dataset_json = (_read_json(model / name) for name in ("plans.json", "dataset.json"))
+    check_target(model, output, overwrite)
+    plans, dataset_json = (read_json(model / name) for name in ("plans.json", "dataset.json"))
     sources = find_folds(model, folds, checkpoint_name)
     output.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=output.parent, prefix=".export") as temporary:
         built = Path(temporary) / "model"
         built.mkdir()
         written, configuration = _write_folds(model, built, sources, network, checkpoint_name, plans)
-        _write_json(built / "plans.json", for_inference(plans))
-        _write_json(built / "dataset.json", without_private_keys(dataset_json))
+        write_json(built / "plans.json", for_inference(plans))
+        write_json(built / "dataset.json", without_private_keys(dataset_json))
         if (model / "dataset_fingerprint.json").is_file():
             shutil.copyfile(model / "dataset_fingerprint.json", built / "dataset_fingerprint.json")
         name = f"{plans['dataset_name']}/{STOCK_TRAINER}__{plans['plans_name']}__{configuration}"
-        _publish(built, output, name)
+        publish(built, output, name)
     return written
 
 
@@ -140,7 +140,8 @@ def find_folds(model: Path, folds: Sequence[int | str] | None, checkpoint_name: 
     return list(folds) if folds else found
 
 
-def _check_target(model: Path, output: Path, overwrite: bool) -> None:
+def check_target(model: Path, output: Path, overwrite: bool) -> None:
+    """Raise if a model cannot be written where it should be; see :func:`export_model`."""
     if model.resolve().is_relative_to(output.resolve()):
         raise ValueError(f"{output} holds the model that is to be exported; name another place")
     occupied = output.is_file() or (output.is_dir() and any(output.iterdir()))
@@ -150,7 +151,7 @@ def _check_target(model: Path, output: Path, overwrite: bool) -> None:
         raise FileExistsError(f"{output} is a folder; name a file for the archive")
 
 
-def _publish(built: Path, output: Path, name: str) -> None:
+def publish(built: Path, output: Path, name: str) -> None:
     """Move what was built to its place in one step, after everything was written."""
     if output.suffix == ".zip":
         archive = built.parent / "model.zip"
@@ -164,11 +165,17 @@ def _publish(built: Path, output: Path, name: str) -> None:
     os.replace(built, output)
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    """Return the content of a file that each model has.
+
+    Raises:
+        FileNotFoundError: If it is missing.
+    """
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing; expected a model folder written by nnUNetv2_train")
     return json.loads(path.read_text())
 
 
-def _write_json(path: Path, content: dict[str, Any]) -> None:
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Write a file of a model."""
     path.write_text(json.dumps(content, indent=2))

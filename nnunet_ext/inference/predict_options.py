@@ -41,6 +41,12 @@ def _max_voxels(text: str) -> MaxVoxels:
         raise argparse.ArgumentTypeError(f"expected a positive integer, got {text!r}") from None
 
 
+def _depth(text: str) -> int:
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected a depth of 1 or more, got {text!r}")
+    return int(text)
+
+
 def _rule(action: argparse.Action, kind: type[Any], values: Sequence[Any]) -> SpacingRule:
     what = kind.__name__.replace("Spacing", " spacing").lower()
     try:
@@ -96,6 +102,14 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="make the same label map without interpolating logits where the winner is known",
     )
+    group.add_argument(
+        "--prune_depth",
+        type=_depth,
+        metavar="N",
+        default=None,
+        help="cut a network trained with ANUNet at depth N: only what that depth needs is built, loaded and run "
+        "(nnUNetv2_ext prune compares the depths)",
+    )
 
 
 def take_options(parsed: argparse.Namespace) -> dict[str, Any]:
@@ -103,7 +117,8 @@ def take_options(parsed: argparse.Namespace) -> dict[str, Any]:
     rules = [vars(parsed).pop(name) for name in ("forced_spacing", "target_spacing", "max_voxels")]
     options: dict[str, Any] = {"spacing": next((rule for rule in rules if rule is not None), None)}
     options["fast_export"] = vars(parsed).pop("fast_export")
-    if options["spacing"] is None and not options["fast_export"]:
+    options["prune_depth"] = vars(parsed).pop("prune_depth")
+    if options["spacing"] is None and not options["fast_export"] and options["prune_depth"] is None:
         return {}
     return options | {"part": (getattr(parsed, "part_id", 0), getattr(parsed, "num_parts", 1))}
 

@@ -16,10 +16,12 @@ from nnunetv2.inference.sliding_window_prediction import compute_gaussian
 from nnunetv2.preprocessing.preprocessors.default_preprocessor import DefaultPreprocessor
 from nnunetv2.utilities.helpers import empty_cache
 from nnunetv2.utilities.json_export import recursive_fix_for_json_export
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunet_ext.inference.case import Model, Prepared, prepare
 from nnunet_ext.inference.exporting import export, remove_partial, why_not_fast
 from nnunet_ext.inference.memory import peak_memory_mib
+from nnunet_ext.inference.pruning import load_pruned
 from nnunet_ext.inference.report import SpacingReport, spacing_line
 from nnunet_ext.inference.run import PredictionFailedError, Run, Task, named, returned
 from nnunet_ext.inference.spacing import PlansSpacing, SpacingRule
@@ -30,7 +32,7 @@ class BadInputError(ValueError):
 
 
 class Predictor(nnUNetPredictor):
-    """A drop-in ``nnUNetPredictor`` with two more options. Without them it is nnU-Net's own, voxel for voxel.
+    """A drop-in ``nnUNetPredictor`` with three more options. Without them it is nnU-Net's own, voxel for voxel.
 
     With one of them, cases are isolated: if some fail, the others are predicted and written all the same, and then
     ``PredictionFailedError`` is raised. Files appear under their names only when they are complete, and
@@ -41,6 +43,7 @@ class Predictor(nnUNetPredictor):
         spacing: ``ForcedSpacing``, ``TargetSpacing`` or ``MaxVoxels``; ``None`` is nnU-Net's own spacing.
         fast_export: Make the label map without interpolating logits where the winner is known. Equal to stock up to
             float ties; where it cannot be done, nnU-Net's export does it and that is said.
+        prune_depth: Cut the nested network of a trainer with ANUNet in its name at this depth.
         part: Number of this part and of all parts, for ``predict_from_files_sequential``, whose signature has none.
         keywords: Of nnUNetPredictor.
     """
@@ -50,17 +53,44 @@ class Predictor(nnUNetPredictor):
         *arguments: Any,
         spacing: SpacingRule | None = None,
         fast_export: bool = False,
+        prune_depth: int | None = None,
         part: tuple[int, int] = (0, 1),
         **keywords: Any,
     ) -> None:
         super().__init__(*arguments, **keywords)
-        self.spacing, self.fast_export, self.part = spacing, fast_export, part
+        self.spacing, self.fast_export, self.prune_depth, self.part = spacing, fast_export, prune_depth, part
         self._said: set[str] = set()
 
     @property
     def has_options(self) -> bool:
         """Whether anything differs from nnU-Net's predictor."""
-        return self.spacing is not None or self.fast_export
+        return self.spacing is not None or self.fast_export or self.prune_depth is not None
+
+    def initialize_from_trained_model_folder(  # noqa: D102 - documented by nnU-Net
+        self,
+        model_training_output_dir: str,
+        use_folds: tuple[int | str, ...] | None,
+        checkpoint_name: str = "checkpoint_final.pth",
+    ) -> None:
+        call = (model_training_output_dir, use_folds, checkpoint_name)
+        if self.prune_depth is None:
+            super().initialize_from_trained_model_folder(*call)
+            return
+        folds = (use_folds,) if isinstance(use_folds, str) else use_folds
+        try:
+            pruned = load_pruned(model_training_output_dir, folds, checkpoint_name, self.prune_depth)
+        except ValueError as error:
+            raise BadInputError(str(error)) from error
+        manager = PlansManager(pruned.plans)
+        self.manual_initialization(
+            pruned.network,
+            manager,
+            manager.get_configuration(pruned.configuration),
+            pruned.parameters,
+            pruned.dataset_json,
+            pruned.trainer,
+            pruned.mirroring_axes,
+        )
 
     @property
     def rule(self) -> SpacingRule:
@@ -77,6 +107,7 @@ class Predictor(nnUNetPredictor):
         return {
             "spacing": self.rule.describe(),
             "fast_export": self.fast_export,
+            "prune_depth": self.prune_depth,
             "tile_step_size": self.tile_step_size,
             "mirroring": bool(self.use_mirroring and self.allowed_mirroring_axes),
             "device": str(self.device),
@@ -247,9 +278,8 @@ class Predictor(nnUNetPredictor):
             how = records.get(case, {}).get("predicted_with")
             if how is None:
                 otherwise.setdefault("without a record of how", []).append(case)
-            elif how != own:
-                differs = ", ".join(f"{key} {how.get(key)}" for key in own if how.get(key) != own[key])
-                otherwise.setdefault(f"with {differs}", []).append(case)
+            elif differs := [key for key in own if how.get(key) != own[key]]:
+                otherwise.setdefault(f"with {', '.join(f'{key} {how.get(key)}' for key in differs)}", []).append(case)
         for how, cases in otherwise.items():
             print(f"Kept as they are, though predicted {how}: {', '.join(cases)}")
 

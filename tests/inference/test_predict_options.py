@@ -76,6 +76,14 @@ def test_options_reach_the_predictor_and_not_the_entry_point(command, arguments,
     assert set(found["parsed"]) == {"i", "part_id", "num_parts"}
 
 
+def test_the_depth_reaches_the_predictor(command):
+    made = command("--prune_depth", "2")["predictor"](device=__import__("torch").device("cpu"))
+    assert isinstance(made, Predictor)
+    assert made.prune_depth == 2
+    assert made.has_options
+    assert Predictor(device=made.device).prune_depth is None
+
+
 def test_parts_reach_the_predictor(command):
     found = command("--fast_export", "-part_id", "1", "-num_parts", "3")
     assert options_of(found["predictor"])[2] == (1, 3)
@@ -93,6 +101,8 @@ def test_parts_reach_the_predictor(command):
         (["--target_spacing", "-2", "1", "1"], "or -1 to keep the plans' value, got -2.0 1.0 1.0"),
         (["--target_spacing"], "--target_spacing: expected at least one argument"),
         (["--max_voxels", "0"], "--max_voxels: expected a positive integer, got '0'"),
+        (["--prune_depth", "0"], "--prune_depth: expected a depth of 1 or more, got '0'"),
+        (["--prune_depth", "deep"], "--prune_depth: expected a depth of 1 or more, got 'deep'"),
         (["--max_voxels", "many"], "--max_voxels: expected a positive integer, got 'many'"),
         (["--max_voxels", "9", "--forced_spacing"], "--forced_spacing: not allowed with argument --max_voxels"),
         (["--target_spacing", "1", "1", "1", "--forced_spacing"], "not allowed with argument --target_spacing"),
@@ -109,7 +119,7 @@ def test_help_shows_our_options_in_a_group_of_their_own(command, capsys):
     with pytest.raises(SystemExit):
         command("-h")
     _, _, ours = capsys.readouterr().out.partition("\nnnunet_ext:\n")
-    for name in ("--forced_spacing", "--target_spacing", "--max_voxels", "--fast_export"):
+    for name in ("--forced_spacing", "--target_spacing", "--max_voxels", "--fast_export", "--prune_depth"):
         assert name in ours
 
 

@@ -1,0 +1,131 @@
+"""Nested networks cut at a depth, through nnU-Net's predictor."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from data.tiny_dataset import architecture
+from inference.tiny_model import TinyModel, make_model
+from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
+
+from nnunet_ext.inference import Predictor
+from nnunet_ext.inference.predictor import BadInputError
+from nnunet_ext.inference.pruning import load_pruned, write_pruned
+from nnunet_ext.networks import NestedAttentionUNet
+from nnunet_ext.trainers import find_trainer
+from nnunet_ext.training.nesting import NETWORK
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory) -> TinyModel:
+    """A nested model of depth 2 with two folds."""
+    made = make_model(tmp_path_factory.mktemp("nested"))
+    plans = json.loads((made.folder / "plans.json").read_text())
+    nested = architecture(3, 3) | {"network_class_name": NETWORK}
+    nested["arch_kwargs"] |= {"aggregation": "concat", "gate_ratio": 0.5, "depth": 2}
+    plans["configurations"]["3d_fullres"]["architecture"] = nested
+    (made.folder / "plans.json").write_text(json.dumps(plans))
+    write_folds(made.folder, plans)
+    made.add("a", 1)
+    return made
+
+
+def write_folds(folder: Path, plans: dict) -> None:
+    from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+    trainer, manager = find_trainer("nnUNetTrainerANUNet"), PlansManager(plans)
+    for fold in range(2):
+        torch.manual_seed(fold)
+        network = trainer.build_network_architecture(manager, manager.get_configuration("3d_fullres"), 1, 4, False)
+        file = folder / f"fold_{fold}" / "checkpoint_final.pth"
+        file.parent.mkdir(exist_ok=True)
+        checkpoint = {
+            "network_weights": network.state_dict(),
+            "trainer_name": "nnUNetTrainerANUNet",
+            "init_args": {"configuration": "3d_fullres"},
+            "inference_allowed_mirroring_axes": (0, 1, 2),
+        }
+        torch.save(checkpoint, file)
+
+
+def predictor(model: TinyModel, kind=Predictor, folds=(0, 1), folder=None, **options):
+    made = kind(device=torch.device("cpu"), allow_tqdm=False, use_mirroring=False, **options)
+    made.initialize_from_trained_model_folder(str(folder or model.folder), folds, "checkpoint_final.pth")
+    return made
+
+
+def outputs_of_the_whole(model: TinyModel, image: torch.Tensor) -> list[torch.Tensor]:
+    """Return the logits of each depth, depth 1 first, averaged over the folds as nnU-Net averages them."""
+    whole = predictor(model, nnUNetPredictor)
+    found = [[], []]
+    for parameters in whole.list_of_parameters:
+        whole.network.load_state_dict(parameters)
+        whole.network.eval().decoder.deep_supervision = True
+        with torch.no_grad():
+            for logits, output in zip(found, reversed(whole.network(image[None])), strict=True):
+                logits.append(output[0])
+    return [sum(logits) / len(logits) for logits in found]
+
+
+def test_the_depths_are_outputs_of_the_whole(model):
+    image = torch.randn((1, 16, 16, 16), generator=torch.Generator().manual_seed(0))
+    expected = outputs_of_the_whole(model, image)
+    for depth in (1, 2):
+        cut = predictor(model, prune_depth=depth, use_gaussian=False)
+        assert isinstance(cut.network, NestedAttentionUNet)
+        assert cut.network.depth == depth
+        assert all(len(one) == len(cut.network.state_dict()) for one in cut.list_of_parameters)
+        assert cut.allowed_mirroring_axes == (0, 1, 2)
+        logits = cut.predict_logits_from_preprocessed_data(image)
+        torch.testing.assert_close(logits.float(), expected[depth - 1], rtol=2e-3, atol=2e-3)
+
+
+def test_the_whole_depth_is_the_stock_prediction(model, tmp_path):
+    for kind, name, options in ((nnUNetPredictor, "stock", {}), (Predictor, "whole", {"prune_depth": 2})):
+        (tmp_path / name).mkdir()
+        predictor(model, kind, **options).predict_from_files_sequential(str(model.images), str(tmp_path / name))
+    from SimpleITK import GetArrayFromImage, ReadImage
+
+    stock, whole = (GetArrayFromImage(ReadImage(str(tmp_path / n / "a.nii.gz"))) for n in ("stock", "whole"))
+    assert np.array_equal(stock, whole)
+    report = json.loads((tmp_path / "whole" / "spacing_report.json").read_text())
+    assert report["cases"]["a.nii.gz".removesuffix(".nii.gz")]["predicted_with"]["prune_depth"] == 2
+
+
+@pytest.mark.parametrize("depth", [0, 3, -1])
+def test_a_depth_that_is_not_there(model, depth):
+    with pytest.raises(
+        BadInputError, match=f"prune depth must lie between 1 and 2, the depth of the model .*, got {depth}"
+    ):
+        predictor(model, prune_depth=depth)
+
+
+def test_another_architecture(tmp_path):
+    plain = make_model(tmp_path)
+    message = "cannot be pruned: its network is PlainConvUNet, and only the nested networks of trainers with ANUNet"
+    with pytest.raises(BadInputError, match=message):
+        plain.predictor(Predictor, prune_depth=1)
+
+
+def test_a_pruned_model_predicts_without_the_option(model, tmp_path):
+    assert write_pruned(model.folder, tmp_path / "pruned", 1) == [0, 1]
+    image = torch.randn((1, 16, 16, 16), generator=torch.Generator().manual_seed(0))
+    stock = predictor(model, nnUNetPredictor, folder=tmp_path / "pruned")
+    assert stock.network.depth == 1
+    expected = predictor(model, prune_depth=1).predict_logits_from_preprocessed_data(image)
+    assert torch.equal(stock.predict_logits_from_preprocessed_data(image), expected)
+    size = sum(f.stat().st_size for f in (tmp_path / "pruned").rglob("*.pth"))
+    assert size < 0.7 * sum(f.stat().st_size for f in model.folder.rglob("*.pth"))
+    with pytest.raises(ValueError, match="prune depth must lie between 1 and 1"):
+        load_pruned(tmp_path / "pruned", (0,), "checkpoint_final.pth", 2)
+    with pytest.raises(FileExistsError, match="exists; pass --overwrite"):
+        write_pruned(model.folder, tmp_path / "pruned", 1)
+    assert write_pruned(model.folder, tmp_path / "pruned", 2, folds=[1], overwrite=True) == [1]
+
+
+def test_folds_are_found_as_nnunet_finds_them(model):
+    assert len(load_pruned(model.folder, None, "checkpoint_final.pth", 1).parameters) == 2
+    with pytest.raises(FileNotFoundError, match="has no fold_4/checkpoint_final.pth"):
+        load_pruned(model.folder, (4,), "checkpoint_final.pth", 1)
