@@ -7,21 +7,14 @@ all channels, the middle slice of those with the highest scores, and of those wi
 from __future__ import annotations
 
 import argparse
-import glob
 import json
-from pathlib import Path
 
-from nnunet_ext.cli.values import add_model_argument
+from nnunet_ext.cli.values import add_picture_arguments
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of ``nnUNetv2_ext ife``."""
-    add_model_argument(parser)
-    parser.add_argument("-i", type=Path, required=True, metavar="CASE", help="its first channel: CASE_0000.nii.gz")
-    parser.add_argument("-o", type=Path, required=True, metavar="PNG", help="picture to write, or a folder for it")
-    parser.add_argument("-f", default=None, metavar="FOLD", help="fold (default: the first that is there)")
-    parser.add_argument("-chk", default="checkpoint_final.pth", metavar="FILE", help="(default: %(default)s)")
-    parser.add_argument("-device", choices=("cpu", "cuda", "mps"), default="cpu", help="(default: %(default)s)")
+    add_picture_arguments(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -30,13 +23,14 @@ def run(arguments: argparse.Namespace) -> int:
 
     from nnunet_ext.inference.enhancement_figure import draw, load_network, look
     from nnunet_ext.inference.export import find_folds
+    from nnunet_ext.inference.middle_patch import channels_of_case
 
     wanted = None if arguments.f is None else [int(arguments.f) if arguments.f.isdigit() else arguments.f]
     fold = find_folds(arguments.m, wanted, arguments.chk)[0]
     plans, dataset_json = (json.loads((arguments.m / f"{name}.json").read_text()) for name in ("plans", "dataset"))
     checkpoint = arguments.m / f"fold_{fold}" / arguments.chk
     network, model = load_network(arguments.m, plans, dataset_json, checkpoint)
-    case, images = _channels(arguments.i, dataset_json["file_ending"])
+    case, images = channels_of_case(arguments.i, dataset_json["file_ending"])
     stages = look(network, model, images, torch.device(arguments.device))
     target = arguments.o if arguments.o.suffix.lower() == ".png" else arguments.o / f"{case}.png"
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -48,15 +42,3 @@ def run(arguments: argparse.Namespace) -> int:
         print("  {} {:.4g} (highest), {:.4g} (last selected), {:.4g} (lowest)".format(stage.score, *limits))
     print(f"Wrote {target}")
     return 0
-
-
-def _channels(first: Path, ending: str) -> tuple[str, tuple[str, ...]]:
-    """Return the name of a case and the files of its channels that are there, as nnU-Net finds them."""
-    end = f"_0000{ending}"
-    if not first.name.endswith(end):
-        raise ValueError(f"{first} is not the first channel of a case; its name must end in {end}")
-    if not first.is_file():
-        raise FileNotFoundError(f"{first} is missing; give the first channel of a case")
-    case = first.name[: -len(end)]
-    files = sorted(first.parent.glob(f"{glob.escape(case)}_[0-9][0-9][0-9][0-9]{ending}"))
-    return case, tuple(map(str, files))

@@ -15,6 +15,8 @@ COMMANDS = {
     "preprocess_unlabeled": "preprocess the unlabelled cases of a dataset for any plans",
     "fingerprint": "draw intensities, spacings and shapes of labelled and unlabelled scans, and name outliers",
     "ife": "draw which channels a model with instructive feature enhancement repeats",
+    "attention": "draw where the attention gates of an ANU-Net look",
+    "prune": "compare the depths of an ANU-Net on its validation cases, and write a pruned model",
     "contours": "draw the contours that the contour-weighted loss finds in label files",
     "export": "write a trained model that plain nnU-Net predicts with",
     "profile": "predict in several ways and compare time, memory and accuracy",

@@ -11,14 +11,11 @@ import numpy as np
 import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
-from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from torch import Tensor, nn
 
 from nnunet_ext.data.fingerprint_figure import save_figure
-from nnunet_ext.inference.case import Model, prepare
-from nnunet_ext.inference.safe_load import load_checkpoint
-from nnunet_ext.inference.spacing import PlansSpacing
+from nnunet_ext.inference import middle_patch
+from nnunet_ext.inference.case import Model
 from nnunet_ext.training.enhancement import NETWORKS
 
 _SHOWN = 8  # channels in a row
@@ -48,40 +45,13 @@ class Stage:
 def load_network(
     model: Path, plans: dict[str, Any], dataset_json: dict[str, Any], checkpoint: Path
 ) -> tuple[nn.Module, Model]:
-    """Build a trained network from the plans beside it.
-
-    Args:
-        model: Model folder, for messages.
-        plans: Its plans.
-        dataset_json: Its dataset.json.
-        checkpoint: File of weights.
+    """Build a trained network from the plans beside it; see :func:`~nnunet_ext.inference.middle_patch.load_network`.
 
     Raises:
         ValueError: If the network has no instructive feature enhancement.
     """
-    content = load_checkpoint(checkpoint)
-    manager = PlansManager(plans)
-    configuration = manager.get_configuration(content["init_args"]["configuration"])
-    if configuration.network_arch_class_name not in NETWORKS.values():
-        raise ValueError(
-            f"the model {model} was trained by {content['trainer_name']} and has no instructive feature enhancement; "
-            "give one trained with IFECurvature or IFEEntropy in its name"
-        )
-    if configuration.previous_stage_name is not None:
-        raise ValueError(f"the model {model} is the second stage of a cascade; give one of a single stage")
-    labels = manager.get_label_manager(dataset_json)
-    case_model = Model(manager, configuration, dataset_json)
-    network = get_network_from_plans(
-        configuration.network_arch_class_name,
-        configuration.network_arch_init_kwargs,
-        configuration.network_arch_init_kwargs_req_import,
-        case_model.channels,
-        labels.num_segmentation_heads,
-        allow_init=False,
-        deep_supervision=False,
-    )
-    network.load_state_dict(content["network_weights"])
-    return network.eval(), case_model
+    lacks = "has no instructive feature enhancement; give one trained with IFECurvature or IFEEntropy in its name"
+    return middle_patch.load_network(model, plans, dataset_json, checkpoint, tuple(NETWORKS.values()), lacks)
 
 
 @torch.no_grad()
@@ -94,15 +64,7 @@ def look(network: nn.Module, model: Model, images: tuple[str, ...], device: torc
         images: Files, one a channel.
         device: Where to run.
     """
-    data = torch.from_numpy(prepare(images, None, PlansSpacing(), model).data)
-    size = model.configuration.patch_size
-    if len(size) == 2:
-        data = data[:, data.shape[1] // 2]
-    for axis, length in enumerate(size, 1):
-        missing = max(0, length - data.shape[axis])
-        padding = [0] * (2 * (data.ndim - axis - 1)) + [missing // 2, missing - missing // 2]
-        data = nn.functional.pad(data, padding)
-        data = data.narrow(axis, (data.shape[axis] - length) // 2, length)
+    data = middle_patch.cut(model, images)
     seen: dict[str, Tensor] = {}
     enhancements: Any = network.enhancements
     hooks = [

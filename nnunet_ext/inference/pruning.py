@@ -17,6 +17,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from torch import Tensor, nn
 
 from nnunet_ext.inference.export import check_target, find_folds, publish, read_json, write_json
+from nnunet_ext.training.architecture import build
 from nnunet_ext.training.nesting import NETWORK
 
 
@@ -132,6 +133,23 @@ def _build(plans: dict[str, Any], configuration: str, dataset_json: dict[str, An
         enable_deep_supervision=False,
     )
     return network
+
+
+def pruned_network(plans: dict[str, Any], configuration: str, dataset_json: dict[str, Any], depth: int) -> nn.Module:
+    """Return the network of a depth without weights, to look at.
+
+    Raises:
+        ValueError: If the network is not a nested one, or not as deep.
+    """
+    manager = PlansManager(pruned_plans(plans, configuration, depth, "the model"))
+    own = manager.get_configuration(configuration)
+    with torch.device("meta"):
+        return build(
+            own.configuration["architecture"],
+            determine_num_input_channels(manager, own, dataset_json),
+            manager.get_label_manager(dataset_json).num_segmentation_heads,
+            False,
+        )
 
 
 def write_pruned(

@@ -1,0 +1,42 @@
+"""Draws what the attention gates of an ANU-Net let pass in one case.
+
+The network runs once, on the patch in the middle of the case. Each row is a node X(i, j) of a level; its maps show,
+over the middle slice, the coefficients by which the gates scale X(i, 0) to X(i, j - 1).
+"""
+
+from __future__ import annotations
+
+import argparse
+
+from nnunet_ext.cli.values import add_picture_arguments, natural
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of ``nnUNetv2_ext attention``."""
+    add_picture_arguments(parser)
+    parser.add_argument("--level", type=natural, default=0, metavar="I", help="0 is full resolution (default)")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Draw."""
+    import torch
+
+    from nnunet_ext.inference.attention_figure import draw, load_network, look
+    from nnunet_ext.inference.export import find_folds, read_json
+    from nnunet_ext.inference.middle_patch import channels_of_case
+
+    wanted = None if arguments.f is None else [int(arguments.f) if arguments.f.isdigit() else arguments.f]
+    fold = find_folds(arguments.m, wanted, arguments.chk)[0]
+    plans, dataset_json = (read_json(arguments.m / f"{name}.json") for name in ("plans", "dataset"))
+    network, model = load_network(arguments.m, plans, dataset_json, arguments.m / f"fold_{fold}" / arguments.chk)
+    case, images = channels_of_case(arguments.i, dataset_json["file_ending"])
+    image, maps = look(network, model, images, torch.device(arguments.device))
+    target = arguments.o if arguments.o.suffix.lower() == ".png" else arguments.o / f"{case}.png"
+    target.parent.mkdir(parents=True, exist_ok=True)
+    title = f"{case}, patch in the middle\n{arguments.m.name}, fold {fold}"
+    draw(target, title, image, maps, arguments.level)
+    for one in maps:
+        name = f"X({one.level},{one.skip}) into X({one.level},{one.column})"
+        print(f"{name}: mean {one.alpha.mean():.3f}, {one.alpha.min():.3f} to {one.alpha.max():.3f}")
+    print(f"Wrote {target}")
+    return 0

@@ -1,0 +1,113 @@
+"""Predicts the validation cases of a fold with every depth of an ANU-Net, compares, and recommends one.
+
+Dice, IoU, precision, recall, parameters, seconds and peak memory are printed and drawn by depth. Depths that are done
+are kept when the command is run again. --write makes a model of the recommended depth that needs no --prune_depth.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+from nnunet_ext.cli.values import natural, positive_int
+
+
+def _share(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"expected a Dice from 0 to 1, got {text!r}")
+    return value
+
+
+def _fold(text: str) -> int | str:
+    return text if text == "all" else natural(text)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of ``nnUNetv2_ext prune``."""
+    parser.add_argument("-d", metavar="DATASET", help="dataset number or name of the model; or -m")
+    parser.add_argument("-c", default="3d_fullres", metavar="CONF", help="configuration (default: %(default)s)")
+    parser.add_argument("-p", default="ANUNetPlans", metavar="PLANS", help="(default: %(default)s)")
+    parser.add_argument("-tr", default="nnUNetTrainerANUNet", metavar="TRAINER", help="(default: %(default)s)")
+    parser.add_argument("-m", type=Path, metavar="MODEL", help="model folder instead of -d, -c, -p and -tr")
+    parser.add_argument("-f", type=_fold, default=0, metavar="FOLD", help="(default: %(default)s)")
+    parser.add_argument("-chk", default="checkpoint_final.pth", metavar="FILE", help="(default: %(default)s)")
+    parser.add_argument(
+        "-i", type=Path, metavar="IMAGES", help="folder of images instead of the fold's validation cases"
+    )
+    parser.add_argument("--labels", type=Path, metavar="FOLDER", help="with -i: their label maps")
+    parser.add_argument("-o", type=Path, metavar="OUTPUT", help="(default: prune in the fold's folder)")
+    parser.add_argument(
+        "--tolerance",
+        type=_share,
+        default=0.01,
+        metavar="DICE",
+        help="what a recommended depth may lose of the mean Dice (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--write", type=Path, metavar="FOLDER", help="write a model of the recommended depth, all folds"
+    )
+    parser.add_argument("--disable_tta", action="store_true", help="predict without mirroring, at every depth")
+    parser.add_argument("-device", choices=["cuda", "cpu", "mps"], default="cuda", help="(default: %(default)s)")
+    for flag, work in (("-npp", "preprocessing"), ("-nps", "resampling and writing")):
+        parser.add_argument(
+            flag, type=positive_int, default=3, metavar="N", help=f"processes for {work} (default: %(default)s)"
+        )
+    parser.add_argument("--overwrite", action="store_true", help="run everything again, and replace what --write wrote")
+    parser.add_argument("--no_pbar", action="store_true", help="no progress bar")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Compare the depths, and write a model if asked to."""
+    from nnunet_ext.inference.depths import PICTURE, PruneOptions, compare_depths, format_depths, link_validation_cases
+    from nnunet_ext.inference.export import check_target, find_folds, read_json
+    from nnunet_ext.inference.pruning import write_pruned
+
+    model = _model(arguments)
+    find_folds(model, [arguments.f], arguments.chk)
+    if arguments.write is not None:
+        check_target(model, arguments.write, arguments.overwrite)  # before hours of predictions
+    if (arguments.i is None) != (arguments.labels is None):
+        raise ValueError("-i and --labels belong together: a folder of images, and one of their label maps")
+    output = arguments.o or model / f"fold_{arguments.f}" / "prune"
+    images, labels = arguments.i, arguments.labels
+    if images is None:
+        dataset, ending = (
+            read_json(model / f)[key] for f, key in (("plans.json", "dataset_name"), ("dataset.json", "file_ending"))
+        )
+        images, labels = link_validation_cases(dataset, arguments.f, output, ending)
+    options = PruneOptions(
+        output,
+        arguments.tolerance,
+        ("--disable_tta",) if arguments.disable_tta else (),
+        arguments.device,
+        arguments.npp,
+        arguments.nps,
+        arguments.overwrite,
+        not arguments.no_pbar,
+    )
+    document = compare_depths(model, arguments.f, arguments.chk, images, labels, options)
+    print(json.dumps(document, indent=1) if arguments.json else format_depths(document))
+    if not arguments.json:
+        print(f"\nWrote {output / PICTURE}; figures, predictions and logs lie beside it.")
+    if arguments.write is not None:
+        folds = write_pruned(model, arguments.write, document["recommended"], None, arguments.chk, arguments.overwrite)
+        print(f"Wrote {arguments.write}, depth {document['recommended']}, fold(s) {' '.join(map(str, folds))}.")
+        print(f"Predict with: nnUNetv2_predict_from_modelfolder -i IMAGES -o PREDICTIONS -m {arguments.write}")
+    return 0
+
+
+def _model(arguments: argparse.Namespace) -> Path:
+    if (arguments.m is None) == (arguments.d is None):
+        raise ValueError("expected either -d DATASET (with -c, -p, -tr) or -m MODEL; pass one of them")
+    if arguments.m is not None:
+        return Path(arguments.m)
+    from nnunetv2.utilities.file_path_utilities import get_output_folder
+
+    dataset = int(arguments.d) if arguments.d.isdigit() else arguments.d
+    return Path(get_output_folder(dataset, arguments.tr, arguments.p, arguments.c))
