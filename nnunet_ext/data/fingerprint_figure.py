@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -63,6 +65,14 @@ def draw_fingerprint(
     counts = ", ".join(f"{len(some)} {kind}" for kind, some in cases.items())
     figure.suptitle(f"{title}: {counts} cases")
     save_figure(figure, path)
+
+
+@contextmanager
+def plain_style() -> Iterator[None]:
+    """Draw with matplotlib's own settings; nnU-Net's progress.png leaves seaborn's large fonts in its process."""
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()
+        yield
 
 
 def save_figure(figure: Figure, path: Path) -> None:

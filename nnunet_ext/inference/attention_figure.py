@@ -13,7 +13,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from torch import nn
 
-from nnunet_ext.data.fingerprint_figure import save_figure
+from nnunet_ext.data.fingerprint_figure import plain_style, save_figure
 from nnunet_ext.inference import middle_patch
 from nnunet_ext.inference.case import Model
 from nnunet_ext.training.nesting import NETWORK
@@ -89,6 +89,7 @@ def middle_slice(volume: np.ndarray) -> np.ndarray:
     return volume[len(volume) // 2] if volume.ndim == 3 else volume
 
 
+@plain_style()
 def draw(path: Path, title: str, image: np.ndarray, maps: Sequence[GateMap], level: int = 0) -> None:
     """Draw the maps of the gates of one level over the image, one row a node.
 

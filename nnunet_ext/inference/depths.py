@@ -15,7 +15,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from nnunetv2.evaluation.evaluate_predictions import compute_metrics
 
-from nnunet_ext.data.fingerprint_figure import save_figure
+from nnunet_ext.data.fingerprint_figure import plain_style, save_figure
 from nnunet_ext.data.reading import choose_reader
 from nnunet_ext.inference.metrics import classes_of
 from nnunet_ext.inference.profile_inputs import ProfileInputs, find_inputs
@@ -227,6 +227,7 @@ def _number(value: float | None, digits: int) -> str:
     return "-" if value is None else f"{value:.{digits}f}"
 
 
+@plain_style()
 def draw(path: Path, document: dict[str, Any]) -> None:
     """Draw accuracy, parameters, time and memory by depth; a temporary file is renamed."""
     depths = document["depths"]

@@ -13,7 +13,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
-from nnunet_ext.data.fingerprint_figure import save_figure
+from nnunet_ext.data.fingerprint_figure import plain_style, save_figure
 from nnunet_ext.inference import middle_patch
 from nnunet_ext.inference.case import Model
 from nnunet_ext.training.enhancement import NETWORKS
@@ -83,6 +83,7 @@ def look(network: nn.Module, model: Model, images: tuple[str, ...], device: torc
     return stages
 
 
+@plain_style()
 def draw(path: Path, title: str, stages: Sequence[Stage]) -> None:
     """Draw, for each stage, all scores, and the channels with the highest and with the lowest ones.
 

@@ -1,0 +1,61 @@
+"""``nnUNetv2_ext attention``."""
+
+import json
+import re
+
+import pytest
+import torch
+from data.tiny_dataset import architecture
+from inference.tiny_model import make_model
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+from nnunet_ext.cli.main import main
+from nnunet_ext.trainers import find_trainer
+from nnunet_ext.training.nesting import NETWORK
+
+
+@pytest.fixture
+def model(tmp_path, request):
+    configuration = getattr(request, "param", "3d_fullres")
+    made = make_model(tmp_path, configuration)
+    nested = architecture(2 if configuration == "2d" else 3, 3) | {"network_class_name": NETWORK}
+    nested["arch_kwargs"] |= {"aggregation": "concat", "gate_ratio": 0.5, "depth": 2}
+    plans = json.loads((made.folder / "plans.json").read_text())
+    plans["configurations"][configuration]["architecture"] = nested
+    (made.folder / "plans.json").write_text(json.dumps(plans))
+    manager = PlansManager(plans)
+    trainer = find_trainer("nnUNetTrainerANUNet")
+    network = trainer.build_network_architecture(manager, manager.get_configuration(configuration), 1, 4, False)
+    file = made.folder / "fold_0" / "checkpoint_final.pth"
+    content = torch.load(file, weights_only=False) | {"trainer_name": "nnUNetTrainerANUNet"}
+    torch.save(content | {"network_weights": network.state_dict()}, file)
+    made.add("a", 1)
+    return made
+
+
+@pytest.mark.parametrize("model", ["3d_fullres", "2d"], indirect=True)
+def test_a_picture_and_the_coefficients(model, tmp_path, capsys):
+    case = str(model.images / "a_0000.nii.gz")
+    assert main(["attention", "-m", str(model.folder), "-i", case, "-o", str(tmp_path / "out")]) == 0
+    printed = capsys.readouterr().out
+    gates = re.findall(r"(X\(\d,\d\) into X\(\d,\d\)): mean (\d\.\d+), (\d\.\d+) to (\d\.\d+)", printed)
+    names = ["X(1,0) into X(1,1)", "X(0,0) into X(0,1)", "X(0,0) into X(0,2)", "X(0,1) into X(0,2)"]
+    assert sorted(gate[0] for gate in gates) == sorted(names)
+    for _, mean, low, high in gates:
+        assert 0 <= float(low) <= float(mean) <= float(high) <= 1
+    assert (tmp_path / "out" / "a.png").stat().st_size > 10_000
+    assert main(["attention", "-m", str(model.folder), "-i", case, "-o", str(tmp_path / "b.png"), "--level", "1"]) == 0
+    assert (tmp_path / "b.png").is_file()
+
+
+def test_wrong_input_is_one_line(model, tmp_path, capsys):
+    case = str(model.images / "a_0000.nii.gz")
+    assert main(["attention", "-m", str(model.folder), "-i", case, "-o", str(tmp_path / "a.png"), "--level", "4"]) == 1
+    assert "there are gates at the levels [0, 1], got 4; pass one of them" in capsys.readouterr().err
+    plain = make_model(tmp_path / "plain")
+    assert main(["attention", "-m", str(plain.folder), "-i", case, "-o", str(tmp_path / "a.png")]) == 1
+    assert (
+        "was trained by nnUNetTrainer and has no attention gates; give one trained with ANUNet"
+        in capsys.readouterr().err
+    )
+    assert not (tmp_path / "a.png").exists()
