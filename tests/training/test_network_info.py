@@ -40,6 +40,20 @@ def test_a_loss_changes_nothing_and_the_cascade_counts_its_channels():
     assert one["plain"]["parameters"] - single["plain"]["parameters"] == 2 * 4 * 27  # both labels as input
 
 
+@pytest.mark.parametrize("nested_plans", [False, True])
+def test_nested_networks_beside_the_plain_one(nested_plans):
+    """Plans that name a nested network, as the planner's do, are compared with nnU-Net's own network all the same."""
+    plans = tiny.plans()
+    if nested_plans:
+        name = "nnunet_ext.networks.nested_unet.NestedAttentionUNet"
+        plans["configurations"]["3d_fullres"]["architecture"]["network_class_name"] = name
+    one = compare_networks(plans, tiny.dataset_json(), "nnUNetTrainerANUNet", ["3d_fullres"])["3d_fullres"]
+    assert one["plain"]["network"].endswith("PlainConvUNet")
+    assert one["trainer"]["network"].endswith("NestedAttentionUNet")
+    assert 1.1 < one["trainer"]["parameters"] / one["plain"]["parameters"] < 2
+    assert 1.5 < one["trainer"]["gib"] / one["plain"]["gib"] < 4
+
+
 class OldSignature(nnUNetTrainer):
     @staticmethod
     def build_network_architecture(name, kwargs, needed, num_input_channels, num_output_channels, deep=True):
