@@ -90,7 +90,7 @@ def build(dimensions=3, deep_supervision=True, seed=0, **more):
         "kernel_sizes": kernels,
         "strides": strides,
         "n_conv_per_stage": [2, 2, 1, 2],
-        "n_conv_per_stage_decoder": [1, 2, 1],
+        "n_conv_per_stage_decoder": [1, 2, 3],  # lowest level first
         "conv_bias": True,
         "norm_op": f"torch.nn.modules.instancenorm.InstanceNorm{dimensions}d",
         "norm_op_kwargs": {"eps": 1e-5, "affine": True},
@@ -137,6 +137,8 @@ def test_nodes_are_wired_as_in_the_paper():
     outputs = network(x)
     made = {f"{level}_0": skip for level, skip in enumerate(skips)} | {name: one for name, (_, one) in seen.items()}
     assert set(seen) == {"0_1", "0_2", "0_3", "1_1", "1_2", "2_1"}
+    convolutions = {name: len(node.convs) for name, node in network.decoder.nodes.items()}
+    assert convolutions == {"0_1": 3, "0_2": 3, "0_3": 3, "1_1": 2, "1_2": 2, "2_1": 1}
     for name, (inputs, _) in seen.items():
         level, column = map(int, name.split("_"))
         up = network.decoder.ups[name](made[f"{level + 1}_{column - 1}"])
