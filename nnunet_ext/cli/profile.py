@@ -12,7 +12,7 @@ import math
 import sys
 from pathlib import Path
 
-from nnunet_ext.cli.values import natural, positive_int
+from nnunet_ext.cli.values import model_folder, natural, positive_int
 from nnunet_ext.inference.profile_settings import Setting, choose_settings, describe_settings, parse_setting
 
 _KEEP = -1.0  # --target_spacing: the plans' value
@@ -144,7 +144,4 @@ def _model(arguments: argparse.Namespace) -> Path:
     if missing:
         raise ValueError(f"{' and '.join(missing)} missing, expected -m MODEL, or -d DATASET and -c CONF; pass them")
 
-    from nnunetv2.utilities.file_path_utilities import get_output_folder
-
-    dataset = int(arguments.d) if arguments.d.isdigit() else arguments.d
-    return Path(get_output_folder(dataset, arguments.tr or "nnUNetTrainer", arguments.p or "nnUNetPlans", arguments.c))
+    return model_folder(arguments.d, arguments.tr or "nnUNetTrainer", arguments.p or "nnUNetPlans", arguments.c)

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from pathlib import Path
 
-from nnunet_ext.cli.values import natural, positive_int
+from nnunet_ext.cli.values import model_folder, natural, positive_int
 
 
 def _share(text: str) -> float:
@@ -57,30 +58,40 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         parser.add_argument(
             flag, type=positive_int, default=3, metavar="N", help=f"processes for {work} (default: %(default)s)"
         )
-    parser.add_argument("--overwrite", action="store_true", help="run everything again, and replace what --write wrote")
+    parser.add_argument("--overwrite", action="store_true", help="run everything again")
+    parser.add_argument("--overwrite_written", action="store_true", help="replace what is at the FOLDER of --write")
     parser.add_argument("--no_pbar", action="store_true", help="no progress bar")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Compare the depths, and write a model if asked to."""
-    from nnunet_ext.inference.depths import PICTURE, PruneOptions, compare_depths, format_depths, link_validation_cases
-    from nnunet_ext.inference.export import check_target, find_folds, read_json
+    from nnunet_ext.inference.depths import (
+        PICTURE,
+        PruneOptions,
+        check_model,
+        compare_depths,
+        format_depths,
+        link_validation_cases,
+    )
+    from nnunet_ext.inference.export import read_json
+    from nnunet_ext.inference.profiling import check_device
     from nnunet_ext.inference.pruning import write_pruned
 
     model = _model(arguments)
-    find_folds(model, [arguments.f], arguments.chk)
-    if arguments.write is not None:
-        check_target(model, arguments.write, arguments.overwrite)  # before hours of predictions
     if (arguments.i is None) != (arguments.labels is None):
         raise ValueError("-i and --labels belong together: a folder of images, and one of their label maps")
+    check_model(model, arguments.f, arguments.chk)
+    check_device(arguments.device)
     output = arguments.o or model / f"fold_{arguments.f}" / "prune"
+    _check_written(arguments, model, output)
     images, labels = arguments.i, arguments.labels
     if images is None:
         dataset, ending = (
-            read_json(model / f)[key] for f, key in (("plans.json", "dataset_name"), ("dataset.json", "file_ending"))
+            read_json(model / "plans.json")["dataset_name"],
+            read_json(model / "dataset.json")["file_ending"],
         )
-        images, labels = link_validation_cases(dataset, arguments.f, output, ending)
+        images, labels = link_validation_cases(dataset, arguments.f, output / "validation_cases", ending)
     options = PruneOptions(
         output,
         arguments.tolerance,
@@ -93,13 +104,34 @@ def run(arguments: argparse.Namespace) -> int:
     )
     document = compare_depths(model, arguments.f, arguments.chk, images, labels, options)
     print(json.dumps(document, indent=1) if arguments.json else format_depths(document))
-    if not arguments.json:
-        print(f"\nWrote {output / PICTURE}; figures, predictions and logs lie beside it.")
-    if arguments.write is not None:
-        folds = write_pruned(model, arguments.write, document["recommended"], None, arguments.chk, arguments.overwrite)
-        print(f"Wrote {arguments.write}, depth {document['recommended']}, fold(s) {' '.join(map(str, folds))}.")
-        print(f"Predict with: nnUNetv2_predict_from_modelfolder -i IMAGES -o PREDICTIONS -m {arguments.write}")
+    say = sys.stderr if arguments.json else sys.stdout
+    print(f"\nWrote {output / PICTURE}; figures, predictions and logs lie beside it.", file=say)
+    if arguments.write is None:
+        return 0
+    if document["recommended"] is None:
+        raise ValueError(f"no depth is recommended, so {arguments.write} was not written; compare on other cases")
+    depth = document["recommended"]
+    folds = write_pruned(model, arguments.write, depth, None, arguments.chk, arguments.overwrite_written)
+    print(f"Wrote {arguments.write}, depth {depth}, fold(s) {' '.join(map(str, folds))}.", file=say)
+    print(f"Predict with: nnUNetv2_predict_from_modelfolder -i IMAGES -o PREDICTIONS -m {arguments.write}", file=say)
     return 0
+
+
+def _check_written(arguments: argparse.Namespace, model: Path, output: Path) -> None:
+    """Refuse a place for the pruned model before hours of predictions."""
+    from nnunet_ext.inference.export import check_target
+
+    target = arguments.write
+    if target is None:
+        return
+    if target.suffix == ".zip":
+        raise ValueError(f"--write makes a folder, got {target}; nnUNetv2_export_model_to_zip packs one")
+    if (target.is_file() or (target.is_dir() and any(target.iterdir()))) and not arguments.overwrite_written:
+        raise FileExistsError(f"{target} exists; pass --overwrite_written to replace it, or name another place")
+    check_target(model, target, arguments.overwrite_written)
+    for flag, place in (("-o", output), ("-i", arguments.i), ("--labels", arguments.labels)):
+        if place is not None and place.resolve().is_relative_to(target.resolve()):
+            raise ValueError(f"--write {target} holds {flag} {place}; name another place")
 
 
 def _model(arguments: argparse.Namespace) -> Path:
@@ -107,7 +139,4 @@ def _model(arguments: argparse.Namespace) -> Path:
         raise ValueError("expected either -d DATASET (with -c, -p, -tr) or -m MODEL; pass one of them")
     if arguments.m is not None:
         return Path(arguments.m)
-    from nnunetv2.utilities.file_path_utilities import get_output_folder
-
-    dataset = int(arguments.d) if arguments.d.isdigit() else arguments.d
-    return Path(get_output_folder(dataset, arguments.tr, arguments.p, arguments.c))
+    return model_folder(arguments.d, arguments.tr, arguments.p, arguments.c)

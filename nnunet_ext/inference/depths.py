@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from nnunetv2.evaluation.evaluate_predictions import compute_metrics
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunet_ext.data.fingerprint_figure import plain_style, save_figure
 from nnunet_ext.data.reading import choose_reader
+from nnunet_ext.inference.export import find_folds, read_json
 from nnunet_ext.inference.metrics import classes_of
 from nnunet_ext.inference.profile_inputs import ProfileInputs, find_inputs
 from nnunet_ext.inference.profile_record import without_nan
@@ -24,6 +24,7 @@ from nnunet_ext.inference.profile_settings import Setting
 from nnunet_ext.inference.profile_table import align
 from nnunet_ext.inference.profiling import ProfileOptions, failed, profile
 from nnunet_ext.inference.pruning import depth_of, pruned_network
+from nnunet_ext.inference.safe_load import load_checkpoint
 
 ACCURACY = ("dice", "iou", "precision", "recall")
 FILE, PICTURE = "prune.json", "prune.png"
@@ -60,11 +61,12 @@ def link_validation_cases(dataset: str, fold: int | str, target: Path, ending: s
     Args:
         dataset: Name, ``Dataset904_...``.
         fold: Number.
-        target: Folder of both.
+        target: Folder of both, which holds nothing else.
         ending: File ending of the dataset.
 
     Raises:
-        FileNotFoundError: If there is no split, or no raw dataset.
+        FileNotFoundError: If there is no split, no raw dataset, or not all of its cases.
+        FileExistsError: If the folders hold other files.
         ValueError: If the split has no such fold.
     """
     from nnunetv2.paths import nnUNet_preprocessed, nnUNet_raw
@@ -85,15 +87,58 @@ def link_validation_cases(dataset: str, fold: int | str, target: Path, ending: s
     if not int(fold) < len(splits):
         raise ValueError(f"{splits_file} has {len(splits)} folds, not fold {fold}; name another one, {remedy}")
     cases = get_filenames_of_train_images_and_targets(str(raw))
+    wanted = splits[int(fold)]["val"]
+    missing = [case for case in wanted if case not in cases]
+    if missing:
+        raise FileNotFoundError(f"{raw} lacks {', '.join(missing)} of {splits_file}; put them back, {remedy}")
     folders = target / "images", target / "labels"
     for folder in folders:
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True)
-    for case in splits[int(fold)]["val"]:
+        folder.mkdir(parents=True, exist_ok=True)
+        for file in folder.iterdir():
+            if not file.is_symlink():
+                raise FileExistsError(f"{file} is not ours; move it elsewhere, or pass another -o")
+            file.unlink()
+    for case in wanted:
         for channel, image in enumerate(cases[case]["images"]):
-            (folders[0] / f"{case}_{channel:04d}{ending}").symlink_to(Path(image).resolve())
-        (folders[1] / f"{case}{ending}").symlink_to(Path(cases[case]["label"]).resolve())
+            _link(Path(image), folders[0], f"{case}_{channel:04d}", f"_{channel:04d}", ending)
+        _link(Path(cases[case]["label"]), folders[1], case, "", ending)
     return folders
+
+
+def _link(file: Path, folder: Path, name: str, channel: str, ending: str) -> None:
+    """Link a file, and what lies beside it under its name: some formats keep spacing or voxels in a second file."""
+    (folder / f"{name}{ending}").symlink_to(file.resolve())
+    stem = file.name.removesuffix(ending)
+    case = stem.removesuffix(channel)
+    for beside in file.parent.iterdir():
+        rest = beside.name.removeprefix(f"{stem}.") if beside.name.startswith(f"{stem}.") else None
+        target = folder / f"{name}.{rest}"
+        if rest is None and beside.name.startswith(f"{case}."):
+            target = folder / f"{name.removesuffix(channel)}.{beside.name.removeprefix(f'{case}.')}"
+        elif rest is None:
+            continue
+        if not target.is_symlink():
+            target.symlink_to(beside.resolve())
+
+
+def check_model(model: Path, fold: int | str, checkpoint: str) -> str:
+    """Return the configuration of a model whose depths can be compared.
+
+    Raises:
+        FileNotFoundError: If the model, the fold or the checkpoint is missing.
+        ValueError: If the network is not a nested one, or needs the predictions of a previous stage.
+    """
+    find_folds(model, [fold], checkpoint)
+    configuration: str = load_checkpoint(model / f"fold_{fold}" / checkpoint, mapped=True)["init_args"]["configuration"]
+    plans = read_json(model / "plans.json")
+    depth_of(plans, configuration, f"the model {model}")
+    stage = PlansManager(plans).get_configuration(configuration).previous_stage_name
+    if stage is not None:
+        raise ValueError(
+            f"the model {model} is the second stage of a cascade, whose depths are not compared; predict with "
+            f"--prune_depth and -prev_stage_predictions (of {stage}), and evaluate with nnUNetv2_evaluate_folder"
+        )
+    return configuration
 
 
 def compare_depths(
@@ -123,7 +168,7 @@ def compare_depths(
         RuntimeError: If a depth cannot be predicted.
     """
     inputs = find_inputs(model, images, labels, [fold], checkpoint)
-    configuration = _configuration(model, fold, checkpoint)
+    configuration = check_model(model, fold, checkpoint)
     deepest = depth_of(inputs.plans, configuration, f"the model {model}")
     settings = [
         Setting(f"depth_{depth}", (*options.flags, "--prune_depth", str(depth)), f"nodes up to depth {depth}")
@@ -170,12 +215,6 @@ def compare_depths(
     return document
 
 
-def _configuration(model: Path, fold: int | str, checkpoint: str) -> str:
-    content = torch.load(model / f"fold_{fold}" / checkpoint, map_location="cpu", weights_only=False, mmap=True)
-    name: str = content["init_args"]["configuration"]
-    return name
-
-
 def accuracy(inputs: ProfileInputs, predictions: Path) -> dict[str, Any]:
     """Return Dice, IoU, precision and recall of predictions, means over the cases: of each class, and over classes.
 
@@ -203,10 +242,10 @@ def _means(rows: Sequence[Sequence[float]]) -> list[float]:
     return [float(np.mean(known)) if (known := column[~np.isnan(column)]).size else float("nan") for column in columns]
 
 
-def recommend(dice: Mapping[int, float], tolerance: float) -> int:
-    """Return the shallowest depth whose Dice is at most ``tolerance`` below that of the deepest."""
+def recommend(dice: Mapping[int, float], tolerance: float) -> int | None:
+    """Return the shallowest depth that loses at most ``tolerance`` of the deepest's Dice; None if that is NaN."""
     least = dice[max(dice)] - tolerance
-    return min((depth for depth, value in dice.items() if value >= least), default=max(dice))
+    return min((depth for depth, value in dice.items() if value >= least), default=None)
 
 
 def format_depths(document: dict[str, Any]) -> str:
@@ -219,6 +258,8 @@ def format_depths(document: dict[str, Any]) -> str:
         row += [_number(one["seconds"], 2), _number(one["peak_memory_mb"], 0)]
         rows.append(row + [_number(one["peak_gpu_memory_mb"], 0)] * gpu)
     best, deepest = document["recommended"], max(map(int, document["depths"]))
+    if best is None:
+        return f"{align(rows)}\n\nNo depth is recommended: no class is in these cases or their predictions."
     reason = f"the shallowest whose mean Dice is at most {document['tolerance']:g} below depth {deepest}"
     return f"{align(rows)}\n\nRecommended: depth {best}, {reason}."
 
@@ -258,5 +299,5 @@ def draw(path: Path, document: dict[str, Any]) -> None:
         axes.set_xlabel("prune depth")
         axes.spines[["top", "right"]].set_visible(False)
     title = f"{Path(document['model']).name}, fold {document['fold']}: {len(document['cases'])} case(s); "
-    figure.suptitle(f"{title}recommended depth {document['recommended']} (orange)", fontsize=11)
+    figure.suptitle(f"{title}recommended depth {document['recommended'] or 'unknown'} (orange)", fontsize=11)
     save_figure(figure, path)

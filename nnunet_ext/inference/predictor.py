@@ -66,6 +66,18 @@ class Predictor(nnUNetPredictor):
         """Whether anything differs from nnU-Net's predictor."""
         return self.spacing is not None or self.fast_export or self.prune_depth is not None
 
+    @property
+    def _changes_cases(self) -> bool:
+        """Whether cases are prepared or exported otherwise than by nnU-Net."""
+        return self.spacing is not None or self.fast_export
+
+    @property
+    def _leaves_the_loop_to_stock(self) -> bool:
+        """A preprocessor with a way of its own is kept where only the network differs."""
+        if not self.has_options or self._changes_cases:
+            return not self.has_options
+        return self.configuration_manager.preprocessor_class.run_case is not DefaultPreprocessor.run_case
+
     def initialize_from_trained_model_folder(  # noqa: D102 - documented by nnU-Net
         self,
         model_training_output_dir: str,
@@ -79,7 +91,7 @@ class Predictor(nnUNetPredictor):
         folds = (use_folds,) if isinstance(use_folds, str) else use_folds
         try:
             pruned = load_pruned(model_training_output_dir, folds, checkpoint_name, self.prune_depth)
-        except ValueError as error:
+        except (ValueError, FileNotFoundError, RuntimeError) as error:
             raise BadInputError(str(error)) from error
         manager = PlansManager(pruned.plans)
         self.manual_initialization(
@@ -126,7 +138,7 @@ class Predictor(nnUNetPredictor):
         part_id: int = 0,
     ) -> list[Any] | None:
         call = {key: value for key, value in locals().items() if key not in ("self", "__class__")}
-        if not self.has_options:
+        if self._leaves_the_loop_to_stock:
             return super().predict_from_files(**call)
         return self._predict_files(call)
 
@@ -139,7 +151,7 @@ class Predictor(nnUNetPredictor):
         folder_with_segs_from_prev_stage: str | None = None,
     ) -> list[Any] | None:
         call = {key: value for key, value in locals().items() if key not in ("self", "__class__")}
-        if not self.has_options:
+        if self._leaves_the_loop_to_stock:
             return super().predict_from_files_sequential(**call)
         here = {"num_processes_preprocessing": 0, "num_processes_segmentation_export": 0}
         return self._predict_files(call | here | {"part_id": self.part[0], "num_parts": self.part[1]})
@@ -155,7 +167,7 @@ class Predictor(nnUNetPredictor):
         num_processes_segmentation_export: int = default_num_processes,
     ) -> list[Any]:
         call = {key: value for key, value in locals().items() if key not in ("self", "__class__")}
-        if not self.has_options:
+        if self._leaves_the_loop_to_stock:
             return super().predict_from_list_of_npy_arrays(**call)
         self._check_preprocessor()
         images, properties = _listed(image_or_list_of_images), _listed(properties_or_list_of_properties)
@@ -176,7 +188,7 @@ class Predictor(nnUNetPredictor):
         save_or_return_probabilities: bool = False,
     ) -> Any:
         call = {key: value for key, value in locals().items() if key not in ("self", "__class__")}
-        if not self.has_options:
+        if self._leaves_the_loop_to_stock:
             return super().predict_single_npy_array(**call)
         self._check_preprocessor()
         source = (input_image, image_properties)
@@ -200,7 +212,7 @@ class Predictor(nnUNetPredictor):
         save_probabilities: bool = False,
         num_processes_segmentation_export: int = default_num_processes,
     ) -> list[Any]:
-        if self.has_options:
+        if self._changes_cases:
             raise BadInputError(
                 f"predict_from_data_iterator takes preprocessed data, where {self.rule.describe()} and fast_export "
                 "come too late; call predict_from_files, predict_from_list_of_npy_arrays or predict_single_npy_array"

@@ -17,8 +17,10 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from torch import Tensor, nn
 
 from nnunet_ext.inference.export import check_target, find_folds, publish, read_json, write_json
+from nnunet_ext.inference.safe_load import load_checkpoint
 from nnunet_ext.training.architecture import build
 from nnunet_ext.training.nesting import NETWORK
+from nnunet_ext.training.sharing import for_inference, without_private_keys
 
 
 @dataclass(frozen=True)
@@ -103,14 +105,16 @@ def load_pruned(model: str | Path, folds: Sequence[int | str] | None, checkpoint
     network: nn.Module | None = None
     for fold in found:
         file = model / f"fold_{fold}" / checkpoint_name
-        # mapped into memory: weights that are not taken are not read; as trusting as nnU-Net's own loading
-        checkpoint = torch.load(file, map_location="cpu", weights_only=False, mmap=True)
+        checkpoint = load_checkpoint(file, mapped=True)  # weights that are not taken are not read
         if network is None:
             configuration, trainer = checkpoint["init_args"]["configuration"], checkpoint["trainer_name"]
             axes = checkpoint.get("inference_allowed_mirroring_axes")
             plans = pruned_plans(plans, configuration, depth, f"the model {model}")
             network = _build(plans, configuration, dataset_json, trainer)
         weights = checkpoint["network_weights"]
+        missing = [key for key in network.state_dict() if key not in weights]
+        if missing:
+            raise ValueError(f"{file} lacks {missing[0]}, which the network of {model / 'plans.json'} has")
         parameters.append({key: weights[key].clone() for key in network.state_dict()})
     if network is None:
         raise FileNotFoundError(f"no fold of {model} but fold_all has {checkpoint_name}; name it with -f all")
@@ -194,8 +198,8 @@ def write_pruned(
                 "inference_allowed_mirroring_axes": pruned.mirroring_axes,
             }
             torch.save(content, target)
-        write_json(built / "plans.json", pruned.plans)
-        write_json(built / "dataset.json", pruned.dataset_json)
+        write_json(built / "plans.json", for_inference(pruned.plans))
+        write_json(built / "dataset.json", without_private_keys(pruned.dataset_json))
         if (model / "dataset_fingerprint.json").is_file():
             shutil.copyfile(model / "dataset_fingerprint.json", built / "dataset_fingerprint.json")
         publish(built, output, f"{pruned.plans['dataset_name']}/{model.name}")

@@ -15,8 +15,12 @@ def _allowed() -> list[Any]:
     return [scalar, np.dtype, *{type(np.dtype(t)) for t in (np.float16, np.float32, np.float64, np.int32, np.int64)}]
 
 
-def load_checkpoint(path: str | Path) -> dict[str, Any]:
+def load_checkpoint(path: str | Path, mapped: bool = False) -> dict[str, Any]:
     """Load an nnU-Net checkpoint on the CPU without executing code from it.
+
+    Args:
+        path: File.
+        mapped: Map it into memory, so that only tensors that are used are read; copy them to keep them.
 
     Raises:
         FileNotFoundError: If there is no such file.
@@ -31,7 +35,7 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
         raise RuntimeError(f"torch {torch.__version__} cannot load checkpoints safely; use torch 2.5 or later")
     try:
         with safe_globals(_allowed()):
-            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+            checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except Exception as error:  # torch raises several kinds for damaged and for unsafe files
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ValueError(f"{path} cannot be loaded as a checkpoint of weights and plain values ({reason})") from error

@@ -162,11 +162,12 @@ class NestedAttentionUNet(nn.Module):
         Returns:
             ``(B, num_classes, *S)`` of the deepest output; with deep supervision a list of such, the deepest first.
         """
-        skips = []
+        rows = []
         for stage in self.encoder.stages:
             x = self.decoder.run(stage, x)
-            skips.append(x)
-        return self.decoder(skips)
+            rows.append([x])
+        del x  # the decoder lets go of each row once it is used
+        return self.decoder.decode(rows)
 
     def compute_conv_feature_map_size(self, input_size: Sequence[int]) -> np.int64:
         """Return nnU-Net's measure of the size of all feature maps: values that convolutions and gates make."""
@@ -235,7 +236,10 @@ class _NestedDecoder(nn.Module):
 
     def forward(self, skips: list[Tensor]) -> Tensor | list[Tensor]:
         """Return logits; ``skips`` are X(0, 0) to X(L, 0)."""
-        rows = [[skip] for skip in skips]
+        return self.decode([[skip] for skip in skips])
+
+    def decode(self, rows: list[list[Tensor]]) -> Tensor | list[Tensor]:
+        """Return logits; ``rows`` are [X(i, 0)] for each level i, and are used up."""
         for level, column in self.order():
             rows[level].append(self.run(partial(self.node, level, column), rows[level + 1][column - 1], *rows[level]))
             if level + column == self.depth:
@@ -264,7 +268,9 @@ class _NestedDecoder(nn.Module):
             for features in gated[1:]:
                 total = total + features
             gated = [total]
-        return cast(Tensor, self.nodes[name](torch.cat([*gated, up], 1)))
+        joined = torch.cat([*gated, up], 1)
+        del gated, up  # where no gradient keeps them
+        return cast(Tensor, self.nodes[name](joined))
 
     def feature_map_size(self, input_size: Sequence[int]) -> np.int64:
         """Return the number of values that the nodes make, for one sample."""

@@ -20,10 +20,10 @@ class ANUNetPlanner(OwnPlans):
     """Plans as nnU-Net's :class:`ExperimentPlanner` does, for :class:`~nnunet_ext.networks.NestedAttentionUNet`.
 
     At full resolution a nested network of L levels has L nodes beside each other, with (j + 1) times the channels in
-    the j-th, so nnU-Net's measure, calibrated on its own U-Net, does not hold: patch and batch are the largest of
-    nnU-Net's whose training step takes ``-gpu_memory_target`` (default 8 GB) less ``memory_reserve_gb``, by running the
-    step on tensors without values. The plans are called ``ANUNetPlans``; plans and preprocessed data of other planners
-    are never touched.
+    the j-th, so nnU-Net's measure, calibrated on its own U-Net, does not hold. Patch and batch are the largest of
+    nnU-Net's whose training step takes at most ``-gpu_memory_target`` (default 8 GB) less ``memory_reserve_gb``, found
+    by running the step on tensors without values. The plans are called ``ANUNetPlans``; plans and preprocessed data of
+    other planners are never touched.
 
     Attributes:
         aggregation: Of the trainer's network (its ``anu_aggregation``).
@@ -68,9 +68,7 @@ class ANUNetPlanner(OwnPlans):
             ValueError: If not even the smallest patch fits.
         """
         budget = self.memory_target_in_gb - self.memory_reserve_gb
-        # The measure of a nested network counts what convolutions and gates make, and not what is concatenated, so
-        # that nnU-Net's target is met with less.
-        self._fit = MemoryFit(self.step_memory, budget, 1.5 * self.memory_target_in_gb)
+        self._fit = MemoryFit(self.step_memory, budget, self.memory_target_in_gb)
         plans: dict[str, Any] = super().plan_experiment()
         print("GPU memory that a training step of ANU-Net allocates (estimated for mixed precision without")
         print("torch.compile, cuDNN's workspaces not included):")

@@ -10,6 +10,9 @@ from nnunet_ext.training.memory import GIB
 Plan = dict[str, Any]
 
 
+_FARTHEST = 64
+
+
 class MemoryFit:
     """Searches nnU-Net's own memory target, meant for its plain U-Net, at which a training step takes a budget.
 
@@ -19,7 +22,7 @@ class MemoryFit:
     Args:
         memory: Returns the bytes that a training step of a configuration allocates.
         budget_in_gb: Of which it may take at most this.
-        highest: Largest target of nnU-Net to try, in GB.
+        highest: Target of nnU-Net to begin with, in GB; larger ones are tried where it fits.
     """
 
     def __init__(self, memory: Callable[[Plan], int], budget_in_gb: float, highest: float) -> None:
@@ -46,7 +49,16 @@ class MemoryFit:
                 best, fits = attempt(self._found[dimensions])
             return best if fits else None
         low, high = 0.0, self.highest
-        for _ in range(7):
+        plan, fits = attempt(high)
+        # What is trained may take less than nnU-Net thinks, so that its own targets are no bound.
+        while fits and high < _FARTHEST * self.highest:
+            best, low, high = plan, high, 2 * high
+            plan, fits = attempt(high)
+            if _size(plan) == _size(best):
+                break  # the data allow no more
+        if fits:
+            best, low, high = plan, high, high
+        for _ in range(0 if fits else 7):
             middle = (low + high) / 2
             plan, fits = attempt(middle)
             if fits:
@@ -55,3 +67,7 @@ class MemoryFit:
                 high = middle
         self._found[dimensions] = low
         return best
+
+
+def _size(plan: Plan) -> tuple[list[int], int]:
+    return [int(n) for n in plan["patch_size"]], int(plan["batch_size"])

@@ -96,5 +96,6 @@ class ANUNetPart(TrainerMixin):
 
     def hyperparameters(self) -> dict[str, Any]:
         """Add the settings of the nest."""
-        names = ("aggregation", "gate_ratio", "depth", "output_weights", "gamma", "delta", "checkpointing")
-        return super().hyperparameters() | {f"anu_{name}": getattr(self, f"anu_{name}") for name in names}
+        names = ("aggregation", "gate_ratio", "output_weights", "gamma", "delta", "checkpointing")
+        own = {f"anu_{name}": getattr(self, f"anu_{name}") for name in names}
+        return super().hyperparameters() | own | {"anu_depth": nesting.number_of_outputs(self)}

@@ -15,6 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 from nnunet_ext.trainers._mixin import TrainerMixin
 from nnunet_ext.training import checkpoints
 from nnunet_ext.training.criteria import nnunet_weights
+from nnunet_ext.training.nesting import refuse_without_part
 from nnunet_ext.training.precision import bf16_on_cpu
 from nnunet_ext.training.seeds import base_seed, derived_seed, seed_everything, torch_seed
 from nnunet_ext.training.sharing import for_inference, without_private_keys
@@ -45,6 +46,7 @@ class ExtPart(TrainerMixin):
 
     def refuse_unsupported(self) -> None:
         """Raise if this trainer cannot do what is asked; parts extend it."""
+        refuse_without_part(self)
 
     def initialize(self) -> None:
         """Build networks, optimisers and losses in nnU-Net's order; how they are wrapped is decided here."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from copy import deepcopy
 from typing import Any
@@ -67,6 +68,16 @@ def nested_plans(settings: Any, plans: dict[str, Any], configuration: str) -> di
     return changed_plans(plans, configuration, change, own, type(settings).__name__)
 
 
+def refuse_without_part(trainer: Any) -> None:
+    """Raise ValueError if plans name a nested network for a trainer without the part ``ANUNet``."""
+    if trainer.configuration_manager.network_arch_class_name == NETWORK and not hasattr(trainer, "anu_depth"):
+        raise ValueError(
+            f"the plans {trainer.plans_manager.plans_name} name a nested network, whose outputs all have full "
+            f"resolution, and {type(trainer).__name__} supervises smaller ones; use a trainer with ANUNet in its name, "
+            "e.g. -tr nnUNetTrainerANUNet or nnUNetTrainerCPS_ANUNet, or other plans"
+        )
+
+
 def number_of_outputs(trainer: Any) -> int:
     """Return the depth of a trainer's network."""
     depth: int = trainer.configuration_manager.network_arch_init_kwargs["depth"]
@@ -81,7 +92,7 @@ def output_weights(trainer: Any) -> tuple[float, ...]:
     """
     depth = number_of_outputs(trainer)
     given = (1.0,) * depth if trainer.anu_output_weights is None else tuple(trainer.anu_output_weights)
-    if len(given) != depth or min(given) < 0 or sum(given) <= 0:
+    if len(given) != depth or not all(0 <= one < math.inf for one in given) or sum(given) <= 0:
         raise ValueError(
             f"anu_output_weights must hold {depth} numbers of 0 or more, depth 1 first, and one above 0, got {given}"
         )

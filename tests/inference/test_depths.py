@@ -5,12 +5,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from data.tiny_dataset import write_image
+from data.tiny_dataset import architecture, write_image
 from inference.tiny_model import make_model
 
 from nnunet_ext.cli.main import main
 from nnunet_ext.inference import depths
 from nnunet_ext.inference.profile_inputs import find_inputs
+from nnunet_ext.training.nesting import NETWORK
 
 REGIONS = {"background": 0, "whole": [1, 2, 3], "core": [2, 3], "three": 3}
 
@@ -22,7 +23,8 @@ REGIONS = {"background": 0, "whole": [1, 2, 3], "core": [2, 3], "three": 3}
         ({1: 0.80, 2: 0.88, 3: 0.90}, 0.01, 3),
         ({1: 0.95, 2: 0.5, 3: 0.90}, 0.0, 1),
         ({1: 0.80, 2: 0.88, 3: 0.90}, 1.0, 1),
-        ({1: 0.80, 2: float("nan"), 3: float("nan")}, 0.01, 3),
+        ({1: 0.80, 2: float("nan"), 3: float("nan")}, 0.01, None),
+        ({1: float("nan"), 2: 0.88, 3: 0.885}, 0.01, 2),
     ],
 )
 def test_the_shallowest_within_the_tolerance(dice, tolerance, depth):
@@ -67,6 +69,9 @@ def document(gpu=None):
 
 @pytest.mark.parametrize("gpu", [None, 2000.0])
 def test_table_and_picture(tmp_path, gpu):
+    unknown = document(gpu) | {"recommended": None}
+    assert "No depth is recommended: no class is in these cases" in depths.format_depths(unknown)
+    depths.draw(tmp_path / "unknown.png", unknown)
     text = depths.format_depths(document(gpu))
     lines = text.splitlines()
     head, first = lines[0], next(line for line in lines[1:] if line.lstrip().startswith("1"))
@@ -96,11 +101,31 @@ def folders(tmp_path, monkeypatch):
 
 
 def test_validation_cases_of_a_fold(folders):
+    (folders / "raw" / "Dataset001_X" / "imagesTr" / "b.json").write_text("spacing")
+    (folders / "raw" / "Dataset001_X" / "imagesTr" / "b_0001.raw").write_text("voxels")
     for _ in range(2):  # again, over what is there
         images, labels = depths.link_validation_cases("Dataset001_X", 0, folders / "out", ".nii.gz")
-    assert sorted(file.name for file in images.iterdir()) == ["b_0000.nii.gz", "b_0001.nii.gz"]
+    found = sorted(file.name for file in images.iterdir())
+    assert found == ["b.json", "b_0000.nii.gz", "b_0001.nii.gz", "b_0001.raw"]  # some formats keep a part beside
+    assert (images / "b.json").read_text() == "spacing"
     assert (images / "b_0001.nii.gz").read_text() == "imagesTr/b_0001.nii.gz"
     assert [file.read_text() for file in labels.iterdir()] == ["labelsTr/b.nii.gz"]
+
+
+def test_files_of_the_user_stay(folders):
+    mine = folders / "out" / "images" / "mine.txt"
+    mine.parent.mkdir(parents=True)
+    mine.write_text("mine")
+    with pytest.raises(FileExistsError, match="mine.txt is not ours; move it elsewhere, or pass another -o"):
+        depths.link_validation_cases("Dataset001_X", 0, folders / "out", ".nii.gz")
+    assert mine.read_text() == "mine"
+
+
+def test_cases_that_are_gone(folders):
+    (folders / "raw" / "Dataset001_X" / "imagesTr" / "b_0000.nii.gz").unlink()
+    (folders / "raw" / "Dataset001_X" / "imagesTr" / "b_0001.nii.gz").unlink()
+    with pytest.raises(FileNotFoundError, match=r"Dataset001_X lacks b of .*splits_final.json; put them back, or pass"):
+        depths.link_validation_cases("Dataset001_X", 0, folders / "out", ".nii.gz")
 
 
 @pytest.mark.parametrize(
@@ -124,6 +149,17 @@ def test_folds_without_validation_cases(folders, fold, missing, error, message):
         depths.link_validation_cases("Dataset001_X", fold, folders / "out", ".nii.gz")
 
 
+def nested_model(tmp_path, **change):
+    """A nested model of depth 2; its weights are not looked at."""
+    model = make_model(tmp_path)
+    nested = architecture(3, 3) | {"network_class_name": NETWORK}
+    plans = json.loads((model.folder / "plans.json").read_text())
+    plans["configurations"]["3d_fullres"] |= {"architecture": nested} | change
+    (model.folder / "plans.json").write_text(json.dumps(plans))
+    model.add("a", 1)
+    return model
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -131,22 +167,37 @@ def test_folds_without_validation_cases(folders, fold, missing, error, message):
         (["-m", "{model}", "-d", "1"], "expected either -d DATASET"),
         (["-m", "{model}", "-f", "4"], "has no fold_4/checkpoint_final.pth; it has the folds [0]"),
         (["-m", "{model}", "-i", "x"], "-i and --labels belong together"),
-        (["-m", "{model}", "--write", "{model}"], "holds the model that is to be exported; name another place"),
+        (["-m", "{model}", "--write", "{model}"], "exists; pass --overwrite_written to replace it, or name another"),
+        (["-m", "{model}", "--write", "{model}", "--overwrite_written"], "holds the model that is to be exported"),
+        (["-m", "{model}", "--write", "x.zip"], "--write makes a folder, got x.zip"),
+        (
+            ["-m", "{model}", "-i", "{images}", "--labels", "{images}", "--write", "{images}", "--overwrite_written"],
+            "holds -i",
+        ),
         (["-m", "{model}", "-i", "{images}", "--labels", "{images}"], "label map"),
     ],
 )
 def test_wrong_input_is_one_line(tmp_path, capsys, arguments, message):
-    model = make_model(tmp_path)
-    model.add("a", 1)
+    model = nested_model(tmp_path)
     words = [word.format(model=model.folder, images=model.images) for word in arguments]
+    before = sorted(tmp_path.rglob("*"))
     assert main(["prune", *words, "-device", "cpu"]) == 1
     error = capsys.readouterr().err.strip().splitlines()
     assert len(error) == 1
     assert message in error[0]
+    assert sorted(tmp_path.rglob("*")) == before
 
 
-def test_another_architecture_is_one_line(tmp_path, capsys):
-    inputs = inputs_of(tmp_path, {"a": ([0, 0, 0, 0], [0, 0, 0, 0])})
-    arguments = ["-m", str(inputs.model), "-i", str(inputs.folder), "--labels", str(tmp_path / "labels")]
-    assert main(["prune", *arguments, "-device", "cpu"]) == 1
+def test_other_models_are_one_line(tmp_path, capsys):
+    plain = make_model(tmp_path / "plain")
+    assert main(["prune", "-m", str(plain.folder), "-device", "cpu"]) == 1
     assert "cannot be pruned: its network is PlainConvUNet" in capsys.readouterr().err
+    cascade = nested_model(tmp_path / "cascade", previous_stage="3d_lowres")
+    assert main(["prune", "-m", str(cascade.folder), "-device", "cpu"]) == 1
+    assert "is the second stage of a cascade, whose depths are not compared" in capsys.readouterr().err
+
+
+def test_without_the_folder_of_models(monkeypatch, capsys):
+    monkeypatch.setattr("nnunetv2.paths.nnUNet_results", None)
+    assert main(["prune", "-d", "1", "-device", "cpu"]) == 1
+    assert "nnUNet_results is not set, the folder of trained models; set it" in capsys.readouterr().err

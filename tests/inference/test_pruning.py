@@ -1,7 +1,9 @@
 """Nested networks cut at a depth, through nnU-Net's predictor."""
 
 import json
+import shutil
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -9,6 +11,7 @@ import torch
 from data.tiny_dataset import architecture
 from inference.tiny_model import TinyModel, make_model
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
+from nnunetv2.preprocessing.preprocessors.default_preprocessor import DefaultPreprocessor
 
 from nnunet_ext.inference import Predictor
 from nnunet_ext.inference.predictor import BadInputError
@@ -107,6 +110,46 @@ def test_another_architecture(tmp_path):
     message = "cannot be pruned: its network is PlainConvUNet, and only the nested networks of trainers with ANUNet"
     with pytest.raises(BadInputError, match=message):
         plain.predictor(Predictor, prune_depth=1)
+
+
+def test_what_is_missing_is_one_line(model, tmp_path):
+    with pytest.raises(BadInputError, match="has no fold_7/checkpoint_final.pth"):
+        predictor(model, folds=(7,), prune_depth=1)
+    other = tmp_path / "other"
+    shutil.copytree(model.folder, other)
+    file = other / "fold_0" / "checkpoint_final.pth"
+    content = torch.load(file, weights_only=False)
+    del content["network_weights"]["decoder.ups.0_1.weight"]
+    torch.save(content, file)
+    with pytest.raises(BadInputError, match="lacks decoder.ups.0_1.weight, which the network of .*plans.json has"):
+        predictor(model, folder=other, prune_depth=1)
+
+
+class OwnPreprocessor(DefaultPreprocessor):
+    """One that prepares cases in a way of its own."""
+
+    calls: ClassVar[list] = []
+
+    def run_case(self, *args, **kwargs):
+        self.calls.append(args)
+        return super().run_case(*args, **kwargs)
+
+
+def test_a_preprocessor_of_the_users_is_kept(model, tmp_path, monkeypatch):
+    made = predictor(model, prune_depth=1)
+    monkeypatch.setattr(type(made.configuration_manager), "preprocessor_class", OwnPreprocessor)
+    OwnPreprocessor.calls.clear()
+    (tmp_path / "out").mkdir()
+    made.predict_from_files_sequential(str(model.images), str(tmp_path / "out"))
+    assert len(OwnPreprocessor.calls) == 1
+    assert (tmp_path / "out" / "a.nii.gz").is_file()
+
+
+def test_preprocessed_data_can_be_predicted(model, tmp_path):
+    cut = predictor(model, prune_depth=1)
+    data = torch.randn((1, 16, 16, 16), generator=torch.Generator().manual_seed(0))
+    assert torch.equal(cut.predict_logits_from_preprocessed_data(data), cut.predict_logits_from_preprocessed_data(data))
+    assert cut.predict_from_data_iterator(iter(()), False, 1) == []
 
 
 def test_a_pruned_model_predicts_without_the_option(model, tmp_path):

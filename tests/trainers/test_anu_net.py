@@ -108,7 +108,7 @@ def test_weights_of_the_outputs(make_trainer):
     torch.testing.assert_close(trainer.loss(list(outputs), [target, target]), expected)
 
 
-@pytest.mark.parametrize("weights", [(1.0,), (1.0, -1.0), (0.0, 0.0)])
+@pytest.mark.parametrize("weights", [(1.0,), (1.0, -1.0), (0.0, 0.0), (1.0, float("nan"))])
 def test_weights_that_do_not_fit(make_trainer, weights):
     trainer = make_trainer("nnUNetTrainerANUNet")
     trainer.anu_output_weights = weights
@@ -177,6 +177,20 @@ def test_plans_that_name_a_nested_network(make_trainer):
         ValueError, match=r"already name .*NestedAttentionUNet with aggregation = sum, but nnUNetTrainer"
     ):
         make_trainer("nnUNetTrainerANUNet", plans=trainer.plans_manager.plans)
+
+
+@pytest.mark.parametrize("name", ["nnUNetTrainerCPS", "nnUNetTrainerCWCD", "nnUNetTrainer_2epochs"])
+def test_nested_plans_want_the_part(make_trainer, name):
+    plans = tiny.plans()
+    architecture = plans["configurations"]["3d_fullres"]["architecture"]
+    architecture["network_class_name"] = "nnunet_ext.networks.nested_unet.NestedAttentionUNet"
+    trainer = make_trainer(name, plans=plans)
+    with pytest.raises(ValueError, match="name a nested network, .* use a trainer with ANUNet in its name"):
+        trainer.initialize()
+
+
+def test_the_log_says_the_depth(make_trainer):
+    assert make_trainer("nnUNetTrainerANUNet").hyperparameters()["anu_depth"] == 2
 
 
 def test_the_cascade(make_trainer):
