@@ -377,12 +377,13 @@ PAIRS = [
     (("supervised_5000_seed0", "network 1"), ("cwcd_5000_seed0", "network 1")),
     (("supervised_5000_seed1", "network 1"), ("cwcd_5000_seed1", "network 1")),
     (("cps_1500_ramp050", "network 1"), ("cps_cwcd_1500", "network 1")),
-    (("cps_cwcd_1500", "network 1"), ("cps_cwcd_1500_pseudo", "network 1")),
+    *[(("cps_cwcd_1500", network), ("cps_cwcd_1500_pseudo", network)) for network in ("network 1", "average")],
     *[
         ((f"imbalance_{first}_seed{seed}", "network 1"), (f"imbalance_{second}_seed{seed}", "network 1"))
         for seed in (0, 1)
         for first, second in (
             ("supervised", "cwcd"),
+            ("supervised", "cwcd_adaptive"),
             *(("cwcd", f"cwcd_{band}") for band in ("adaptive", "10mm", "six")),
         )
     ],
