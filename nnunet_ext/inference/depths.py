@@ -109,16 +109,12 @@ def _link(file: Path, folder: Path, name: str, channel: str, ending: str) -> Non
     """Link a file, and what lies beside it under its name: some formats keep spacing or voxels in a second file."""
     (folder / f"{name}{ending}").symlink_to(file.resolve())
     stem = file.name.removesuffix(ending)
-    case = stem.removesuffix(channel)
+    names = {f"{stem}.": f"{name}.", f"{stem.removesuffix(channel)}.": f"{name.removesuffix(channel)}."}
     for beside in file.parent.iterdir():
-        rest = beside.name.removeprefix(f"{stem}.") if beside.name.startswith(f"{stem}.") else None
-        target = folder / f"{name}.{rest}"
-        if rest is None and beside.name.startswith(f"{case}."):
-            target = folder / f"{name.removesuffix(channel)}.{beside.name.removeprefix(f'{case}.')}"
-        elif rest is None:
-            continue
-        if not target.is_symlink():
-            target.symlink_to(beside.resolve())
+        for old, new in names.items():
+            target = folder / f"{new}{beside.name.removeprefix(old)}"
+            if beside.name.startswith(old) and not target.is_symlink():
+                target.symlink_to(beside.resolve())
 
 
 def check_model(model: Path, fold: int | str, checkpoint: str) -> str:
@@ -187,17 +183,10 @@ def compare_depths(
     if failures:
         name, reason = next(iter(failures.items()))
         raise RuntimeError(f"{name} failed: {reason}")
-    depths = {}
-    for depth, setting in enumerate(settings, 1):
-        measured = found["settings"][setting.name]["measured"]
-        network = pruned_network(inputs.plans, configuration, inputs.dataset_json, depth)
-        depths[str(depth)] = {
-            "parameters": sum(parameter.numel() for parameter in network.parameters()),
-            **accuracy(inputs, how.output / setting.name),
-            "seconds": (measured["stages"] or {}).get("network"),
-            "peak_memory_mb": measured["peak_memory_mb"],
-            "peak_gpu_memory_mb": measured["peak_gpu_memory_mb"],
-        }
+    depths = {
+        str(depth): _one_depth(inputs, configuration, depth, how.output / setting.name, found["settings"][setting.name])
+        for depth, setting in enumerate(settings, 1)
+    }
     document = without_nan(
         {
             "model": str(model),
@@ -213,6 +202,20 @@ def compare_depths(
     temporary.write_text(json.dumps(document, indent=1))
     temporary.replace(options.output / FILE)
     return document
+
+
+def _one_depth(
+    inputs: ProfileInputs, configuration: str, depth: int, predictions: Path, entry: dict[str, Any]
+) -> dict[str, Any]:
+    network = pruned_network(inputs.plans, configuration, inputs.dataset_json, depth)
+    measured = entry["measured"]
+    return {
+        "parameters": sum(parameter.numel() for parameter in network.parameters()),
+        **accuracy(inputs, predictions),
+        "seconds": (measured["stages"] or {}).get("network"),
+        "peak_memory_mb": measured["peak_memory_mb"],
+        "peak_gpu_memory_mb": measured["peak_gpu_memory_mb"],
+    }
 
 
 def accuracy(inputs: ProfileInputs, predictions: Path) -> dict[str, Any]:

@@ -96,17 +96,8 @@ class NestedAttentionUNet(nn.Module):
         depth: int | None = None,
     ) -> None:
         super().__init__()
-        if n_stages < 2:
-            raise ValueError(f"n_stages must be at least 2, got {n_stages}: there would be nothing to nest")
         depth = n_stages - 1 if depth is None else depth
-        if not 1 <= depth <= n_stages - 1:
-            raise ValueError(f"depth must lie between 1 and {n_stages - 1} for {n_stages} stages, got {depth}")
-        if aggregation not in AGGREGATIONS:
-            raise ValueError(f"aggregation must be one of {', '.join(AGGREGATIONS)}, got {aggregation!r}")
-        if gate_ratio <= 0:
-            raise ValueError(f"gate_ratio must be above 0, got {gate_ratio}")
-        if pool not in ("conv", "max", "avg"):
-            raise ValueError(f"pool must be one of conv, max, avg, got {pool!r}")
+        _check(n_stages, depth, aggregation, gate_ratio, pool)
 
         def per_level(value: Any, length: int) -> list[Any]:
             return [value] * length if isinstance(value, int) else list(value)
@@ -177,6 +168,19 @@ class NestedAttentionUNet(nn.Module):
     def initialize(module: nn.Module) -> None:
         """Initialise as nnU-Net does."""
         InitWeights_He(1e-2)(module)
+
+
+def _check(n_stages: int, depth: int, aggregation: str, gate_ratio: float, pool: str) -> None:
+    if n_stages < 2:
+        raise ValueError(f"n_stages must be at least 2, got {n_stages}: there would be nothing to nest")
+    if not 1 <= depth <= n_stages - 1:
+        raise ValueError(f"depth must lie between 1 and {n_stages - 1} for {n_stages} stages, got {depth}")
+    if aggregation not in AGGREGATIONS:
+        raise ValueError(f"aggregation must be one of {', '.join(AGGREGATIONS)}, got {aggregation!r}")
+    if gate_ratio <= 0:
+        raise ValueError(f"gate_ratio must be above 0, got {gate_ratio}")
+    if pool not in ("conv", "max", "avg"):
+        raise ValueError(f"pool must be one of conv, max, avg, got {pool!r}")
 
 
 class _NestedDecoder(nn.Module):
