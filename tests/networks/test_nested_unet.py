@@ -7,7 +7,10 @@ import torch
 from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 from torch import nn
 
+from nnunet_ext.losses import HybridLoss
 from nnunet_ext.networks import AttentionGate, NestedAttentionUNet
+from nnunet_ext.training import architecture as architectures
+from nnunet_ext.training.nesting import nested_step_memory
 
 PAPER = {"conv_bias": True, "nonlin": nn.ReLU, "nonlin_kwargs": {"inplace": True}, "pool": "max"}
 NORM = {"norm_op": nn.BatchNorm2d, "norm_on_coefficient": True}
@@ -207,6 +210,72 @@ def test_compiles(checkpointing):
     compiled = torch.compile(network, fullgraph=True, backend="eager")
     for one, other in zip(compiled(image(2)), network(image(2)), strict=True):
         torch.testing.assert_close(one, other)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_inductor_trains_the_same(checkpointing):
+    gradients = []
+    torch._dynamo.reset()  # the limit of compiled versions counts over all tests
+    for wrap in (lambda network: network, torch.compile):
+        network = build(2)
+        network.checkpointing = checkpointing
+        outputs = wrap(network)(image(2))
+        sum(output.square().mean() for output in outputs).backward()
+        gradients.append([parameter.grad for parameter in network.parameters()])
+    for one, other in zip(*gradients, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_half_precision_on_a_gpu(checkpointing):
+    network = build().cuda()
+    network.checkpointing = checkpointing
+    scaler = torch.amp.GradScaler("cuda")
+    with torch.autocast("cuda", torch.float16):
+        outputs = network(image().cuda())
+    scaler.scale(sum(output.float().square().mean() for output in outputs)).backward()
+    assert all(torch.isfinite(parameter.grad).all() for parameter in network.parameters())
+
+
+@pytest.mark.gpu
+def test_the_estimated_memory_is_what_a_gpu_allocates():
+    architecture = {
+        "network_class_name": "nnunet_ext.networks.nested_unet.NestedAttentionUNet",
+        "arch_kwargs": {
+            "n_stages": 4,
+            "features_per_stage": [16, 32, 64, 128],
+            "conv_op": "torch.nn.modules.conv.Conv3d",
+            "kernel_sizes": [[3] * 3] * 4,
+            "strides": [[1] * 3] + [[2] * 3] * 3,
+            "n_conv_per_stage": [2] * 4,
+            "n_conv_per_stage_decoder": [2] * 3,
+            "conv_bias": True,
+            "norm_op": "torch.nn.modules.instancenorm.InstanceNorm3d",
+            "norm_op_kwargs": {"eps": 1e-5, "affine": True},
+            "dropout_op": None,
+            "dropout_op_kwargs": None,
+            "nonlin": "torch.nn.LeakyReLU",
+            "nonlin_kwargs": {"inplace": True},
+        },
+        "_kw_requires_import": ["conv_op", "norm_op", "dropout_op", "nonlin"],
+    }
+    estimate = nested_step_memory(architecture, (64, 64, 64), 2, 1, 3)
+    network = architectures.build(architecture, 1, 3, True).cuda()
+    optimizer = torch.optim.SGD(network.parameters(), 1e-2, momentum=0.99, nesterov=True)
+    data = torch.randn(2, 1, 64, 64, 64, device="cuda")
+    target = torch.randint(0, 3, (2, 1, 64, 64, 64), device="cuda")
+    loss = HybridLoss()
+    for _ in range(2):
+        torch.cuda.reset_peak_memory_stats()
+        optimizer.zero_grad(set_to_none=True)
+        with torch.autocast("cuda", torch.float16):
+            value = sum(loss(output, target) for output in network(data)) / 3
+        value.backward()
+        optimizer.step()
+    # cuDNN's workspaces are not in the estimate
+    assert torch.cuda.max_memory_allocated() == pytest.approx(estimate, rel=0.25)
 
 
 def test_size_of_the_feature_maps():
