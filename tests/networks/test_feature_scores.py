@@ -133,9 +133,10 @@ def test_batch_neighbours_change_nothing(name, shape):
 
 @pytest.mark.parametrize("score", SCORES.values(), ids=SCORES)
 @pytest.mark.parametrize("shape", SHAPES)
-def test_a_constant_channel_is_lowest_and_a_textured_one_highest(score, shape):
+@pytest.mark.parametrize("constant", [0.0, 0.5, -2.0])
+def test_a_constant_channel_is_lowest_and_a_textured_one_highest(score, shape, constant):
     x = features((1, 3, *(2 * n for n in shape[2:])))
-    x[:, 0] = 0
+    x[:, 0] = constant
     ramp = torch.linspace(-1, 1, x.shape[-1]).expand_as(x[0, 1])
     x[:, 1] = ramp + 1e-3 * x[:, 1]
     assert score(x)[0].argsort().tolist() == [0, 1, 2]
