@@ -396,6 +396,7 @@ PAIRS = [
         for seed in (0, 1)
         for score in SCORES
     ],
+    (("supervised_1500_bf16", "network 1"), ("anu_1500_seed0", "network 1")),
     *[((f"supervised_1500_seed{seed}", "network 1"), (f"anu_1500_seed{seed}", "network 1")) for seed in (0, 1)],
     *[
         ((f"anu_1500_seed{seed}", "network 1"), (f"anu_1500_seed{seed}", f"depth {depth}"))
