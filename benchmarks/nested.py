@@ -27,8 +27,9 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from nnunet_ext.networks import NestedAttentionUNet
+from nnunet_ext.training.architecture import NESTED
 from nnunet_ext.training.memory import GIB, PeakOfStorages, supervised_step_memory
-from nnunet_ext.training.nesting import NETWORK, nested_step_memory
+from nnunet_ext.training.nesting import nested_step_memory
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 FEATURES = {2: [32, 64, 128, 256, 512], 3: [32, 64, 128, 256, 320]}
@@ -155,7 +156,7 @@ def bench_memory(_: argparse.Namespace) -> None:
         architecture = plans_architecture(dimensions)
         size = (patch, batch, 1, 14)
         plain = supervised_step_memory(architecture, *size)
-        nest = architecture | {"network_class_name": NETWORK}
+        nest = architecture | {"network_class_name": NESTED}
         kept, again = (nested_step_memory(nest, *size, checkpointing=on) for on in (False, True))
         added = nest | {"arch_kwargs": nest["arch_kwargs"] | {"aggregation": "sum"}}
         summed = nested_step_memory(added, *size)

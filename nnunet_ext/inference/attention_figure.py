@@ -16,7 +16,7 @@ from torch import nn
 from nnunet_ext.data.fingerprint_figure import plain_style, save_figure
 from nnunet_ext.inference import middle_patch
 from nnunet_ext.inference.case import Model
-from nnunet_ext.training.nesting import NETWORK
+from nnunet_ext.training.architecture import NESTED
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ def load_network(
         ValueError: If the network has no attention gates.
     """
     lacks = "has no attention gates; give one trained with ANUNet in its name"
-    network, case_model = middle_patch.load_network(model, plans, dataset_json, checkpoint, (NETWORK,), lacks)
+    network, case_model = middle_patch.load_network(model, plans, dataset_json, checkpoint, (NESTED,), lacks)
     return network, case_model
 
 

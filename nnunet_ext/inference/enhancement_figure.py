@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from nnunet_ext.data.fingerprint_figure import plain_style, save_figure
 from nnunet_ext.inference import middle_patch
 from nnunet_ext.inference.case import Model
-from nnunet_ext.training.enhancement import NETWORKS
+from nnunet_ext.training.architecture import ENHANCED
 
 _SHOWN = 8  # channels in a row
 
@@ -51,7 +51,7 @@ def load_network(
         ValueError: If the network has no instructive feature enhancement.
     """
     lacks = "has no instructive feature enhancement; give one trained with IFECurvature or IFEEntropy in its name"
-    return middle_patch.load_network(model, plans, dataset_json, checkpoint, tuple(NETWORKS.values()), lacks)
+    return middle_patch.load_network(model, plans, dataset_json, checkpoint, tuple(ENHANCED.values()), lacks)
 
 
 @torch.no_grad()

@@ -18,8 +18,7 @@ from torch import Tensor, nn
 
 from nnunet_ext.inference.export import check_target, find_folds, publish, read_json, write_json
 from nnunet_ext.inference.safe_load import load_checkpoint
-from nnunet_ext.training.architecture import build
-from nnunet_ext.training.nesting import NETWORK
+from nnunet_ext.training.architecture import NESTED, build
 from nnunet_ext.training.sharing import for_inference, without_private_keys
 
 
@@ -53,7 +52,7 @@ def depth_of(plans: dict[str, Any], configuration: str, what: str) -> int:
         ValueError: If it has another network.
     """
     manager = PlansManager(plans).get_configuration(configuration)
-    if manager.network_arch_class_name != NETWORK:
+    if manager.network_arch_class_name != NESTED:
         name = manager.network_arch_class_name.rpartition(".")[2]
         raise ValueError(
             f"{what} cannot be pruned: its network is {name}, and only the nested networks of trainers with ANUNet in "

@@ -6,14 +6,14 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
+from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 from torch import nn
 
-from nnunet_ext.trainers._mixin import TrainerMixin
+from nnunet_ext.trainers._network import NetworkPart
 from nnunet_ext.training import architecture, nesting
 
 
-class ANUNetPart(TrainerMixin):
+class ANUNetPart(NetworkPart):
     """Trains ANU-Net in place of the plans' U-Net, with its hybrid loss unless the name has another one.
 
     What shapes the network is a class attribute, changed in a subclass. It is written into the plans beside the model,
@@ -33,6 +33,7 @@ class ANUNetPart(TrainerMixin):
     anu_aggregation = "concat"
     anu_gate_ratio = 0.5
     anu_depth: int | None = None
+    network_keys = architecture.NESTED_KEYS
 
     def __init__(
         self,
@@ -42,7 +43,6 @@ class ANUNetPart(TrainerMixin):
         dataset_json: dict[str, Any],
         device: torch.device = torch.device("cuda"),
     ) -> None:
-        plans = nesting.nested_plans(self, plans, configuration)
         super().__init__(plans, configuration, fold, dataset_json, device)
         self.anu_output_weights: Sequence[float] | None = None
         self.anu_gamma = 2.0
@@ -50,29 +50,14 @@ class ANUNetPart(TrainerMixin):
         self.anu_checkpointing = False
 
     @classmethod
-    def build_network_architecture(
-        cls,
-        plans_manager: PlansManager,
-        configuration_manager: ConfigurationManager,
-        num_input_channels: int,
-        num_output_channels: int,
-        enable_deep_supervision: bool = True,
-    ) -> nn.Module:
-        """Build the nested network; plans that already name one decide its settings."""
-        nested = nesting.nested_architecture(cls, configuration_manager)
-        return architecture.build(nested, num_input_channels, num_output_channels, enable_deep_supervision)
+    def network_architecture(cls, configuration: ConfigurationManager) -> dict[str, Any]:
+        """Return the architecture of plans as a nested network."""
+        return nesting.nested_architecture(cls, configuration)
 
     def refuse_unsupported(self) -> None:
-        """Refuse settings other than those of the folds that are there: all share the plans beside the model."""
+        """Refuse weights of outputs that do not fit the depth."""
         super().refuse_unsupported()
         nesting.output_weights(self)
-        architecture.refuse_other_folds(self, nesting.KEYS)
-
-    def refuse_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse a checkpoint that was trained with other settings."""
-        super().refuse_checkpoint(checkpoint)
-        plans = checkpoint["init_args"].get("plans")
-        architecture.refuse_other_settings(self, plans, "this checkpoint", nesting.KEYS)
 
     def build_networks(self) -> None:
         """Build the networks, which may compute activations again."""

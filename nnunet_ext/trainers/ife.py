@@ -6,15 +6,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import torch
-from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
-from torch import nn
+from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 
-from nnunet_ext.trainers._mixin import TrainerMixin
+from nnunet_ext.trainers._network import NetworkPart
 from nnunet_ext.training import architecture, enhancement
 
 
-class IFEPart(TrainerMixin):
+class IFEPart(NetworkPart):
     """Enhances skip connections of the plans' network; nothing else changes.
 
     What shapes the network is a class attribute, changed in a subclass. It is written into the plans beside the model,
@@ -34,40 +32,12 @@ class IFEPart(TrainerMixin):
     ife_bins = 64
     ife_step = 1
 
-    def __init__(
-        self,
-        plans: dict[str, Any],
-        configuration: str,
-        fold: int,
-        dataset_json: dict[str, Any],
-        device: torch.device = torch.device("cuda"),
-    ) -> None:
-        plans = enhancement.enhanced_plans(self, plans, configuration)
-        super().__init__(plans, configuration, fold, dataset_json, device)
+    network_keys = architecture.ENHANCED_KEYS
 
     @classmethod
-    def build_network_architecture(
-        cls,
-        plans_manager: PlansManager,
-        configuration_manager: ConfigurationManager,
-        num_input_channels: int,
-        num_output_channels: int,
-        enable_deep_supervision: bool = True,
-    ) -> nn.Module:
-        """Build the enhanced network; plans that already name one decide its stages and ratios."""
-        changed = enhancement.enhanced_architecture(cls, configuration_manager)
-        return architecture.build(changed, num_input_channels, num_output_channels, enable_deep_supervision)
-
-    def refuse_unsupported(self) -> None:
-        """Refuse settings other than those of the folds that are there: all share the plans beside the model."""
-        super().refuse_unsupported()
-        architecture.refuse_other_folds(self, enhancement.KEYS)
-
-    def refuse_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse a checkpoint that was trained with other settings."""
-        super().refuse_checkpoint(checkpoint)
-        plans = checkpoint["init_args"].get("plans")
-        architecture.refuse_other_settings(self, plans, "this checkpoint", enhancement.KEYS)
+    def network_architecture(cls, configuration: ConfigurationManager) -> dict[str, Any]:
+        """Return the architecture of plans with enhanced skips."""
+        return enhancement.enhanced_architecture(cls, configuration)
 
     def build_networks(self) -> None:
         """Build the networks, and say what is enhanced."""

@@ -14,6 +14,18 @@ from torch import nn
 
 STOCK_NETWORKS = "dynamic_network_architectures.architectures.unet."
 Architecture = dict[str, Any]
+NESTED = "nnunet_ext.networks.nested_unet.NestedAttentionUNet"
+NESTED_KEYS = ("aggregation", "gate_ratio", "depth")
+ENHANCED = {
+    f"{STOCK_NETWORKS}{name}": f"nnunet_ext.networks.ife_unet.IFE{name}"
+    for name in ("PlainConvUNet", "ResidualEncoderUNet")
+}
+ENHANCED_KEYS = ("ife_score", "ife_stages", "ife_ratios", "ife_axes", "ife_bins", "ife_step")
+# class path of ours -> nnU-Net's own, and what ours takes beyond it
+OWN_NETWORKS: dict[str, tuple[str, tuple[str, ...]]] = {
+    NESTED: (f"{STOCK_NETWORKS}PlainConvUNet", NESTED_KEYS),
+    **{ours: (stock, ENHANCED_KEYS) for stock, ours in ENHANCED.items()},
+}
 
 
 def network_name(architecture: Architecture) -> str:
@@ -24,11 +36,22 @@ def network_name(architecture: Architecture) -> str:
     return name
 
 
+def stock_configuration(configuration: ConfigurationManager) -> ConfigurationManager:
+    """Return a configuration with nnU-Net's own network where it names one of ours."""
+    content = deepcopy(configuration.configuration)
+    architecture = content["architecture"]
+    stock, keys = OWN_NETWORKS.get(architecture["network_class_name"], (None, ()))
+    if stock is not None:
+        architecture["network_class_name"] = stock
+        architecture["arch_kwargs"] = {k: v for k, v in architecture["arch_kwargs"].items() if k not in keys}
+    return ConfigurationManager(content)
+
+
 def changed_plans(
     plans: dict[str, Any],
     configuration: str,
     change: Callable[[ConfigurationManager], Architecture],
-    own: Callable[[ConfigurationManager], Architecture | None],
+    keys: Iterable[str],
     trainer: str,
 ) -> dict[str, Any]:
     """Return a copy of plans with another network in one configuration.
@@ -36,8 +59,8 @@ def changed_plans(
     Args:
         plans: Of the dataset.
         configuration: Name.
-        change: Makes the architecture that the settings ask for.
-        own: Returns what the settings decide of an architecture, if the plans name such a network already.
+        change: Makes the architecture that the settings ask for from a configuration with nnU-Net's own network.
+        keys: Arguments of the network that the settings decide.
         trainer: Name of the class, for messages.
 
     Raises:
@@ -45,14 +68,16 @@ def changed_plans(
     """
     plans = deepcopy(plans)
     manager = PlansManager(plans).get_configuration(configuration)
-    architecture = change(manager)
-    named = own(manager)
-    for key, value in (named or {}).items():
-        wanted = architecture["arch_kwargs"][key]
-        if json.dumps(value) != json.dumps(wanted):
+    own = OWN_NETWORKS.get(network_name(manager.configuration["architecture"]), ("", ()))[1] == tuple(keys)
+    # a network of another part of ours stays, for this one to refuse
+    architecture = change(stock_configuration(manager) if own else manager)
+    named = manager.network_arch_init_kwargs
+    for key in keys:
+        wanted = architecture["arch_kwargs"].get(key)
+        if key in named and json.dumps(named[key]) != json.dumps(wanted):
             raise ValueError(
-                f"the plans already name {manager.network_arch_class_name} with {key} = {value}, but {trainer} has "
-                f"{wanted}; set one of both to the other"
+                f"the plans already name {manager.network_arch_class_name} with {key} = {named[key]}, but {trainer} "
+                f"has {wanted}; set one of both to the other"
             )
     plans["configurations"][configuration]["architecture"] = architecture
     return plans

@@ -14,12 +14,9 @@ import torch
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 
 from nnunet_ext.networks.ife_unet import zero_added_channels
-from nnunet_ext.training.architecture import STOCK_NETWORKS, changed_plans, network_name
+from nnunet_ext.training.architecture import ENHANCED, network_name
 from nnunet_ext.training.checkpoints import plain_module
 
-_OURS = "nnunet_ext.networks.ife_unet."
-NETWORKS = {f"{STOCK_NETWORKS}{name}": f"{_OURS}IFE{name}" for name in ("PlainConvUNet", "ResidualEncoderUNet")}
-KEYS = ("ife_score", "ife_stages", "ife_ratios", "ife_axes", "ife_bins", "ife_step")
 _ANISOTROPY = 3.0  # nnU-Net's own threshold for treating an axis apart
 
 
@@ -48,9 +45,9 @@ def enhanced_architecture(settings: Any, configuration: ConfigurationManager) ->
     """
     architecture = deepcopy(configuration.configuration["architecture"])
     name = network_name(architecture)
-    if name in NETWORKS.values():
+    if name in ENHANCED.values():
         return architecture
-    if name not in NETWORKS:
+    if name not in ENHANCED:
         raise NotImplementedError(
             f"IFE knows nnU-Net's PlainConvUNet and ResidualEncoderUNet, but the plans name {name}; use plans of "
             "ExperimentPlanner or nnUNetPlannerResEncM (L, XL), or a trainer without IFE"
@@ -68,7 +65,7 @@ def enhanced_architecture(settings: Any, configuration: ConfigurationManager) ->
             f"none of the stages {settings.ife_stages} has a skip; the network has {len(strides)} stages. Set "
             "ife_stages and ife_ratios in a subclass, e.g. (0,) and (0.5,)"
         )
-    architecture["network_class_name"] = NETWORKS[name]
+    architecture["network_class_name"] = ENHANCED[name]
     kwargs |= {
         "ife_score": settings.ife_score,
         "ife_stages": [stage for stage, _ in chosen],
@@ -78,33 +75,6 @@ def enhanced_architecture(settings: Any, configuration: ConfigurationManager) ->
         "ife_step": settings.ife_step,
     }
     return architecture
-
-
-def enhanced_plans(settings: Any, plans: dict[str, Any], configuration: str) -> dict[str, Any]:
-    """Return a copy of plans whose configuration has an enhanced network; see :func:`enhanced_architecture`.
-
-    Raises:
-        ValueError: If the plans have one already, with other settings.
-    """
-
-    def change(manager: ConfigurationManager) -> dict[str, Any]:
-        return enhanced_architecture(settings, _plain(manager))
-
-    def own(manager: ConfigurationManager) -> dict[str, Any]:
-        return {key: value for key, value in manager.network_arch_init_kwargs.items() if key in KEYS}
-
-    return changed_plans(plans, configuration, change, own, type(settings).__name__)
-
-
-def _plain(configuration: ConfigurationManager) -> ConfigurationManager:
-    """Return the configuration with the network that an enhanced one was made from."""
-    content = deepcopy(configuration.configuration)
-    architecture = content["architecture"]
-    names = {enhanced: plain for plain, enhanced in NETWORKS.items()}
-    name = architecture["network_class_name"]
-    architecture["network_class_name"] = names.get(name, name)
-    architecture["arch_kwargs"] = {k: v for k, v in architecture["arch_kwargs"].items() if k not in KEYS}
-    return ConfigurationManager(content)
 
 
 def describe(network: torch.nn.Module) -> list[str]:

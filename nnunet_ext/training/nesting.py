@@ -12,13 +12,10 @@ from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 from torch import nn
 
 from nnunet_ext.losses import HybridLoss
-from nnunet_ext.training.architecture import STOCK_NETWORKS, build, changed_plans, network_name
+from nnunet_ext.training.architecture import NESTED, STOCK_NETWORKS, build, network_name
 from nnunet_ext.training.checkpoints import plain_module
 from nnunet_ext.training.criteria import DeepSupervision, supervised_criterion
 from nnunet_ext.training.memory import supervised_step_memory
-
-NETWORK = "nnunet_ext.networks.nested_unet.NestedAttentionUNet"
-KEYS = ("aggregation", "gate_ratio", "depth")
 
 
 def nested_architecture(settings: Any, configuration: ConfigurationManager) -> dict[str, Any]:
@@ -34,7 +31,7 @@ def nested_architecture(settings: Any, configuration: ConfigurationManager) -> d
     """
     architecture = deepcopy(configuration.configuration["architecture"])
     name = network_name(architecture)
-    if name not in (NETWORK, f"{STOCK_NETWORKS}PlainConvUNet"):
+    if name not in (NESTED, f"{STOCK_NETWORKS}PlainConvUNet"):
         raise NotImplementedError(
             f"ANUNet nests nnU-Net's PlainConvUNet, but the plans name {name}; use plans of ANUNetPlanner (-p "
             "ANUNetPlans), or of ExperimentPlanner"
@@ -43,34 +40,15 @@ def nested_architecture(settings: Any, configuration: ConfigurationManager) -> d
     depth = settings.anu_depth or deepest
     if not 1 <= depth <= deepest:
         raise ValueError(f"anu_depth must lie between 1 and {deepest} for these plans, got {depth}")
-    architecture["network_class_name"] = NETWORK
+    architecture["network_class_name"] = NESTED
     own = {"aggregation": settings.anu_aggregation, "gate_ratio": settings.anu_gate_ratio, "depth": depth}
     architecture["arch_kwargs"] = own | architecture["arch_kwargs"]
     return architecture
 
 
-def nested_plans(settings: Any, plans: dict[str, Any], configuration: str) -> dict[str, Any]:
-    """Return a copy of plans whose configuration has a nested network; see :func:`nested_architecture`.
-
-    Raises:
-        ValueError: If the plans have one already, with other settings.
-    """
-
-    def change(manager: ConfigurationManager) -> dict[str, Any]:
-        content = deepcopy(manager.configuration)
-        for key in KEYS:
-            content["architecture"]["arch_kwargs"].pop(key, None)
-        return nested_architecture(settings, ConfigurationManager(content))
-
-    def own(manager: ConfigurationManager) -> dict[str, Any]:
-        return {key: value for key, value in manager.network_arch_init_kwargs.items() if key in KEYS}
-
-    return changed_plans(plans, configuration, change, own, type(settings).__name__)
-
-
 def refuse_without_part(trainer: Any) -> None:
     """Raise ValueError if plans name a nested network for a trainer without the part ``ANUNet``."""
-    if trainer.configuration_manager.network_arch_class_name == NETWORK and not hasattr(trainer, "anu_depth"):
+    if trainer.configuration_manager.network_arch_class_name == NESTED and not hasattr(trainer, "anu_depth"):
         raise ValueError(
             f"the plans {trainer.plans_manager.plans_name} name a nested network, whose outputs all have full "
             f"resolution, and {type(trainer).__name__} supervises smaller ones; use a trainer with ANUNet in its name, "

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
-from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +16,7 @@ from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 
-from nnunet_ext.training import enhancement, nesting
-from nnunet_ext.training.architecture import STOCK_NETWORKS
+from nnunet_ext.training.architecture import stock_configuration
 from nnunet_ext.training.memory import GIB, cps_step_memory, supervised_step_memory
 
 
@@ -69,24 +67,10 @@ def compare_networks(
         found[name] = {
             "patch_size": list(configuration.patch_size),
             "batch_size": configuration.batch_size,
-            "plain": _look(nnUNetTrainer, manager, _plain(configuration), dataset_json),
+            "plain": _look(nnUNetTrainer, manager, stock_configuration(configuration), dataset_json),
             "trainer": _look(cls, manager, configuration, dataset_json),
         }
     return found
-
-
-def _plain(configuration: ConfigurationManager) -> ConfigurationManager:
-    """Return the configuration with nnU-Net's own network where plans name one of ours."""
-    content = deepcopy(configuration.configuration)
-    architecture = content["architecture"]
-    names = {ours: stock for stock, ours in enhancement.NETWORKS.items()}
-    names[nesting.NETWORK] = f"{STOCK_NETWORKS}PlainConvUNet"
-    name = architecture["network_class_name"]
-    if name in names:
-        own = {*enhancement.KEYS, *nesting.KEYS}
-        architecture["network_class_name"] = names[name]
-        architecture["arch_kwargs"] = {k: v for k, v in architecture["arch_kwargs"].items() if k not in own}
-    return ConfigurationManager(content)
 
 
 def _look(

@@ -11,14 +11,14 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunet_ext.cli.main import main
 from nnunet_ext.trainers import find_trainer
-from nnunet_ext.training.nesting import NETWORK
+from nnunet_ext.training.architecture import NESTED
 
 
 @pytest.fixture
 def model(tmp_path, request):
     configuration = getattr(request, "param", "3d_fullres")
     made = make_model(tmp_path, configuration)
-    nested = architecture(2 if configuration == "2d" else 3, 3) | {"network_class_name": NETWORK}
+    nested = architecture(2 if configuration == "2d" else 3, 3) | {"network_class_name": NESTED}
     nested["arch_kwargs"] |= {"aggregation": "concat", "gate_ratio": 0.5, "depth": 2}
     plans = json.loads((made.folder / "plans.json").read_text())
     plans["configurations"][configuration]["architecture"] = nested

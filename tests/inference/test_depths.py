@@ -11,7 +11,7 @@ from inference.tiny_model import make_model
 from nnunet_ext.cli.main import main
 from nnunet_ext.inference import depths
 from nnunet_ext.inference.profile_inputs import find_inputs
-from nnunet_ext.training.nesting import NETWORK
+from nnunet_ext.training.architecture import NESTED
 
 REGIONS = {"background": 0, "whole": [1, 2, 3], "core": [2, 3], "three": 3}
 
@@ -152,7 +152,7 @@ def test_folds_without_validation_cases(folders, fold, missing, error, message):
 def nested_model(tmp_path, **change):
     """A nested model of depth 2; its weights are not looked at."""
     model = make_model(tmp_path)
-    nested = architecture(3, 3) | {"network_class_name": NETWORK}
+    nested = architecture(3, 3) | {"network_class_name": NESTED}
     plans = json.loads((model.folder / "plans.json").read_text())
     plans["configurations"]["3d_fullres"] |= {"architecture": nested} | change
     (model.folder / "plans.json").write_text(json.dumps(plans))

@@ -18,7 +18,7 @@ from nnunet_ext.inference.predictor import BadInputError
 from nnunet_ext.inference.pruning import load_pruned, write_pruned
 from nnunet_ext.networks import NestedAttentionUNet
 from nnunet_ext.trainers import find_trainer
-from nnunet_ext.training.nesting import NETWORK
+from nnunet_ext.training.architecture import NESTED
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +26,7 @@ def model(tmp_path_factory) -> TinyModel:
     """A nested model of depth 2 with two folds."""
     made = make_model(tmp_path_factory.mktemp("nested"))
     plans = json.loads((made.folder / "plans.json").read_text())
-    nested = architecture(3, 3) | {"network_class_name": NETWORK}
+    nested = architecture(3, 3) | {"network_class_name": NESTED}
     nested["arch_kwargs"] |= {"aggregation": "concat", "gate_ratio": 0.5, "depth": 2}
     plans["configurations"]["3d_fullres"]["architecture"] = nested
     (made.folder / "plans.json").write_text(json.dumps(plans))

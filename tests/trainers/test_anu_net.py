@@ -189,6 +189,13 @@ def test_nested_plans_want_the_part(make_trainer, name):
         trainer.initialize()
 
 
+def test_networks_of_other_parts_are_refused(make_trainer):
+    for first, second in (("ANUNet", "IFEEntropy"), ("IFEEntropy", "ANUNet")):
+        plans = make_trainer(f"nnUNetTrainer{first}").plans_manager.plans
+        with pytest.raises(NotImplementedError, match="but the plans name nnunet_ext"):
+            make_trainer(f"nnUNetTrainer{second}", plans=plans)
+
+
 def test_the_log_says_the_depth(make_trainer):
     assert make_trainer("nnUNetTrainerANUNet").hyperparameters()["anu_depth"] == 2
 

@@ -14,6 +14,7 @@ from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 from reference import tiny
 
 from nnunet_ext.inference.averaging import AverageOfNetworks
+from nnunet_ext.trainers._network import NetworkPart
 from nnunet_ext.trainers.anu_net import ANUNetPart
 from nnunet_ext.trainers.base import ExtPart
 from nnunet_ext.trainers.comparison_losses import DWCEPart, GDLPart
@@ -62,13 +63,9 @@ def test_parts_override_disjoint_hooks_or_call_super():
         CWCDPart: {"_build_loss"},
         GDLPart: {"_build_loss"},
         DWCEPart: {"_build_loss"},
-        IFEPart: {"build_network_architecture"},
-        ANUNetPart: {
-            "build_network_architecture",
-            "_get_deep_supervision_scales",
-            "output_weights",
-            "default_loss",
-        },
+        NetworkPart: {"build_network_architecture"},
+        IFEPart: set(),
+        ANUNetPart: {"_get_deep_supervision_scales", "output_weights", "default_loss"},
     }
     for part, own in replaced.items():
         for name, function in vars(part).items():
