@@ -94,7 +94,7 @@ class Run:
 SUP, CPS = "nnUNetTrainer_20epochs_250iterations", "nnUNetTrainerCPS_20epochs_250iterations"
 CWCD, CPS_CWCD_SHORT = "nnUNetTrainerCWCD_20epochs_250iterations", "nnUNetTrainerCPS_CWCD_15epochs_100iterations"
 IFE, SCORES = "nnUNetTrainerIFE{}_20epochs_250iterations", ("Curvature", "Entropy")
-ANU_SHORT = "nnUNetTrainerANUNet_15epochs_100iterations"
+ANU, ANU_SHORT = "nnUNetTrainerANUNet_20epochs_250iterations", "nnUNetTrainerANUNet_15epochs_100iterations"
 SUP_SHORT, CPS_SHORT = "nnUNetTrainer_15epochs_100iterations", "nnUNetTrainerCPS_15epochs_100iterations"
 RUNS = [
     Run("supervised_5000_seed0", SUP, 0),
@@ -123,8 +123,10 @@ RUNS = [
         )
     ],
     *[Run(f"ife_{score.lower()}_5000_seed{seed}", IFE.format(score), seed) for seed in (0, 1) for score in SCORES],
-    *[Run(f"supervised_1500_seed{seed}", SUP_SHORT, seed) for seed in (0, 1)],
-    *[Run(f"anu_1500_seed{seed}", ANU_SHORT, seed) for seed in (0, 1)],
+    Run("supervised_1500_fp32_seed1", SUP_SHORT, 1, bf16=False),
+    Run("anu_1500_seed0", ANU_SHORT, 0),
+    *[Run(f"anu_1500_fp32_seed{seed}", ANU_SHORT, seed, bf16=False) for seed in (0, 1)],
+    *[Run(f"anu_5000_seed{seed}", ANU, seed) for seed in (0, 1)],
     *[
         Run(f"{name}_2d_5000_seed{seed}", trainer, seed, configuration="2d_small")
         for seed in (0, 1)
@@ -397,9 +399,14 @@ PAIRS = [
         for score in SCORES
     ],
     (("supervised_1500_bf16", "network 1"), ("anu_1500_seed0", "network 1")),
-    *[((f"supervised_1500_seed{seed}", "network 1"), (f"anu_1500_seed{seed}", "network 1")) for seed in (0, 1)],
     *[
-        ((f"anu_1500_seed{seed}", "network 1"), (f"anu_1500_seed{seed}", f"depth {depth}"))
+        ((f"supervised_{steps}_seed{seed}", "network 1"), (f"anu_{steps}_seed{seed}", "network 1"))
+        for steps in (1500, 5000)
+        for seed in (0, 1)
+    ],
+    *[
+        ((f"anu_{steps}_seed{seed}", "network 1"), (f"anu_{steps}_seed{seed}", f"depth {depth}"))
+        for steps in (1500, 5000)
         for seed in (0, 1)
         for depth in (2, 1)
     ],

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
+from functools import partial, reduce
 from typing import Any, cast
 
 import numpy as np
@@ -263,18 +263,18 @@ class _NestedDecoder(nn.Module):
         """
         name = f"{level}_{column}"
         up = self.ups[name](lower)
-        gated = [
-            self.gates[f"{name}_{skip}"](features, up) if len(self.gates) else features
-            for skip, features in enumerate(row)
-        ]
+        gated = self.gate(name, row, up)
         if self.aggregation == "sum":
-            total = gated[0]
-            for features in gated[1:]:
-                total = total + features
-            gated = [total]
+            gated = [reduce(torch.add, gated)]
         joined = torch.cat([*gated, up], 1)
         del gated, up  # where no gradient keeps them
         return cast(Tensor, self.nodes[name](joined))
+
+    def gate(self, name: str, row: Sequence[Tensor], up: Tensor) -> list[Tensor]:
+        """Return the maps of a row, each through the gate that leads to node ``name``."""
+        if not len(self.gates):
+            return list(row)
+        return [self.gates[f"{name}_{skip}"](features, up) for skip, features in enumerate(row)]
 
     def feature_map_size(self, input_size: Sequence[int]) -> np.int64:
         """Return the number of values that the nodes make, for one sample."""
