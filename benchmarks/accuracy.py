@@ -4,11 +4,13 @@ hippocampus  Dataset904, 10 labelled scans; needs the folder of NNUNET_EXT_DATA 
 imbalance    phantoms like an abdominal CT, 20 for training and 40 for testing, generated; of the volume 3.4 % is liver
              and 0.09 % gallbladder
 
-    python benchmarks/accuracy.py run [--only NAME ...]     train and evaluate what is not done yet; resumable
+    python benchmarks/accuracy.py run [--only NAME ...] [--device cuda] [--side_by_side]
+                                                            train and evaluate what is not done yet; resumable
     python benchmarks/accuracy.py report                    tables of what is done, and what is owed
 
-Each run is a process of its own with one thread, loader in the same process (repeatable), and its own seed. Results:
-benchmarks/results/accuracy; those behind docs/benchmarks.md lie in benchmarks/records.
+Each run is a process of its own with one thread, loader in the same process (repeatable), and its own seed; on a GPU
+fp16 as nnU-Net, not compiled, one loader process. Results: benchmarks/results/accuracy; those behind docs/benchmarks.md
+lie in benchmarks/records.
 """
 
 from __future__ import annotations
@@ -126,7 +128,16 @@ RUNS = [
     Run("supervised_1500_fp32_seed1", SUP_SHORT, 1, bf16=False),
     Run("anu_1500_seed0", ANU_SHORT, 0),
     *[Run(f"anu_1500_fp32_seed{seed}", ANU_SHORT, seed, bf16=False) for seed in (0, 1)],
-    *[Run(f"anu_5000_seed{seed}", ANU, seed) for seed in (0, 1)],
+    *[
+        Run(f"{name}_gpu_5000_seed{seed}", trainer, seed, False, configuration=configuration)
+        for seed in (0, 1)
+        for name, trainer, configuration in (
+            ("supervised", SUP, "3d_small"),
+            ("anu", ANU, "3d_small"),
+            ("supervised_full", SUP, "3d_fullres"),
+            ("anu_full", ANU, "3d_fullres"),
+        )
+    ],
     *[
         Run(f"{name}_2d_5000_seed{seed}", trainer, seed, configuration="2d_small")
         for seed in (0, 1)
@@ -138,7 +149,7 @@ RUNS = [
 ]
 
 
-def environment(run: Run | None = None) -> dict[str, str]:
+def environment(run: Run | None = None, device: str = "cpu") -> dict[str, str]:
     """Return the environment of a run, folders and seeds included."""
     env = os.environ | {
         "nnUNet_raw": str(WORK / "raw"),
@@ -151,7 +162,8 @@ def environment(run: Run | None = None) -> dict[str, str]:
     if run is not None:
         # No loader processes, so that a run can be repeated; stock planning would not take 0.
         env |= {
-            "nnUNet_n_proc_DA": "0",
+            "nnUNet_n_proc_DA": str(int(device == "cuda")),
+            "nnUNet_compile": "f",
             "nnUNet_ext_seed": str(run.seed),
             "nnUNet_ext_cpu_bf16": str(int(run.bf16)),
         }
@@ -185,7 +197,7 @@ def prepare(task: Task, configuration: str) -> None:
             raw.symlink_to((DATA / task.dataset).resolve())
     elif not (raw / "dataset.json").is_file():
         write_phantoms(raw)
-    full = {"3d_small": "3d_fullres", "2d_small": "2d"}[configuration]
+    full = {"3d_small": "3d_fullres", "2d_small": "2d"}.get(configuration, configuration)
     plans_file = WORK / "preprocessed" / task.dataset / f"{task.plans}.json"
     if not plans_file.is_file():
         stock(f"nnUNetv2_plan_and_preprocess -d {task.number} -pl {task.planner} -c {full} -np 2 -npfp 2")
@@ -224,7 +236,7 @@ def small_configuration(task: Task, full: str, configuration: dict) -> dict:
     return small
 
 
-def train_and_evaluate(run: Run) -> None:
+def train_and_evaluate(run: Run, device: str) -> None:
     """Train one run (continuing where it was stopped) and write its result; runs in a process of its own."""
     import torch
     from batchgenerators.utilities.file_and_folder_operations import load_json
@@ -237,7 +249,7 @@ def train_and_evaluate(run: Run) -> None:
     plans = load_json(str(preprocessed / f"{task.plans}.json")) | {"continue_training": False}
     dataset_json = load_json(str(preprocessed / "dataset.json"))
     # All labelled cases are for training; nothing is selected on validation cases.
-    trainer = find_trainer(run.trainer)(plans, run.configuration, "all", dataset_json, torch.device("cpu"))
+    trainer = find_trainer(run.trainer)(plans, run.configuration, "all", dataset_json, torch.device(device))
     for key, value in run.attributes.items():
         setattr(trainer, key, value)
     checkpoint = Path(trainer.output_folder) / "checkpoint_latest.pth"
@@ -262,7 +274,8 @@ def train_and_evaluate(run: Run) -> None:
     }
     scores = {title: evaluate(trainer, network.eval(), task) for title, network in networks.items()}
     steps = trainer.num_epochs * trainer.num_iterations_per_epoch
-    result = {"run": run.__dict__, "steps": steps, "seconds_last_part": seconds}
+    on = torch.cuda.get_device_name() if device == "cuda" else "CPU"
+    result = {"run": run.__dict__, "steps": steps, "device": on, "seconds_last_part": seconds}
     for measure in MEASURES:
         result[measure] = {
             title: {case: [one[measure] for one in classes.values()] for case, classes in cases.items()}
@@ -283,19 +296,18 @@ def cut(trainer, depth: int):
     network = build(architecture, trainer.num_input_channels, trainer.label_manager.num_segmentation_heads, False)
     weights = trainer.network.state_dict()
     network.load_state_dict({key: weights[key] for key in network.state_dict()})
-    return network
+    return network.to(trainer.device)
 
 
 def evaluate(trainer, network, task: Task) -> dict[str, dict[str, dict[str, float]]]:
     """Return DSC and NSD of each test case and class, predicted as nnU-Net does (step 0.5)."""
-    import torch
     from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
     from tqdm import tqdm
 
     from nnunet_ext.inference.metrics import Classes, compare
 
     options = {"perform_everything_on_device": False, "allow_tqdm": False, "use_mirroring": task.mirroring}
-    predictor = nnUNetPredictor(device=torch.device("cpu"), **options)
+    predictor = nnUNetPredictor(device=trainer.device, **options)
     predictor.manual_initialization(
         network,
         trainer.plans_manager,
@@ -399,15 +411,19 @@ PAIRS = [
         for score in SCORES
     ],
     (("supervised_1500_bf16", "network 1"), ("anu_1500_seed0", "network 1")),
+    (("supervised_1500_fp32", "network 1"), ("anu_1500_fp32_seed0", "network 1")),
+    (("supervised_1500_fp32_seed1", "network 1"), ("anu_1500_fp32_seed1", "network 1")),
     *[
-        ((f"supervised_{steps}_seed{seed}", "network 1"), (f"anu_{steps}_seed{seed}", "network 1"))
-        for steps in (1500, 5000)
+        ((f"supervised_{how}_seed{seed}", "network 1"), (f"anu_{how}_seed{seed}", "network 1"))
+        for how in ("gpu_5000", "full_gpu_5000")
         for seed in (0, 1)
     ],
     *[
-        ((f"anu_{steps}_seed{seed}", "network 1"), (f"anu_{steps}_seed{seed}", f"depth {depth}"))
-        for steps in (1500, 5000)
-        for seed in (0, 1)
+        ((f"anu_{how}", "network 1"), (f"anu_{how}", f"depth {depth}"))
+        for how in (
+            "1500_seed0",
+            *(f"{kind}_seed{seed}" for kind in ("1500_fp32", "gpu_5000", "full_gpu_5000") for seed in (0, 1)),
+        )
         for depth in (2, 1)
     ],
 ]
@@ -418,6 +434,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("command", choices=["run", "report", "one"])
     parser.add_argument("--only", nargs="+", default=[run.name for run in RUNS], help="names of runs")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument("--side_by_side", action="store_true", help="all at once, for a GPU that one does not fill")
     arguments = parser.parse_args()
     by_name = {run.name: run for run in RUNS}
     unknown = [name for name in arguments.only if name not in by_name]
@@ -426,14 +444,24 @@ def main() -> None:
     if arguments.command == "report":
         report()
     elif arguments.command == "one":
-        train_and_evaluate(by_name[arguments.only[0]])
-    else:
-        for name in arguments.only:
-            prepare(TASKS[by_name[name].task], by_name[name].configuration)
-            if not (WORK / "done" / f"{name}.json").is_file():
-                print(f"=== {name}", flush=True)
-                command = [sys.executable, __file__, "one", "--only", name]
-                subprocess.run(command, env=environment(by_name[name]), check=True)
+        train_and_evaluate(by_name[arguments.only[0]], arguments.device)
+    elif not run_all([by_name[name] for name in arguments.only], arguments.device, arguments.side_by_side):
+        sys.exit("not all runs were finished; run the same command again")
+
+
+def run_all(runs: list[Run], device: str, side_by_side: bool) -> bool:
+    """Train and evaluate what is not done yet; return whether all is."""
+    running: list[subprocess.Popen] = []
+    for run in runs:
+        prepare(TASKS[run.task], run.configuration)
+        if (WORK / "done" / f"{run.name}.json").is_file():
+            continue
+        print(f"=== {run.name}", flush=True)
+        command = [sys.executable, __file__, "one", "--only", run.name, "--device", device]
+        running.append(subprocess.Popen(command, env=environment(run, device)))
+        if not side_by_side and running[-1].wait():
+            return False
+    return not any(process.wait() for process in running)
 
 
 if __name__ == "__main__":
