@@ -23,9 +23,10 @@ def main() -> None:
     arguments = parser.parse_args()
     import accuracy
 
-    if not (accuracy.DATA / accuracy.NAME).is_dir():
-        sys.exit(f"skipped: {accuracy.DATA / accuracy.NAME} is missing; set NNUNET_EXT_DATA")
-    accuracy.prepare()
+    task = accuracy.TASKS["hippocampus"]
+    if not (accuracy.DATA / task.dataset).is_dir():
+        sys.exit(f"skipped: {accuracy.DATA / task.dataset} is missing; set NNUNET_EXT_DATA")
+    accuracy.prepare(task, arguments.configuration)
     os.environ.update(accuracy.environment(accuracy.Run("loading", "")))
     os.environ.update(nnUNet_n_proc_DA=arguments.loaders, nnUNet_ext_cpu_bf16="0")
     import torch
@@ -34,8 +35,8 @@ def main() -> None:
 
     from nnunet_ext.training.composition import find_trainer
 
-    preprocessed = accuracy.WORK / "preprocessed" / accuracy.NAME
-    plans = load_json(str(preprocessed / "SemiSupervisedPlans.json")) | {"continue_training": False}
+    preprocessed = accuracy.WORK / "preprocessed" / task.dataset
+    plans = load_json(str(preprocessed / f"{task.plans}.json")) | {"continue_training": False}
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     trainer = find_trainer("nnUNetTrainerCPS")(
         plans, arguments.configuration, "all", load_json(str(preprocessed / "dataset.json")), device

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 
+import numpy as np
 import torch
 from _pairs import machine
 from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
@@ -32,7 +33,16 @@ PLANS = {  # title: features, patch, batch, classes, residual encoder
 }
 
 
-def architecture(features: list[int], residual: bool) -> dict:
+def strides_of(patch: tuple[int, ...], stages: int) -> list[list[int]]:
+    """Return strides as nnU-Net's planner chooses them: an axis that is odd or short is not halved."""
+    strides = [[1] * len(patch)]
+    for _ in range(stages - 1):
+        strides.append([2 if n % 2 == 0 and n >= 8 else 1 for n in patch])
+        patch = tuple(n // step for n, step in zip(patch, strides[-1], strict=True))
+    return strides
+
+
+def architecture(features: list[int], patch: tuple[int, ...], residual: bool) -> dict:
     """Return an architecture as in plans."""
     stages = len(features)
     kind = "ResidualEncoderUNet" if residual else "PlainConvUNet"
@@ -44,7 +54,7 @@ def architecture(features: list[int], residual: bool) -> dict:
             "features_per_stage": features,
             "conv_op": "torch.nn.modules.conv.Conv3d",
             "kernel_sizes": [[3, 3, 3]] * stages,
-            "strides": [[1, 1, 1], *[[2, 2, 2]] * (stages - 1)],
+            "strides": strides_of(patch, stages),
             **blocks,
             "n_conv_per_stage_decoder": [1 if residual else 2] * (stages - 1),
             "conv_bias": True,
@@ -62,11 +72,12 @@ def architecture(features: list[int], residual: bool) -> dict:
 def real_peak(plan: tuple, device: torch.device, compiled: bool) -> int:
     """Return the most bytes allocated at once by the second step, everything that stays included."""
     features, patch, batch_size, classes, residual = plan
-    plan_architecture = architecture(features, residual)
+    plan_architecture = architecture(features, patch, residual)
     arguments = [plan_architecture[k] for k in ("network_class_name", "arch_kwargs", "_kw_requires_import")]
     networks = [get_network_from_plans(*arguments, 1, classes, deep_supervision=True).to(device) for _ in range(2)]
     optimizers = [torch.optim.SGD(n.parameters(), 1e-2, momentum=0.99, nesterov=True) for n in networks]
-    shapes = [tuple(p // 2**i for p in patch) for i in range(len(features) - 1)]
+    factors = np.cumprod(strides_of(patch, len(features)), 0)
+    shapes = [tuple(patch // factor) for factor in factors[:-1]]
     weights = deep_supervision_weights(len(shapes))
     cuda = device.type == "cuda"
     step = CPSStep(
@@ -111,7 +122,9 @@ def main() -> None:
     for title, plan in PLANS[device.type].items():
         features, patch, batch_size, classes, residual = plan
         cuda = device.type == "cuda"
-        estimate = cps_step_memory(architecture(features, residual), patch, batch_size, 1, classes, half_precision=cuda)
+        estimate = cps_step_memory(
+            architecture(features, patch, residual), patch, batch_size, 1, classes, half_precision=cuda
+        )
         for compiled in (False, True) if cuda else (False,):
             real = real_peak(plan, device, compiled)
             print(

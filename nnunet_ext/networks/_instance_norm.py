@@ -7,33 +7,31 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 
-class _RowwiseOnCPU:
-    """Computes instance norms without gradients on CPUs as a group norm of one channel a group.
-
-    That is the same by definition. torch's instance norm runs the code of batch norm, which takes twice as long there;
-    of a network that is cut to its shallowest nodes norms are a sixth of the time.
-    """
-
-    num_features: int
-    weight: Tensor | None
-    bias: Tensor | None
-    eps: float
-    track_running_stats: bool
+class InstanceNorm2d(nn.InstanceNorm2d):
+    """torch's, for images."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the normalised ``(B, C, *S)``."""
-        full_precision = x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64)
-        if full_precision and not self.track_running_stats and not torch.is_grad_enabled():
-            return functional.group_norm(x, self.num_features, self.weight, self.bias, self.eps)
-        return super().forward(x)  # type: ignore[misc]
+        return _by_rows(self, x) if _may_be_by_rows(self, x) else super().forward(x)
 
 
-class InstanceNorm2d(_RowwiseOnCPU, nn.InstanceNorm2d):
-    """torch's, for images."""
-
-
-class InstanceNorm3d(_RowwiseOnCPU, nn.InstanceNorm3d):
+class InstanceNorm3d(nn.InstanceNorm3d):
     """torch's, for volumes."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the normalised ``(B, C, *S)``."""
+        return _by_rows(self, x) if _may_be_by_rows(self, x) else super().forward(x)
+
+
+def _may_be_by_rows(norm: nn.InstanceNorm2d | nn.InstanceNorm3d, x: Tensor) -> bool:
+    on_cpu = x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64)
+    return on_cpu and not norm.track_running_stats and not torch.is_grad_enabled()
+
+
+def _by_rows(norm: nn.InstanceNorm2d | nn.InstanceNorm3d, x: Tensor) -> Tensor:
+    # a group norm of one channel a group is an instance norm; torch's own runs the code of batch norm, which takes
+    # twice as long on CPUs, and norms are a sixth of the time of a network that is cut to its shallowest nodes
+    return functional.group_norm(x, norm.num_features, norm.weight, norm.bias, norm.eps)
 
 
 def faster_on_cpu(norm_op: type[nn.Module] | None) -> type[nn.Module] | None:

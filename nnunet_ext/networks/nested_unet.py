@@ -107,7 +107,15 @@ class NestedAttentionUNet(nn.Module):
         kernels = per_level(kernel_sizes, n_stages)
         steps = [maybe_convert_scalar_to_list(conv_op, step) for step in per_level(strides, n_stages)]
         decoder_convs = per_level(n_conv_per_stage_decoder, n_stages - 1)
-        shared = (conv_bias, faster_on_cpu(norm_op), norm_op_kwargs, dropout_op, dropout_op_kwargs, nonlin, nonlin_kwargs)
+        shared = (
+            conv_bias,
+            faster_on_cpu(norm_op),
+            norm_op_kwargs,
+            dropout_op,
+            dropout_op_kwargs,
+            nonlin,
+            nonlin_kwargs,
+        )
         there = depth + 1
         self.depth = depth
         self.strides = steps[:there]

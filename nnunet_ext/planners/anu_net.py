@@ -27,12 +27,16 @@ class ANUNetPlanner(OwnPlans):
 
     Attributes:
         aggregation: Of the trainer's network (its ``anu_aggregation``).
+        gate_ratio: Likewise (``anu_gate_ratio``).
+        depth: Likewise (``anu_depth``); ``None`` is all that the stages of a patch allow.
         checkpointing: Plan for trainers with ``anu_checkpointing``, which fit larger patches.
         memory_reserve_gb: What is kept for the CUDA context and cuDNN's workspaces.
     """
 
     default_plans_name = "ANUNetPlans"
     aggregation = "concat"
+    gate_ratio = 0.5
+    depth: int | None = None
     checkpointing = False
     memory_reserve_gb = 1.0
     dataset_json: dict[str, Any]
@@ -120,13 +124,15 @@ class ANUNetPlanner(OwnPlans):
     def step_memory(self, plan: dict[str, Any]) -> int:
         """Return the bytes that a training step of a configuration allocates."""
         architecture = plan["architecture"]
-        settings = (self.aggregation, self.checkpointing)
-        key = repr((plan["patch_size"], plan["batch_size"], architecture["arch_kwargs"], settings))
+        deepest = architecture["arch_kwargs"]["n_stages"] - 1
+        depth = deepest if self.depth is None else min(self.depth, deepest)
+        own = {"aggregation": self.aggregation, "gate_ratio": self.gate_ratio, "depth": depth}
+        kwargs = architecture["arch_kwargs"] | own
+        key = repr((plan["patch_size"], plan["batch_size"], kwargs, self.checkpointing))
         if key not in self._estimates:
             labels = LabelManager(
                 self.dataset_json["labels"], regions_class_order=self.dataset_json.get("regions_class_order")
             )
-            kwargs = architecture["arch_kwargs"] | {"aggregation": self.aggregation}
             self._estimates[key] = nested_step_memory(
                 architecture | {"arch_kwargs": kwargs},
                 [int(n) for n in plan["patch_size"]],

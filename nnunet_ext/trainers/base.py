@@ -16,7 +16,8 @@ from nnunet_ext.trainers._mixin import TrainerMixin
 from nnunet_ext.training import checkpoints
 from nnunet_ext.training.criteria import nnunet_weights
 from nnunet_ext.training.nesting import refuse_without_part
-from nnunet_ext.training.precision import bf16_on_cpu
+from nnunet_ext.training.precision import ENVIRONMENT as BF16_ENVIRONMENT
+from nnunet_ext.training.precision import bf16_on_cpu, cpu_has_bf16_units
 from nnunet_ext.training.seeds import base_seed, derived_seed, seed_everything, torch_seed
 from nnunet_ext.training.sharing import for_inference, without_private_keys
 
@@ -48,11 +49,20 @@ class ExtPart(TrainerMixin):
         """Raise if this trainer cannot do what is asked; parts extend it."""
         refuse_without_part(self)
 
+    def warn_of_slow_bf16(self) -> None:
+        """Say so if bfloat16 is asked for on a CPU that computes it in software."""
+        if self.device.type == "cpu" and self.cpu_bf16 and not cpu_has_bf16_units():
+            self.print_to_log_file(
+                f"WARNING: {BF16_ENVIRONMENT}=1, but this CPU has no bfloat16 units, so that training is many times "
+                f"slower than in float32; unset {BF16_ENVIRONMENT}"
+            )
+
     def initialize(self) -> None:
         """Build networks, optimisers and losses in nnU-Net's order; how they are wrapped is decided here."""
         if self.was_initialized:
             raise RuntimeError("initialize was called twice; make a new trainer instead")
         self.refuse_unsupported()
+        self.warn_of_slow_bf16()
         self._set_batch_size_and_oversample()
         self.num_input_channels = determine_num_input_channels(
             self.plans_manager, self.configuration_manager, self.dataset_json

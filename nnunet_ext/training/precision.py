@@ -1,4 +1,4 @@
-"""bfloat16 on CPUs: switched on by an environment variable, by default where it is fast."""
+"""bfloat16 on CPUs: switched on by an environment variable."""
 
 from __future__ import annotations
 

@@ -122,7 +122,13 @@ def test_what_the_trainer_may_choose_counts(planned: TinyDataset):
     usual = planner.step_memory(plan)
     planner.aggregation = "sum"
     assert planner.step_memory(plan) < usual
-    planner.aggregation, planner.checkpointing = "concat", True
+    planner.aggregation, planner.gate_ratio = "concat", 2.0
+    assert planner.step_memory(plan) > 1.1 * usual
+    planner.gate_ratio, planner.depth = 0.5, 1
+    assert planner.step_memory(plan) < 0.5 * usual
+    planner.depth = 99  # more than the stages of a small patch allow
+    assert planner.step_memory(plan) == usual
+    planner.depth, planner.checkpointing = None, True
     assert planner.step_memory(plan) < 0.5 * usual
 
 

@@ -389,3 +389,13 @@ def test_too_few_labelled_cases_for_five_folds(make_trainer, environment):
     with pytest.raises(ValueError, match=r"has 3 labelled case\(s\).*train with fold all"):
         make_trainer().initialize()
     make_trainer(fold="all").initialize()
+
+
+@pytest.mark.parametrize(("units", "switch", "warned"), [(False, "1", True), (True, "1", False), (False, "0", False)])
+def test_bf16_in_software_is_warned_of(make_trainer, monkeypatch, units, switch, warned):
+    monkeypatch.setenv("nnUNet_ext_cpu_bf16", switch)
+    monkeypatch.setattr("nnunet_ext.trainers.base.cpu_has_bf16_units", lambda: units)
+    trainer = make_trainer("nnUNetTrainerCWCD")
+    trainer.initialize()
+    log = Path(trainer.log_file).read_text()
+    assert ("nnUNet_ext_cpu_bf16=1, but this CPU has no bfloat16 units" in log) is warned
