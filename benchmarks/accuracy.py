@@ -4,13 +4,13 @@ hippocampus  Dataset904, 10 labelled scans; needs the folder of NNUNET_EXT_DATA 
 imbalance    phantoms like an abdominal CT, 20 for training and 40 for testing, generated; of the volume 3.4 % is liver
              and 0.09 % gallbladder
 
-    python benchmarks/accuracy.py run [--only NAME ...] [--device cuda] [--side_by_side]
-                                                            train and evaluate what is not done yet; resumable
+    python benchmarks/accuracy.py run [--only NAME ...]     train and evaluate what is not done yet; resumable. Without
+                                                            names all runs on the CPU, or with --gpu all on a GPU
     python benchmarks/accuracy.py report                    tables of what is done, and what is owed
 
-Each run is a process of its own with one thread, loader in the same process (repeatable), and its own seed; on a GPU
-fp16 as nnU-Net, not compiled, one loader process. Results: benchmarks/results/accuracy; those behind docs/benchmarks.md
-lie in benchmarks/records.
+Each run is a process of its own with one thread, loader in the same process (repeatable), and its own seed. Those on a
+GPU run side by side, in fp16 as nnU-Net, not compiled, each with one loader process. Results:
+benchmarks/results/accuracy; those behind docs/benchmarks.md lie in benchmarks/records.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ AIR_VOXELS = 8  # on each side, in plane: a scan with a large field of view
 
 @dataclass(frozen=True)
 class Run:
-    """One training: trainer, seed, bfloat16 or not, attributes that differ from the defaults, data, configuration."""
+    """One training: trainer, seed, bfloat16 or not, attributes that differ, data, configuration, device."""
 
     name: str
     trainer: str
@@ -91,6 +91,7 @@ class Run:
     attributes: dict = field(default_factory=dict)
     task: str = "hippocampus"
     configuration: str = "3d_small"
+    device: str = "cpu"
 
 
 SUP, CPS = "nnUNetTrainer_20epochs_250iterations", "nnUNetTrainerCPS_20epochs_250iterations"
@@ -129,7 +130,7 @@ RUNS = [
     Run("anu_1500_seed0", ANU_SHORT, 0),
     *[Run(f"anu_1500_fp32_seed{seed}", ANU_SHORT, seed, bf16=False) for seed in (0, 1)],
     *[
-        Run(f"{name}_gpu_5000_seed{seed}", trainer, seed, False, configuration=configuration)
+        Run(f"{name}_gpu_5000_seed{seed}", trainer, seed, False, configuration=configuration, device="cuda")
         for seed in (0, 1)
         for name, trainer, configuration in (
             ("supervised", SUP, "3d_small"),
@@ -149,7 +150,7 @@ RUNS = [
 ]
 
 
-def environment(run: Run | None = None, device: str = "cpu") -> dict[str, str]:
+def environment(run: Run | None = None) -> dict[str, str]:
     """Return the environment of a run, folders and seeds included."""
     env = os.environ | {
         "nnUNet_raw": str(WORK / "raw"),
@@ -162,7 +163,7 @@ def environment(run: Run | None = None, device: str = "cpu") -> dict[str, str]:
     if run is not None:
         # No loader processes, so that a run can be repeated; stock planning would not take 0.
         env |= {
-            "nnUNet_n_proc_DA": str(int(device == "cuda")),
+            "nnUNet_n_proc_DA": str(int(run.device == "cuda")),
             "nnUNet_compile": "f",
             "nnUNet_ext_seed": str(run.seed),
             "nnUNet_ext_cpu_bf16": str(int(run.bf16)),
@@ -202,10 +203,10 @@ def prepare(task: Task, configuration: str) -> None:
     if not plans_file.is_file():
         stock(f"nnUNetv2_plan_and_preprocess -d {task.number} -pl {task.planner} -c {full} -np 2 -npfp 2")
     plans = json.loads(plans_file.read_text())
-    if configuration in plans["configurations"]:
-        return
     if not (plans_file.parent / plans["configurations"][full]["data_identifier"]).is_dir():
         stock(f"nnUNetv2_preprocess -d {task.number} -plans_name {task.plans} -c {full} -np 2")
+    if configuration in plans["configurations"]:
+        return
     plans["configurations"][configuration] = small_configuration(task, full, plans["configurations"][full])
     plans_file.with_suffix(".tmp").write_text(json.dumps(plans, indent=1))
     plans_file.with_suffix(".tmp").replace(plans_file)
@@ -236,7 +237,7 @@ def small_configuration(task: Task, full: str, configuration: dict) -> dict:
     return small
 
 
-def train_and_evaluate(run: Run, device: str) -> None:
+def train_and_evaluate(run: Run) -> None:
     """Train one run (continuing where it was stopped) and write its result; runs in a process of its own."""
     import torch
     from batchgenerators.utilities.file_and_folder_operations import load_json
@@ -249,7 +250,7 @@ def train_and_evaluate(run: Run, device: str) -> None:
     plans = load_json(str(preprocessed / f"{task.plans}.json")) | {"continue_training": False}
     dataset_json = load_json(str(preprocessed / "dataset.json"))
     # All labelled cases are for training; nothing is selected on validation cases.
-    trainer = find_trainer(run.trainer)(plans, run.configuration, "all", dataset_json, torch.device(device))
+    trainer = find_trainer(run.trainer)(plans, run.configuration, "all", dataset_json, torch.device(run.device))
     for key, value in run.attributes.items():
         setattr(trainer, key, value)
     checkpoint = Path(trainer.output_folder) / "checkpoint_latest.pth"
@@ -274,7 +275,7 @@ def train_and_evaluate(run: Run, device: str) -> None:
     }
     scores = {title: evaluate(trainer, network.eval(), task) for title, network in networks.items()}
     steps = trainer.num_epochs * trainer.num_iterations_per_epoch
-    on = torch.cuda.get_device_name() if device == "cuda" else "CPU"
+    on = torch.cuda.get_device_name() if run.device == "cuda" else "CPU"
     result = {"run": run.__dict__, "steps": steps, "device": on, "seconds_last_part": seconds}
     for measure in MEASURES:
         result[measure] = {
@@ -433,35 +434,39 @@ def main() -> None:
     """Parse and run."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("command", choices=["run", "report", "one"])
-    parser.add_argument("--only", nargs="+", default=[run.name for run in RUNS], help="names of runs")
-    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
-    parser.add_argument("--side_by_side", action="store_true", help="all at once, for a GPU that one does not fill")
+    parser.add_argument("--only", nargs="+", help="names of runs")
+    parser.add_argument("--gpu", action="store_true", help="all runs on a GPU instead of all on the CPU")
     arguments = parser.parse_args()
     by_name = {run.name: run for run in RUNS}
-    unknown = [name for name in arguments.only if name not in by_name]
+    unknown = [name for name in arguments.only or () if name not in by_name]
     if unknown:
         parser.error(f"unknown run {unknown[0]!r}; there are {', '.join(by_name)}")
+    chosen = [by_name[name] for name in arguments.only or ()]
+    chosen = chosen or [run for run in RUNS if (run.device == "cuda") is arguments.gpu]
     if arguments.command == "report":
         report()
     elif arguments.command == "one":
-        train_and_evaluate(by_name[arguments.only[0]], arguments.device)
-    elif not run_all([by_name[name] for name in arguments.only], arguments.device, arguments.side_by_side):
+        train_and_evaluate(chosen[0])
+    elif not run_all(chosen):
         sys.exit("not all runs were finished; run the same command again")
 
 
-def run_all(runs: list[Run], device: str, side_by_side: bool) -> bool:
+def run_all(runs: list[Run]) -> bool:
     """Train and evaluate what is not done yet; return whether all is."""
-    running: list[subprocess.Popen] = []
-    for run in runs:
+    owed = [run for run in runs if not (WORK / "done" / f"{run.name}.json").is_file()]
+    for run in owed:
         prepare(TASKS[run.task], run.configuration)
-        if (WORK / "done" / f"{run.name}.json").is_file():
-            continue
+    done, beside = True, []
+    for run in owed:
         print(f"=== {run.name}", flush=True)
-        command = [sys.executable, __file__, "one", "--only", run.name, "--device", device]
-        running.append(subprocess.Popen(command, env=environment(run, device)))
-        if not side_by_side and running[-1].wait():
-            return False
-    return not any(process.wait() for process in running)
+        command = [sys.executable, __file__, "one", "--only", run.name]
+        process = subprocess.Popen(command, env=environment(run))
+        if run.device == "cuda":
+            beside.append(process)
+        else:
+            done &= not process.wait()
+    failed = [process for process in beside if process.wait()]
+    return done and not failed
 
 
 if __name__ == "__main__":

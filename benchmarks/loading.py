@@ -29,6 +29,7 @@ def main() -> None:
     accuracy.prepare(task, arguments.configuration)
     os.environ.update(accuracy.environment(accuracy.Run("loading", "")))
     os.environ.update(nnUNet_n_proc_DA=arguments.loaders, nnUNet_ext_cpu_bf16="0")
+    del os.environ["nnUNet_compile"]  # nnU-Net's own default
     import torch
     from _pairs import machine
     from batchgenerators.utilities.file_and_folder_operations import load_json

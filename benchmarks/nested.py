@@ -12,8 +12,9 @@ step    Forward and backward of the network without gates and with them, by MONA
         features, four outputs, the same loss; and with activations computed again.
 memory  Peak of a training step by torch's allocator on tensors without values, with and without checkpointing, and the
         same for the plain U-Net of the same plans.
-planner Plans of ANUNetPlanner for an abdominal CT of 14 classes and each memory target: what it estimates and, on a
-        GPU, what a training step with the hybrid loss allocates and reserves, kept, computed again, and with --compile.
+planner Plans of ANUNetPlanner for an abdominal CT of 14 classes and each memory target, with activations kept and
+        computed again: what it estimates and, on a GPU, what a training step with the hybrid loss allocates and
+        reserves, eager and with --compile. Planning takes minutes.
 
 Networks have five levels, 32 to 512 channels in 2D (256 x 256, batch 1) and 32 to 320 in 3D (48 x 48 x 48). On a GPU
 patches are larger (512 x 512, 128 x 128 x 128), prune and step run in fp16 as nnU-Net does, memory is what torch
@@ -24,8 +25,11 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import io
+import itertools
 import json
 import os
+import tempfile
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -41,8 +45,6 @@ from nnunet_ext.training.architecture import NESTED, build
 from nnunet_ext.training.memory import GIB, PeakOfStorages, supervised_step_memory
 from nnunet_ext.training.nesting import nested_step_memory, set_checkpointing
 
-HERE = Path(__file__).resolve().parent
-WORK = Path(os.environ.get("NNUNET_EXT_BENCH", HERE / "results")) / "nested"
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 FEATURES = {2: [32, 64, 128, 256, 512], 3: [32, 64, 128, 256, 320]}
 SIZES = {2: 512, 3: 128} if DEVICE.type == "cuda" else {2: 256, 3: 48}
@@ -120,7 +122,7 @@ def bench_prune(a: argparse.Namespace) -> None:
             whole.decoder.deep_supervision = True
             outputs = Forward(whole, x, False)()[::-1]
             whole.decoder.deep_supervision = False
-            networks, flops, peaks = {}, {}, {}
+            networks, flops = {}, {}
             for depth in range(1, LEVELS):
                 network = nested(dimensions, gates, depth).eval()
                 network.load_state_dict({k: v for k, v in whole.state_dict().items() if k in network.state_dict()})
@@ -244,14 +246,13 @@ FINGERPRINT = {  # of an abdominal CT
 }
 
 
-def planned(target: int, folder: Path) -> dict[str, dict]:
-    """Return the configurations that ANUNetPlanner makes for a memory target in GB; kept in a folder."""
-    file = folder / f"plans_{target}.json"
-    if not file.is_file():
+def planned(target: int, checkpointing: bool) -> dict[str, tuple[dict, int]]:
+    """Return the configurations that ANUNetPlanner makes for a memory target in GB, with its estimates in bytes."""
+    with tempfile.TemporaryDirectory() as folder:
         name = "Dataset900_Abdomen"
         for kind in ("raw", "preprocessed", "results"):
-            os.environ[f"nnUNet_{kind}"] = str(folder / kind)
-            (folder / kind / name).mkdir(parents=True, exist_ok=True)
+            os.environ[f"nnUNet_{kind}"] = str(Path(folder) / kind)
+            (Path(folder) / kind / name).mkdir(parents=True)
         dataset = {f"case_{n:03d}": {"images": ["none.nii.gz"], "label": "none.nii.gz"} for n in range(CASES)}
         content = {
             "channel_names": {"0": "CT"},
@@ -261,13 +262,15 @@ def planned(target: int, folder: Path) -> dict[str, dict]:
             "overwrite_image_reader_writer": "SimpleITKIO",
             "dataset": dataset,
         }
-        (folder / "raw" / name / "dataset.json").write_text(json.dumps(content))
-        (folder / "preprocessed" / name / "dataset_fingerprint.json").write_text(json.dumps(FINGERPRINT))
+        (Path(folder) / "raw" / name / "dataset.json").write_text(json.dumps(content))
+        (Path(folder) / "preprocessed" / name / "dataset_fingerprint.json").write_text(json.dumps(FINGERPRINT))
         from nnunet_ext.planners.anu_net import ANUNetPlanner
 
-        plans = ANUNetPlanner(900, target).plan_experiment()
-        file.write_text(json.dumps(plans["configurations"], default=int))
-    return json.loads(file.read_text())
+        planner = ANUNetPlanner(900, target)
+        planner.checkpointing = checkpointing
+        with contextlib.redirect_stdout(io.StringIO()):
+            plans = planner.plan_experiment()["configurations"]
+        return {name: (plans[name], planner.step_memory(plans[name])) for name in ("2d", "3d_fullres")}
 
 
 def real_step_memory(configuration: dict, checkpointing: bool, compiled: bool) -> tuple[int, int]:
@@ -303,22 +306,17 @@ def real_step_memory(configuration: dict, checkpointing: bool, compiled: bool) -
 
 def bench_planner(a: argparse.Namespace) -> None:
     """Plan, then run a step of each plan."""
-    for target in a.targets:
-        WORK.mkdir(parents=True, exist_ok=True)
-        for name in ("2d", "3d_fullres"):
-            plan = planned(target, WORK)[name]
-            size = (plan["patch_size"], plan["batch_size"], 1, CLASSES)
-            print(f"target {target} GB, {name}: patch {' x '.join(map(str, size[0]))}, batch {size[1]}")
-            for checkpointing, compiled in ((False, False), (True, False), *[(False, True)] * a.compile):
-                how = "computed again" if checkpointing else "kept"
-                estimate = nested_step_memory(plan["architecture"], *size, checkpointing=checkpointing)
-                print(f"  {how}{', compiled' * compiled}: estimate {estimate / GIB:.2f} GB", end="")
-                if DEVICE.type == "cuda":
-                    torch.cuda.empty_cache()
-                    allocated, reserved = real_step_memory(plan, checkpointing, compiled)
-                    print(f", allocated {allocated / GIB:.2f} ({100 * (estimate / allocated - 1):+.0f} %), ", end="")
-                    print(f"reserved {reserved / GIB:.2f}", end="")
-                print(flush=True)
+    for target, checkpointing in itertools.product(a.targets, (False, True)):
+        for name, (plan, estimate) in planned(target, checkpointing).items():
+            patch = " x ".join(str(int(n)) for n in plan["patch_size"])
+            how = "computed again" if checkpointing else "kept"
+            print(f"target {target} GB, {name}, activations {how}: patch {patch}, batch {plan['batch_size']}, ", end="")
+            print(f"estimate {estimate / GIB:.2f} GB", flush=True)
+            for compiled in (False, *[True] * a.compile) if DEVICE.type == "cuda" else ():
+                torch.cuda.empty_cache()
+                allocated, reserved = real_step_memory(plan, checkpointing, compiled)
+                print(f"  {'compiled' if compiled else 'eager'}: allocated {allocated / GIB:.2f} GB ", end="")
+                print(f"({100 * (estimate / allocated - 1):+.0f} %), reserved {reserved / GIB:.2f} GB", flush=True)
 
 
 def main() -> None:

@@ -8,7 +8,9 @@ from torch.nn import functional
 
 
 class InstanceNorm2d(nn.InstanceNorm2d):
-    """torch's, for images."""
+    """torch's, for batches of images."""
+
+    dimensions = 4
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the normalised ``(B, C, *S)``."""
@@ -16,19 +18,22 @@ class InstanceNorm2d(nn.InstanceNorm2d):
 
 
 class InstanceNorm3d(nn.InstanceNorm3d):
-    """torch's, for volumes."""
+    """torch's, for batches of volumes."""
+
+    dimensions = 5
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the normalised ``(B, C, *S)``."""
         return _by_rows(self, x) if _may_be_by_rows(self, x) else super().forward(x)
 
 
-def _may_be_by_rows(norm: nn.InstanceNorm2d | nn.InstanceNorm3d, x: Tensor) -> bool:
+def _may_be_by_rows(norm: InstanceNorm2d | InstanceNorm3d, x: Tensor) -> bool:
     on_cpu = x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64)
-    return on_cpu and not norm.track_running_stats and not torch.is_grad_enabled()
+    usual = x.dim() == norm.dimensions and x.shape[1] == norm.num_features  # torch takes a sample without a batch, too
+    return on_cpu and usual and not norm.track_running_stats and not torch.is_grad_enabled()
 
 
-def _by_rows(norm: nn.InstanceNorm2d | nn.InstanceNorm3d, x: Tensor) -> Tensor:
+def _by_rows(norm: InstanceNorm2d | InstanceNorm3d, x: Tensor) -> Tensor:
     # a group norm of one channel a group is an instance norm; torch's own runs the code of batch norm, which takes
     # twice as long on CPUs, and norms are a sixth of the time of a network that is cut to its shallowest nodes
     return functional.group_norm(x, norm.num_features, norm.weight, norm.bias, norm.eps)

@@ -25,16 +25,18 @@ class ANUNetPlanner(OwnPlans):
 
     At full resolution a nested network of L levels has L nodes beside each other, with (j + 1) times the channels in
     the j-th, so nnU-Net's measure, calibrated on its own U-Net, does not hold. Patch and batch are the largest of
-    nnU-Net's whose training step takes at most ``-gpu_memory_target`` (default 8 GB) less ``memory_reserve_gb``, found
-    by running the step on tensors without values. The plans are called ``ANUNetPlans``; plans and preprocessed data of
-    other planners are never touched.
+    nnU-Net's whose training step takes at most ``memory_share`` of ``-gpu_memory_target`` (default 8 GB) less
+    ``memory_reserve_gb``, found by running the step on tensors without values. The plans are called ``ANUNetPlans``;
+    plans and preprocessed data of other planners are never touched.
 
     Attributes:
         aggregation: Of the trainer's network (its ``anu_aggregation``).
         gate_ratio: Likewise (``anu_gate_ratio``).
-        depth: Likewise (``anu_depth``); ``None`` is all that the stages of a patch allow.
+        depth: Likewise (``anu_depth``); ``None`` is all that the stages of a patch allow, and plans with fewer stages
+            are warned of.
         checkpointing: Plan for trainers with ``anu_checkpointing``, which fit larger patches.
-        memory_reserve_gb: What is kept for memory that torch's allocator holds and does not use.
+        memory_reserve_gb: What is kept for the CUDA context.
+        memory_share: Of the rest, what a step may allocate; torch's allocator holds more than that.
     """
 
     default_plans_name = "ANUNetPlans"
@@ -42,7 +44,8 @@ class ANUNetPlanner(OwnPlans):
     gate_ratio = 0.5
     depth: int | None = None
     checkpointing = False
-    memory_reserve_gb = 1.0
+    memory_reserve_gb = 0.5
+    memory_share = 0.9
     dataset_json: dict[str, Any]
 
     def __init__(
@@ -73,19 +76,30 @@ class ANUNetPlanner(OwnPlans):
         """Plan, write the plans, and print what a step needs.
 
         Raises:
-            ValueError: If not even the smallest patch fits.
+            ValueError: If not even the smallest patch fits, or ``depth`` is below 1.
         """
-        budget = self.memory_target_in_gb - self.memory_reserve_gb
-        self._fit = MemoryFit(self.step_memory, budget, self.memory_target_in_gb)
+        if self.depth is not None and self.depth < 1:
+            raise ValueError(f"depth must be 1 or more, or None for all that the stages allow, got {self.depth}")
+        self._fit = MemoryFit(self.step_memory, self.memory_budget_in_gb, self.memory_target_in_gb)
         plans: dict[str, Any] = super().plan_experiment()
         print("GPU memory that a training step of ANU-Net allocates (estimated for mixed precision without")
-        print("torch.compile; the allocator holds up to a fifth more):")
+        print("torch.compile, without what the allocator holds beyond it):")
         for name in ("2d", "3d_lowres", "3d_fullres"):
             plan = plans["configurations"].get(name)
             if plan is not None and "architecture" in plan:
                 patch = " x ".join(str(int(n)) for n in plan["patch_size"])
                 print(f"  {name}: {self.step_memory(plan) / GIB:.1f} GB (patch {patch}, batch {plan['batch_size']})")
+                deepest = plan["architecture"]["arch_kwargs"]["n_stages"] - 1
+                if self.depth is not None and deepest < self.depth:
+                    print(
+                        f"  WARNING: {name} allows a depth of {deepest}, not {self.depth}: set anu_depth to {deepest}"
+                    )
         return plans
+
+    @property
+    def memory_budget_in_gb(self) -> float:
+        """What a training step may allocate."""
+        return self.memory_share * (self.memory_target_in_gb - self.memory_reserve_gb)
 
     @staticmethod
     def static_estimate_VRAM_usage(  # noqa: N802 - nnU-Net's name

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -30,14 +31,23 @@ class NetworkPart(TrainerMixin):
         device: torch.device = torch.device("cuda"),
     ) -> None:
         cls = type(self)
-        plans = architecture.changed_plans(
-            plans, configuration, cls.network_architecture, self.network_keys, cls.__name__
-        )
+        parts = [part.__name__ for part in cls.__mro__ if vars(part).get("network_keys")]
+        if len(parts) > 1:
+            raise NotImplementedError(
+                f"{cls.__name__} has {' and '.join(parts)}, but can change its network in one way"
+            )
+        change = partial(self.network_architecture, self)
+        plans = architecture.changed_plans(plans, configuration, change, self.network_keys, cls.__name__)
         super().__init__(plans, configuration, fold, dataset_json, device)
 
-    @classmethod
-    def network_architecture(cls, configuration: ConfigurationManager) -> dict[str, Any]:
-        """Return the architecture of plans with the part's network; what plans say of it already stays."""
+    @staticmethod
+    def network_architecture(settings: Any, configuration: ConfigurationManager) -> dict[str, Any]:
+        """Return the architecture of plans with the part's network; what plans say of it already stays.
+
+        Args:
+            settings: The trainer, or its class where a network is built without one.
+            configuration: Of the plans.
+        """
         raise NotImplementedError
 
     @classmethod
@@ -50,7 +60,7 @@ class NetworkPart(TrainerMixin):
         enable_deep_supervision: bool = True,
     ) -> nn.Module:
         """Build the network; plans that already name it decide its settings."""
-        changed = cls.network_architecture(configuration_manager)
+        changed = cls.network_architecture(cls, configuration_manager)
         return architecture.build(changed, num_input_channels, num_output_channels, enable_deep_supervision)
 
     def refuse_unsupported(self) -> None:

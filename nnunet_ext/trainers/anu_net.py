@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 from torch import nn
 
 from nnunet_ext.trainers._network import NetworkPart
@@ -34,6 +33,7 @@ class ANUNetPart(NetworkPart):
     anu_gate_ratio = 0.5
     anu_depth: int | None = None
     network_keys = architecture.NESTED_KEYS
+    network_architecture = staticmethod(nesting.nested_architecture)
 
     def __init__(
         self,
@@ -48,11 +48,6 @@ class ANUNetPart(NetworkPart):
         self.anu_gamma = 2.0
         self.anu_delta = 0.1
         self.anu_checkpointing = False
-
-    @classmethod
-    def network_architecture(cls, configuration: ConfigurationManager) -> dict[str, Any]:
-        """Return the architecture of plans as a nested network."""
-        return nesting.nested_architecture(cls, configuration)
 
     def refuse_unsupported(self) -> None:
         """Refuse weights of outputs that do not fit the depth."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
@@ -51,9 +52,10 @@ class ExtPart(TrainerMixin):
 
     def warn_of_slow_bf16(self) -> None:
         """Say so if bfloat16 is asked for on a CPU that computes it in software."""
-        if self.device.type == "cpu" and self.cpu_bf16 and not cpu_has_bf16_units():
+        asked = self.device.type == "cpu" and self.cpu_bf16
+        if asked and platform.machine() in ("x86_64", "AMD64") and not cpu_has_bf16_units():  # torch tells of x86 alone
             self.print_to_log_file(
-                f"WARNING: {BF16_ENVIRONMENT}=1, but this CPU has no bfloat16 units, so that training is many times "
+                f"WARNING: {BF16_ENVIRONMENT}=1, but this CPU has no bfloat16 units, so that training is several times "
                 f"slower than in float32; unset {BF16_ENVIRONMENT}"
             )
 

@@ -6,8 +6,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
-
 from nnunet_ext.trainers._network import NetworkPart
 from nnunet_ext.training import architecture, enhancement
 
@@ -33,11 +31,7 @@ class IFEPart(NetworkPart):
     ife_step = 1
 
     network_keys = architecture.ENHANCED_KEYS
-
-    @classmethod
-    def network_architecture(cls, configuration: ConfigurationManager) -> dict[str, Any]:
-        """Return the architecture of plans with enhanced skips."""
-        return enhancement.enhanced_architecture(cls, configuration)
+    network_architecture = staticmethod(enhancement.enhanced_architecture)
 
     def build_networks(self) -> None:
         """Build the networks, and say what is enhanced."""

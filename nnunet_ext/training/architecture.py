@@ -51,7 +51,7 @@ def changed_plans(
     plans: dict[str, Any],
     configuration: str,
     change: Callable[[ConfigurationManager], Architecture],
-    keys: Iterable[str],
+    keys: tuple[str, ...],
     trainer: str,
 ) -> dict[str, Any]:
     """Return a copy of plans with another network in one configuration.
@@ -68,7 +68,7 @@ def changed_plans(
     """
     plans = deepcopy(plans)
     manager = PlansManager(plans).get_configuration(configuration)
-    own = OWN_NETWORKS.get(network_name(manager.configuration["architecture"]), ("", ()))[1] == tuple(keys)
+    own = OWN_NETWORKS.get(network_name(manager.configuration["architecture"]), ("", ()))[1] == keys
     # a network of another part of ours stays, for this one to refuse
     architecture = change(stock_configuration(manager) if own else manager)
     named = manager.network_arch_init_kwargs

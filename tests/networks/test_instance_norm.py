@@ -60,6 +60,14 @@ def test_running_statistics_stay_torchs(stock, own, size):
         torch.testing.assert_close(second.eval()(image(size)), first.eval()(image(size)), rtol=0, atol=0)
 
 
+@pytest.mark.parametrize(("stock", "own", "size"), CASES)
+def test_a_sample_without_a_batch(stock, own, size):
+    first, second = pair(stock, own)
+    x = image(size)[0]
+    with torch.no_grad():
+        torch.testing.assert_close(second(x), first(x), rtol=0, atol=0)
+
+
 def test_other_norms_stay():
     for norm in (None, nn.BatchNorm2d, nn.GroupNorm, InstanceNorm2d):
         assert faster_on_cpu(norm) is norm

@@ -78,15 +78,15 @@ def test_plans_are_stock_plans_with_a_nested_network(planned: TinyDataset):
 
 def test_patches_fit_the_memory_of_a_nested_network(planned: TinyDataset, capsys):
     write_fingerprint(planned, LARGE)
-    target = 1.06
+    target = 0.567
     planner = narrow(gpu_memory_target_in_gb=target)
     plans = planner.plan_experiment()
     assert "3d_fullres: " in capsys.readouterr().out
     for name in ("2d", "3d_fullres"):
         configuration = plans["configurations"][name]
-        assert planner.step_memory(configuration) <= (target - planner.memory_reserve_gb) * GIB
+        assert planner.step_memory(configuration) <= planner.memory_budget_in_gb * GIB
     # nothing much is left unused
-    assert planner.step_memory(plans["configurations"]["3d_fullres"]) > 0.6 * (target - 1) * GIB
+    assert planner.step_memory(plans["configurations"]["3d_fullres"]) > 0.6 * planner.memory_budget_in_gb * GIB
     stock = ExperimentPlanner(777, target)
     stock.UNet_base_num_features = 4
     patches = [p["configurations"]["3d_fullres"]["patch_size"] for p in (plans, stock.plan_experiment())]
@@ -102,7 +102,7 @@ def test_the_budget_is_used_and_checkpointing_gives_larger_patches(planned: Tiny
         planner = ANUNetPlanner(777)
         planner.checkpointing = checkpointing
         plan = planner.plan_experiment()["configurations"]["3d_fullres"]
-        assert 5.5 * GIB < planner.step_memory(plan) <= 7 * GIB
+        assert 5.3 * GIB < planner.step_memory(plan) <= 0.9 * 7.5 * GIB
         sizes.append(step_bytes(plan, False))
     assert sizes[1] > 1.5 * sizes[0]
 
@@ -132,6 +132,21 @@ def test_what_the_trainer_may_choose_counts(planned: TinyDataset):
     assert planner.step_memory(plan) < 0.6 * usual
 
 
+def test_a_depth_that_the_stages_do_not_allow_is_warned_of(planned: TinyDataset, capsys):
+    planner = narrow()
+    planner.depth = 1
+    planner.plan_experiment()
+    assert "WARNING" not in capsys.readouterr().out
+    planner.depth = 9
+    plan = planner.plan_experiment()["configurations"]["3d_fullres"]
+    deepest = plan["architecture"]["arch_kwargs"]["n_stages"] - 1
+    text = f"WARNING: 3d_fullres allows a depth of {deepest}, not 9: set anu_depth to {deepest}"
+    assert text in capsys.readouterr().out
+    planner.depth = 0
+    with pytest.raises(ValueError, match="depth must be 1 or more, or None for all that the stages allow, got 0"):
+        planner.plan_experiment()
+
+
 def test_workspaces_count_where_activations_are_computed_again(planned: TinyDataset, monkeypatch):
     planner = narrow()
     plan = planner.plan_experiment()["configurations"]["3d_fullres"]
@@ -143,8 +158,8 @@ def test_workspaces_count_where_activations_are_computed_again(planned: TinyData
 
 
 def test_a_memory_target_that_nothing_fits_is_refused(planned: TinyDataset):
-    with pytest.raises(ValueError, match=r"-gpu_memory_target 1\.001: not even the smallest patch of a nested network"):
-        ANUNetPlanner(777, gpu_memory_target_in_gb=1.001).plan_experiment()
+    with pytest.raises(ValueError, match=r"-gpu_memory_target 0\.501: not even the smallest patch of a nested network"):
+        ANUNetPlanner(777, gpu_memory_target_in_gb=0.501).plan_experiment()
 
 
 @pytest.mark.parametrize("name", ["nnUNetPlans", "nnUNetResEncUNetMPlans"])

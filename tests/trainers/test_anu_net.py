@@ -17,6 +17,7 @@ from nnunet_ext.inference.export import export_model
 from nnunet_ext.losses import ContourWeightedLoss, GeneralisedDiceLoss, HybridLoss
 from nnunet_ext.networks import NestedAttentionUNet
 from nnunet_ext.trainers.anu_net import ANUNetPart
+from nnunet_ext.trainers.ife import IFEPart
 from nnunet_ext.training.composition import find_trainer
 from nnunet_ext.training.nesting import nested_architecture
 
@@ -194,6 +195,25 @@ def test_networks_of_other_parts_are_refused(make_trainer):
         plans = make_trainer(f"nnUNetTrainer{first}").plans_manager.plans
         with pytest.raises(NotImplementedError, match="but the plans name nnunet_ext"):
             make_trainer(f"nnUNetTrainer{second}", plans=plans)
+
+
+def test_a_setting_of_one_trainer_decides_its_network(make_trainer):
+    class Shallow(find_trainer("nnUNetTrainerANUNet")):
+        def __init__(self, plans, configuration, fold, dataset_json, device=torch.device("cpu")):
+            self.anu_depth = 1
+            super().__init__(plans, configuration, fold, dataset_json, device)
+
+    trainer = make_trainer(cls=Shallow)
+    assert trainer.configuration_manager.network_arch_init_kwargs["depth"] == 1
+
+
+def test_one_change_of_the_network_is_enough(make_trainer):
+    class Both(IFEPart, find_trainer("nnUNetTrainerANUNet")):
+        def __init__(self, plans, configuration, fold, dataset_json, device=torch.device("cpu")):
+            super().__init__(plans, configuration, fold, dataset_json, device)
+
+    with pytest.raises(NotImplementedError, match="Both has IFEPart and ANUNetPart, but can change its network in one"):
+        make_trainer(cls=Both)
 
 
 def test_the_log_says_the_depth(make_trainer):

@@ -395,6 +395,7 @@ def test_too_few_labelled_cases_for_five_folds(make_trainer, environment):
 def test_bf16_in_software_is_warned_of(make_trainer, monkeypatch, units, switch, warned):
     monkeypatch.setenv("nnUNet_ext_cpu_bf16", switch)
     monkeypatch.setattr("nnunet_ext.trainers.base.cpu_has_bf16_units", lambda: units)
+    monkeypatch.setattr("platform.machine", lambda: "x86_64")
     trainer = make_trainer("nnUNetTrainerCWCD")
     trainer.initialize()
     log = Path(trainer.log_file).read_text()
