@@ -1,0 +1,268 @@
+"""Files that are whole or not there: written under another name, checked, renamed; what a killed run left is swept."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import itertools
+import json
+import os
+import shutil
+import socket
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+PREFIX = ".partial_"
+_OLD_SECONDS = 24 * 3600  # after which what another machine left is nobody's any more
+_LITTLE_BYTES = 2**28  # free on a disk: below this a failed write is put down to it
+_NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
+_numbers = itertools.count()
+
+
+class DiskFullError(OSError):
+    """Something could not be written for lack of room; the message names it."""
+
+
+class BusyError(RuntimeError):
+    """Another process works in the same place; the message names it."""
+
+
+@contextlib.contextmanager
+def whole(path: str | Path, check: Callable[[Path], None] | None = None) -> Iterator[Path]:
+    """Give a name to write a file (or a folder) to, and rename it to ``path`` once the block ends well.
+
+    The name has the ending of ``path`` and is unique, so that two processes can write the same file: the later one
+    wins. Where the block or the check raises, nothing is left behind and what was at ``path`` stays.
+
+    Args:
+        path: Where the file belongs; its folder is made. A folder there is replaced only by a folder.
+        check: Looks at what was written, for writers that ignore errors; raises if it is not whole.
+
+    Raises:
+        DiskFullError: If there is no room, whatever the writer called it.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(_partial_name(path.name))
+    try:
+        with naming_full_disk(path):
+            yield temporary
+            if check is not None:
+                check(temporary)
+            _put(temporary, path)
+    finally:
+        remove(temporary)
+
+
+@contextlib.contextmanager
+def whole_files(folder: str | Path, last: Callable[[Path], bool] = lambda _: True) -> Iterator[Path]:
+    """Give an empty folder to write files into, and move them into ``folder`` once the block ends well.
+
+    Args:
+        folder: Where the files belong; it is made.
+        last: Says which of them stand for the others: they are moved after all others.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    temporary = folder / _partial_name("files")
+    temporary.mkdir()
+    try:
+        with naming_full_disk(folder):
+            yield temporary
+            for file in sorted(temporary.iterdir(), key=lambda file: (last(file), file.name)):
+                _put(file, folder / file.name)
+    finally:
+        remove(temporary)
+
+
+def write_json(path: str | Path, content: Any, indent: int | None = 2, **options: Any) -> None:
+    """Write a JSON file, whole or not at all.
+
+    Args:
+        path: File.
+        content: JSON values.
+        indent: Of the text.
+        options: Of :func:`json.dumps`.
+    """
+    text = json.dumps(content, indent=indent, **options)
+    with whole(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def read_json(path: str | Path, remedy: str = "restore or remove it", kind: type = dict, **options: Any) -> Any:
+    """Read a JSON file.
+
+    Args:
+        path: File.
+        remedy: What to do where it is missing or damaged, for the message.
+        kind: Type that the whole content must have: ``dict`` or ``list``.
+        options: Of :func:`json.loads`.
+
+    Raises:
+        FileNotFoundError: If it is missing.
+        ValueError: If it is no JSON, or of another kind; names the file and the place in it.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is missing; {remedy}")
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"), **options)
+    except json.JSONDecodeError as error:
+        where = f"line {error.lineno}, column {error.colno}: {error.msg}"
+        raise ValueError(f"{path} is no JSON ({where}); {remedy}") from error
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is no JSON (not UTF-8 text); {remedy}") from error
+    if not isinstance(content, kind):
+        wanted = "a list [...]" if kind is list else "an object {...}"
+        raise ValueError(f"{path} holds {content!r:.60}, expected {wanted}; {remedy}")
+    return content
+
+
+@contextlib.contextmanager
+def naming_full_disk(path: str | Path) -> Iterator[None]:
+    """Name the disk where something could not be written because it is full; libraries call that anything.
+
+    Args:
+        path: What is being written, or its folder.
+
+    Raises:
+        DiskFullError: In place of what was raised.
+    """
+    try:
+        yield
+    except DiskFullError:
+        raise
+    except (OSError, RuntimeError, ValueError) as error:
+        free = _free_bytes(Path(path))
+        full = isinstance(error, OSError) and error.errno in _NO_SPACE
+        if not full and (free is None or free > _LITTLE_BYTES):
+            raise
+        reason = str(error).strip().splitlines()[-1:] or [type(error).__name__]
+        left = "" if free is None else f", which has {free / 1e6:.0f} MB left"
+        raise DiskFullError(
+            f"{path} cannot be written ({reason[0]}): no room on its disk{left}, or in your share of it; free some and "
+            "run again"
+        ) from error
+
+
+def sweep(folder: str | Path) -> list[Path]:
+    """Remove what killed processes left half-written in a folder; whoever is alive keeps theirs.
+
+    Args:
+        folder: Looked at without its subfolders; it need not exist.
+
+    Returns:
+        What was removed.
+    """
+    removed = []
+    for path in Path(folder).glob(f"{PREFIX}*"):
+        if _is_abandoned(path):
+            remove(path)
+            removed.append(path)
+    return removed
+
+
+def remove(path: Path) -> None:
+    """Remove a file or a folder, if it is there."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def only_here(folder: str | Path, doing: str) -> Iterator[None]:
+    """Keep other processes from doing the same in the same place; a lock ends with its process, however that ends.
+
+    Args:
+        folder: What is worked on; the lock lies beside it, hidden, and stays as an empty file.
+        doing: What is done, for the message, e.g. ``"preprocessed"``.
+
+    Raises:
+        BusyError: If another process has the lock; names its host, number and start.
+    """
+    import filelock
+
+    folder = Path(folder)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    lock = filelock.FileLock(folder.with_name(f".{folder.name}.lock"), timeout=0)
+    holder = folder.with_name(f".{folder.name}.lock.json")
+    try:
+        lock.acquire()
+    except filelock.Timeout:
+        raise BusyError(f"{folder} is being {doing} {_describe(holder)}; wait until it is done, or stop it") from None
+    except NotImplementedError:  # a file system without locks
+        yield
+        return
+    try:
+        own = {"host": socket.gethostname(), "pid": os.getpid(), "since": time.strftime("%Y-%m-%d %H:%M:%S")}
+        holder.write_text(json.dumps(own), encoding="utf-8")
+        yield
+    finally:
+        holder.unlink(missing_ok=True)
+        lock.release()
+
+
+def _describe(holder: Path) -> str:
+    try:
+        other = json.loads(holder.read_text(encoding="utf-8"))
+        return f"by process {other['pid']} on {other['host']} since {other['since']}"
+    except (OSError, ValueError, KeyError, TypeError):
+        return "by another process"
+
+
+def _partial_name(name: str) -> str:
+    # Machine, process and number first: file systems end at 255 bytes, and the ending must stay.
+    return f"{PREFIX}{_machine()}_{os.getpid()}_{next(_numbers)}_{name[-80:]}"
+
+
+def _machine() -> str:
+    """Name what process numbers are unique on: a host, or a container of it."""
+    name = socket.gethostname()
+    with contextlib.suppress(OSError):
+        name += str(os.stat("/proc/self/ns/pid").st_ino)
+    return hashlib.sha256(name.encode()).hexdigest()[:10]
+
+
+def _is_abandoned(path: Path) -> bool:
+    machine, _, rest = path.name.removeprefix(PREFIX).partition("_")
+    process = rest.partition("_")[0]
+    try:
+        changed = path.stat().st_mtime
+    except OSError:  # renamed meanwhile
+        return False
+    if machine != _machine() or not process.isdigit():
+        return time.time() - changed > _OLD_SECONDS
+    try:
+        # A process that began after the last change is another one, to which the number was given again.
+        return psutil.Process(int(process)).create_time() > changed + 1
+    except psutil.NoSuchProcess:
+        return True
+    except psutil.Error:
+        return False
+
+
+def _put(temporary: Path, path: Path) -> None:
+    """Rename; a folder that is in the way of a folder is moved aside first, as no system replaces it in one step."""
+    if temporary.is_dir() and path.is_dir() and not path.is_symlink():
+        aside = path.with_name(_partial_name(path.name))
+        os.replace(path, aside)
+        try:
+            os.replace(temporary, path)
+        except OSError:
+            os.replace(aside, path)
+            raise
+        remove(aside)
+    else:
+        os.replace(temporary, path)
+
+
+def _free_bytes(path: Path) -> int | None:
+    with contextlib.suppress(OSError):
+        return shutil.disk_usage(path if path.is_dir() else path.parent).free
+    return None

@@ -1,0 +1,189 @@
+import errno
+import json
+import os
+import subprocess
+import sys
+import textwrap
+from multiprocessing import get_context
+
+import pytest
+
+from nnunet_ext import files
+
+
+def names(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+class TestWhole:
+    def test_a_file_appears_once_the_block_is_over(self, tmp_path):
+        with files.whole(tmp_path / "new" / "a.json") as temporary:
+            temporary.write_text("1")
+            assert not (tmp_path / "new" / "a.json").exists()
+            assert temporary.suffix == ".json"
+        assert names(tmp_path / "new") == ["a.json"]
+
+    def test_what_was_there_stays_where_the_block_fails(self, tmp_path):
+        (tmp_path / "a.json").write_text("old")
+
+        def write():
+            with files.whole(tmp_path / "a.json") as temporary:
+                temporary.write_text("ha")
+                raise KeyError("mine")
+
+        with pytest.raises(KeyError, match="mine"):
+            write()
+        assert names(tmp_path) == ["a.json"]
+        assert (tmp_path / "a.json").read_text() == "old"
+
+    def test_what_the_check_refuses_is_not_renamed(self, tmp_path):
+        def check(path):
+            raise ValueError(f"{path.stat().st_size} bytes")
+
+        with pytest.raises(ValueError, match="^2 bytes$"), files.whole(tmp_path / "a", check) as temporary:
+            temporary.write_text("ha")
+        assert names(tmp_path) == []
+
+    def test_two_writers_have_names_of_their_own(self, tmp_path):
+        with files.whole(tmp_path / "a") as first, files.whole(tmp_path / "a") as second:
+            first.write_text("first")
+            second.write_text("second")
+        assert (tmp_path / "a").read_text() == "first"  # the one that ended last
+
+    def test_long_names_fit_the_file_system(self, tmp_path):
+        name = "n" * 240 + ".nii.gz"
+        with files.whole(tmp_path / name) as temporary:
+            temporary.write_text("")
+            assert temporary.name.endswith(".nii.gz")
+        assert names(tmp_path) == [name]
+
+    def test_a_folder_replaces_a_folder(self, tmp_path):
+        (tmp_path / "model" / "old").mkdir(parents=True)
+        with files.whole(tmp_path / "model") as temporary:
+            (temporary / "new").mkdir(parents=True)
+        assert names(tmp_path) == ["model"]
+        assert names(tmp_path / "model") == ["new"]
+
+    def test_files_of_a_case_are_moved_with_the_one_that_counts_last(self, tmp_path, monkeypatch):
+        moved = []
+        replace = os.replace
+        monkeypatch.setattr(os, "replace", lambda old, new: (moved.append(new.name), replace(old, new)))
+        with files.whole_files(tmp_path, last=lambda file: file.suffix == ".gz") as folder:
+            for name in ("a.nii.gz", "a.pkl", "a.npz"):
+                (folder / name).write_text("")
+        assert moved == ["a.npz", "a.pkl", "a.nii.gz"]
+        assert names(tmp_path) == ["a.nii.gz", "a.npz", "a.pkl"]
+
+
+class TestFullDisk:
+    def test_no_space_is_named_with_the_file(self, tmp_path):
+        with (
+            pytest.raises(files.DiskFullError, match=r"a\.b2nd cannot be written \(.*No space.*free some"),
+            files.whole(tmp_path / "a.b2nd"),
+        ):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    def test_what_libraries_call_it_is_put_down_to_a_full_disk(self, tmp_path, monkeypatch):
+        monkeypatch.setattr(files.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 3_000_000}))
+        with pytest.raises(files.DiskFullError, match=r"unexpected pos 64.*has 3 MB left"), files.whole(tmp_path / "a"):
+            raise RuntimeError("unexpected pos 64 vs 0")
+
+    def test_other_errors_stay_as_they_are_where_there_is_room(self, tmp_path):
+        with pytest.raises(RuntimeError, match="^mine$"), files.whole(tmp_path / "a"):
+            raise RuntimeError("mine")
+
+    def test_it_is_named_once(self, tmp_path):
+        with (
+            pytest.raises(files.DiskFullError, match=rf"^{tmp_path}/inner cannot"),
+            files.naming_full_disk(tmp_path / "outer"),
+            files.naming_full_disk(tmp_path / "inner"),
+        ):
+            raise OSError(errno.EDQUOT, "quota")
+
+
+class TestSweep:
+    def test_a_dead_process_leaves_nothing(self, tmp_path):
+        code = f"""
+            import os
+            from nnunet_ext import files
+            with files.whole({str(tmp_path / "a.json")!r}) as temporary, files.whole_files({str(tmp_path)!r}) as folder:
+                temporary.write_text("half")
+                (folder / "b").write_text("half")
+                os._exit(9)
+        """
+        subprocess.run([sys.executable, "-c", textwrap.dedent(code)], check=False)
+        assert len(names(tmp_path)) == 2
+        assert len(files.sweep(tmp_path)) == 2
+        assert names(tmp_path) == []
+
+    def test_who_is_alive_keeps_theirs(self, tmp_path):
+        with files.whole(tmp_path / "a") as temporary:
+            temporary.write_text("half")
+            assert files.sweep(tmp_path) == []
+            assert temporary.exists()
+
+    def test_a_number_that_was_given_to_another_process_does_not_protect(self, tmp_path):
+        left = tmp_path / files._partial_name("a")
+        left.write_text("half")
+        os.utime(left, (1e9, 1e9))  # long before this process began
+        assert files.sweep(tmp_path) == [left]
+
+    def test_other_machines_are_given_a_day(self, tmp_path):
+        other = tmp_path / f"{files.PREFIX}0123456789_1_0_a"
+        other.write_text("")
+        assert files.sweep(tmp_path) == []
+        os.utime(other, (1e9, 1e9))
+        assert files.sweep(tmp_path) == [other]
+
+    def test_no_folder_is_nothing_to_do(self, tmp_path):
+        assert files.sweep(tmp_path / "none") == []
+
+
+class TestJson:
+    def test_what_is_written_is_read(self, tmp_path):
+        files.write_json(tmp_path / "a.json", {"a": [1, 2.5, None]})
+        assert files.read_json(tmp_path / "a.json") == {"a": [1, 2.5, None]}
+
+    def test_damage_is_named_with_its_place_and_what_to_do(self, tmp_path):
+        (tmp_path / "a.json").write_text('{"a": 1,\n "b": }')
+        with pytest.raises(ValueError, match=r"a\.json is no JSON \(line 2, column 7: Expecting value\); plan again"):
+            files.read_json(tmp_path / "a.json", "plan again")
+
+    def test_other_bytes_are_named(self, tmp_path):
+        (tmp_path / "a.json").write_bytes(b"\xff\xfe\x00")
+        with pytest.raises(ValueError, match=r"a\.json is no JSON \(not UTF-8 text\)"):
+            files.read_json(tmp_path / "a.json")
+
+    def test_another_kind_is_named(self, tmp_path):
+        (tmp_path / "a.json").write_text('{"a": 1}')
+        with pytest.raises(ValueError, match=r"a\.json holds \{'a': 1\}, expected a list"):
+            files.read_json(tmp_path / "a.json", kind=list)
+
+    def test_a_missing_file_is_named(self, tmp_path):
+        with pytest.raises(FileNotFoundError, match=r"a\.json is missing; plan first"):
+            files.read_json(tmp_path / "a.json", "plan first")
+
+
+def _hold(folder, ready, end):
+    with files.only_here(folder, "preprocessed"):
+        ready.set()
+        end.wait(60)
+
+
+class TestOnlyHere:
+    def test_the_other_process_is_named(self, tmp_path):
+        context = get_context("spawn")
+        ready, end = context.Event(), context.Event()
+        process = context.Process(target=_hold, args=(tmp_path / "data", ready, end))
+        process.start()
+        try:
+            assert ready.wait(60)
+            expected = rf"data is being preprocessed by process {process.pid} on \S+ since .*; wait until it is done"
+            with pytest.raises(files.BusyError, match=expected), files.only_here(tmp_path / "data", "preprocessed"):
+                pass
+        finally:
+            process.kill()
+            process.join()
+        with files.only_here(tmp_path / "data", "preprocessed"):  # a killed one holds nothing
+            held = json.loads((tmp_path / ".data.lock.json").read_text())
+        assert held["pid"] == os.getpid()
