@@ -25,7 +25,17 @@ def sweep_all(folder: str | Path) -> list[Path]:
     removed = sweep(folder)
     for path in Path(folder).glob(".*.tmp"):
         match = _EARLIER.fullmatch(path.name)
-        if match is not None and not psutil.pid_exists(int(match[1])):
+        if match is not None and _is_dead(int(match[1]), path):
             remove(path)
             removed.append(path)
     return removed
+
+
+def _is_dead(process: int, path: Path) -> bool:
+    try:
+        # A process that began after the last change is another one, to which the number was given again.
+        return psutil.Process(process).create_time() > path.stat().st_mtime + 1
+    except psutil.NoSuchProcess:
+        return True
+    except (OSError, psutil.Error):
+        return False

@@ -352,7 +352,7 @@ def test_the_fingerprint_is_never_half_written(tiny: TinyDataset, monkeypatch):
     extractor().run()
     before = on_disk(tiny)
     add_unlabelled(tiny, {"v": 4})
-    monkeypatch.setattr(fingerprint.os, "replace", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
+    monkeypatch.setattr(os, "replace", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
     with pytest.raises(OSError, match="disk full"):
         fingerprint.write_fingerprint(before | {"new": 1}, tiny.preprocessed / "dataset_fingerprint.json")
     assert on_disk(tiny) == before
