@@ -28,7 +28,7 @@ def unlabeled_dataset(trainer: Any) -> store.UnlabeledDataset:
     folder = store.unlabeled_folder(preprocessed, trainer.configuration_manager.data_identifier)
     hidden = set(hidden_cases_of_fold(preprocessed, trainer.fold))
     found = {name: store.read_metadata(folder, name) for name in store.finished_cases(folder)}
-    command = _command(trainer)
+    command = unlabelled_command(trainer)
     names = [n for n, metadata in found.items() if n in hidden or not (metadata or {}).get("hidden_label")]
     _refuse_damaged(folder, names, command)
     missing = sorted(hidden - found.keys())
@@ -145,13 +145,21 @@ def labelled_names(trainer: Any) -> list[str]:
         what = "has no preprocessed labelled case" if folder.is_dir() else "does not exist"
         raise FileNotFoundError(
             f"{folder} {what}, but {type(trainer).__name__} needs labelled cases beside the unlabelled ones: put them "
-            f"into imagesTr and labelsTr and run nnUNetv2_preprocess -d {trainer.plans_manager.dataset_name[7:10]} "
-            f"-plans_name {trainer.plans_manager.plans_name} -c {trainer.configuration_name}"
+            f"into imagesTr and labelsTr and run {labelled_command(trainer)}"
         )
     return sorted(infer_dataset_class(str(folder)).get_identifiers(str(folder)))
 
 
-def _command(trainer: Any) -> str:
+def labelled_command(trainer: Any) -> str:
+    """Return the command that preprocesses the labelled cases of a trainer."""
+    return (
+        f"nnUNetv2_preprocess -d {trainer.plans_manager.dataset_name[7:10]} "
+        f"-plans_name {trainer.plans_manager.plans_name} -c {trainer.configuration_name}"
+    )
+
+
+def unlabelled_command(trainer: Any) -> str:
+    """Return the command that preprocesses those unlabelled cases of a trainer that are missing or stale."""
     return (
         f"nnUNetv2_ext preprocess_unlabeled -d {trainer.plans_manager.dataset_name} "
         f"-p {trainer.plans_manager.plans_name} -c {trainer.configuration_name}"
