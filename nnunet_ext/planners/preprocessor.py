@@ -16,6 +16,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
 from tqdm import tqdm
 
+from nnunet_ext.data.dataset import unlabeled_folder
 from nnunet_ext.data.dataset_json import FILE, check_dataset_json, load_dataset_json, number_of_channels
 from nnunet_ext.data.failures import LABELLED, UNLABELLED, Failure, record
 from nnunet_ext.data.plans import load_configuration
@@ -77,15 +78,18 @@ class SemiSupervisedPreprocessor(DefaultPreprocessor):
             for case, files in dataset.items()
         }
         with only_here(output, "preprocessed"):
+            if has_unlabelled:
+                with only_here(unlabeled_folder(preprocessed, output.name), "preprocessed"):
+                    pass  # whoever works there now would stop this run hours later
             record(failures)
             if output.is_dir():
                 shutil.rmtree(output)
             output.mkdir(parents=True)
             self._run_isolated(arguments, num_processes, configuration_name)
-        if has_unlabelled:
-            self._run_unlabelled(name, plans_identifier, configuration_name, num_processes)
-        else:
-            print_info(f"INFO: {name} has no unlabelled case. {where_looked(raw_folder)}")
+            if has_unlabelled:
+                self._run_unlabelled(name, plans_identifier, configuration_name, num_processes)
+            else:
+                print_info(f"INFO: {name} has no unlabelled case. {where_looked(raw_folder)}")
 
     def run_case_save(
         self,

@@ -220,13 +220,13 @@ def test_a_mistake_in_the_raw_cases_clears_nothing(tiny: TinyDataset):
     assert [path.name for path in output.iterdir()] == ["of_an_earlier_run.b2nd"]
 
 
-def test_while_another_process_preprocesses_nothing_is_cleared(tiny: TinyDataset):
+@pytest.mark.parametrize("ending", ["", "_unlabeled"])
+def test_while_another_process_preprocesses_nothing_is_cleared(tiny: TinyDataset, ending):
     output = finished(tiny)
     add_labelled(tiny, {"l": 1})
-    with (
-        only_here(output, "preprocessed"),
-        pytest.raises(BusyError, match=rf"{output} is being preprocessed by process"),
-    ):
+    tiny.add_unlabeled("u", 2)
+    place = output.with_name(f"{output.name}{ending}")
+    with only_here(place, "preprocessed"), pytest.raises(BusyError, match=f"{place} is being preprocessed by"):
         run(SemiSupervisedPreprocessor(verbose=False))
     assert [path.name for path in output.iterdir()] == ["of_an_earlier_run.b2nd"]
 
