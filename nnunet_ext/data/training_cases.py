@@ -41,9 +41,9 @@ def unlabeled_dataset(trainer: Any) -> store.UnlabeledDataset:
         )
     if not names:
         failed = store.failed_cases(folder)
+        where = f"\n{where_looked(_raw_folder(trainer))}" if nnUNet_raw.is_set() else ""
         raise FileNotFoundError(
-            f"no preprocessed unlabelled case in {folder}.{_reasons(folder, list(failed))} Run: {command}\n"
-            f"{where_looked(_raw_folder(trainer))}"
+            f"no preprocessed unlabelled case in {folder}.{_reasons(folder, list(failed))} Run: {command}{where}"
         )
     _refuse_stale(trainer, folder, {name: found[name] or {} for name in names}, command)
     _log_number(trainer, folder, names, hidden, command)

@@ -145,6 +145,19 @@ def test_without_the_raw_dataset_the_log_says_so(tiny: TinyDataset):
     assert "Unlabelled cases: 1 used. They could not be compared with the raw dataset (" in log
 
 
+def test_where_only_preprocessed_data_are_known(tiny: TinyDataset, monkeypatch):
+    monkeypatch.delenv("nnUNet_raw")
+    with pytest.raises(FileNotFoundError, match=rf"no preprocessed unlabelled case in .*\. Run: {COMMAND}$"):
+        unlabeled_dataset(trainer(tiny))
+    monkeypatch.setenv("nnUNet_raw", str(tiny.raw.parent))
+    tiny.add_unlabeled("a", 1)
+    preprocess()
+    monkeypatch.delenv("nnUNet_raw")
+    identifiers, log = logged(tiny)
+    assert identifiers == ["a"]
+    assert "Unlabelled cases: 1 used. They could not be compared with the raw dataset (nnUNet_raw is not defined" in log
+
+
 def test_a_case_that_failed_when_it_was_done_again_is_not_used(tiny: TinyDataset):
     image = tiny.add_unlabeled("a", 1)
     tiny.add_unlabeled("b", 2)
