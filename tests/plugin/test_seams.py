@@ -169,10 +169,13 @@ def entries(result=None):
     def extract_fingerprint_entry():
         return result
 
-    return module_with(plan_and_preprocess_entry, preprocess_entry, extract_fingerprint_entry)
+    def plan_experiment_entry():
+        return result
+
+    return module_with(plan_and_preprocess_entry, preprocess_entry, extract_fingerprint_entry, plan_experiment_entry)
 
 
-ENTRIES = ("plan_and_preprocess_entry", "preprocess_entry", "extract_fingerprint_entry")
+ENTRIES = ("plan_and_preprocess_entry", "preprocess_entry", "extract_fingerprint_entry", "plan_experiment_entry")
 
 
 @pytest.fixture
