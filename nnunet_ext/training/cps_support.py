@@ -23,6 +23,7 @@ from nnunet_ext.training.checkpoints import plain_module
 from nnunet_ext.training.cps_monitor import CPSMonitor
 from nnunet_ext.training.cps_step import CPSStep
 from nnunet_ext.training.criteria import CrossPseudoCriterion
+from nnunet_ext.training.schedules import restore_scheduler, scheduler_state
 
 KEY = "nnunet_ext_cps"
 
@@ -169,14 +170,9 @@ def state(trainer: Any) -> dict[str, Any]:
     return {
         "network_weights": plain_module(trainer.network_2).state_dict(),
         "optimizer_state": trainer.optimizer_2.state_dict(),
-        "lr_schedulers": [_scheduler_state(s) for s in (trainer.lr_scheduler, trainer.lr_scheduler_2)],
+        "lr_schedulers": [scheduler_state(s) for s in (trainer.lr_scheduler, trainer.lr_scheduler_2)],
         "monitor": trainer.monitor.state(),
     }
-
-
-def _scheduler_state(scheduler: Any) -> dict[str, Any]:
-    """A scheduler's own state; without the optimiser, which nnU-Net's scheduler keeps among its attributes."""
-    return {k: v for k, v in scheduler.state_dict().items() if isinstance(v, (int, float, str, bool, list, type(None)))}
 
 
 def load_state(trainer: Any, checkpoint: dict[str, Any]) -> None:
@@ -194,7 +190,7 @@ def load_state(trainer: Any, checkpoint: dict[str, Any]) -> None:
     plain_module(trainer.network_2).load_state_dict(own["network_weights"])
     trainer.optimizer_2.load_state_dict(own["optimizer_state"])
     for scheduler, saved in zip((trainer.lr_scheduler, trainer.lr_scheduler_2), own["lr_schedulers"], strict=True):
-        scheduler.load_state_dict(saved)
+        restore_scheduler(scheduler, saved)
     trainer.monitor.load_state(own["monitor"])
     curves.register(trainer.logger, cps_monitor.KEYS)
 
