@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from nnunetv2.paths import nnUNet_raw
+from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
 
 from nnunet_ext.data import dataset as store
 from nnunet_ext.data.signature import digest, plans_signature
@@ -47,6 +48,27 @@ def unlabeled_dataset(trainer: Any) -> store.UnlabeledDataset:
             f"Run: {command}"
         )
     return store.UnlabeledDataset(folder, names)
+
+
+def labelled_names(trainer: Any) -> list[str]:
+    """Return the names of a trainer's preprocessed labelled cases, sorted.
+
+    nnU-Net says "found more than one file ending" where there is none.
+
+    Raises:
+        FileNotFoundError: If the folder does not exist or has no labelled case; names it and the command.
+    """
+    folder = Path(trainer.preprocessed_dataset_folder)
+    endings = (".b2nd", ".npz")
+    files = [file.name for file in folder.iterdir() if not file.name.startswith(".")] if folder.is_dir() else []
+    if not any(name.endswith(endings) for name in files):
+        what = "has no preprocessed labelled case" if folder.is_dir() else "does not exist"
+        raise FileNotFoundError(
+            f"{folder} {what}, but {type(trainer).__name__} needs labelled cases beside the unlabelled ones: put them "
+            f"into imagesTr and labelsTr and run nnUNetv2_preprocess -d {trainer.plans_manager.dataset_name[7:10]} "
+            f"-plans_name {trainer.plans_manager.plans_name} -c {trainer.configuration_name}"
+        )
+    return sorted(infer_dataset_class(str(folder)).get_identifiers(str(folder)))
 
 
 def _command(trainer: Any) -> str:

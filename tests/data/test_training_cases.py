@@ -7,7 +7,7 @@ from data.tiny_dataset import TinyDataset, make_plans
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 from nnunet_ext.data.preprocess import preprocess_unlabeled
-from nnunet_ext.data.training_cases import unlabeled_dataset
+from nnunet_ext.data.training_cases import labelled_names, unlabeled_dataset
 
 COMMAND = "nnUNetv2_ext preprocess_unlabeled -d Dataset777_Tiny -p nnUNetPlans -c 3d_fullres"
 
@@ -109,3 +109,17 @@ def test_a_missing_hidden_case_is_refused(tiny: TinyDataset):
         unlabeled_dataset(trainer(tiny))
     preprocess()
     assert unlabeled_dataset(trainer(tiny)).identifiers == ["l", "m", "u"]
+
+
+def test_a_dataset_without_labelled_cases_is_named(tiny: TinyDataset):
+    folder = tiny.preprocessed / "nnUNetPlans_3d_fullres"
+    command = "nnUNetv2_preprocess -d 777 -plans_name nnUNetPlans -c 3d_fullres"
+    with pytest.raises(FileNotFoundError, match=f"{folder} does not exist, but nnUNetTrainer needs .* run {command}"):
+        labelled_names(trainer(tiny))
+    folder.mkdir()
+    with pytest.raises(FileNotFoundError, match=f"{folder} has no preprocessed labelled case, but .* run {command}"):
+        labelled_names(trainer(tiny))
+    for name in ("b", "a"):
+        for ending in (".b2nd", "_seg.b2nd", ".pkl"):
+            (folder / f"{name}{ending}").write_bytes(b"")
+    assert labelled_names(trainer(tiny)) == ["a", "b"]
