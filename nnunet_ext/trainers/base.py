@@ -15,6 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from nnunet_ext.trainers._mixin import TrainerMixin
 from nnunet_ext.training import checkpoints
+from nnunet_ext.training.cases import refuse_unfit_cases
 from nnunet_ext.training.criteria import nnunet_weights
 from nnunet_ext.training.nesting import refuse_without_part
 from nnunet_ext.training.precision import ENVIRONMENT as BF16_ENVIRONMENT
@@ -64,6 +65,7 @@ class ExtPart(TrainerMixin):
         if self.was_initialized:
             raise RuntimeError("initialize was called twice; make a new trainer instead")
         self.refuse_unsupported()
+        refuse_unfit_cases(self)
         self.warn_of_slow_bf16()
         self._set_batch_size_and_oversample()
         self.num_input_channels = determine_num_input_channels(

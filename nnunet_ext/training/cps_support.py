@@ -13,10 +13,9 @@ import torch
 import torch.distributed as dist
 from batchgenerators.utilities.file_and_folder_operations import load_json
 from nnunetv2.run.load_pretrained_weights import load_pretrained_weights
-from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
 from torch import nn
 
-from nnunet_ext.data.splits import hidden_cases_of_fold, load_splits
+from nnunet_ext.data.splits import hidden_cases_of_fold
 from nnunet_ext.inference.averaging import AverageOfNetworks
 from nnunet_ext.training import cps_monitor, curves
 from nnunet_ext.training.checkpoints import plain_module
@@ -45,26 +44,6 @@ def refuse_unsupported(trainer: Any) -> None:
     if not 0 <= trainer.ramp_fraction <= 1:
         raise ValueError(f"ramp_fraction must lie between 0 and 1, got {trainer.ramp_fraction}")
     hidden_cases_of_fold(trainer.preprocessed_dataset_folder_base, trainer.fold)
-    _refuse_too_few_labelled(trainer)
-
-
-def _refuse_too_few_labelled(trainer: Any) -> None:
-    """nnU-Net's own split makes five folds and cannot do so with fewer cases, of which it says nothing helpful."""
-    if trainer.fold == "all" or load_splits(trainer.preprocessed_dataset_folder_base):
-        return
-    folder = trainer.preprocessed_dataset_folder
-    if not os.path.isdir(folder):
-        raise FileNotFoundError(
-            f"there is no preprocessed data in {folder}; run nnUNetv2_preprocess -d "
-            f"{trainer.plans_manager.dataset_name} -plans_name {trainer.plans_manager.plans_name} -c "
-            f"{trainer.configuration_name}"
-        )
-    cases = len(infer_dataset_class(folder).get_identifiers(folder))
-    if cases < 5:
-        raise ValueError(
-            f"{folder} has {cases} labelled case(s), but nnU-Net's five-fold split needs at least 5; train with fold "
-            "all, or write splits_final.json yourself"
-        )
 
 
 def check_networks_differ(first: nn.Module, second: nn.Module) -> None:
