@@ -66,6 +66,8 @@ class ExtPart(TrainerMixin):
             raise RuntimeError("initialize was called twice; make a new trainer instead")
         self.refuse_unsupported()
         refuse_unfit_cases(self)
+        if self.local_rank == 0:
+            checkpoints.sweep(self.output_folder)
         self.warn_of_slow_bf16()
         self._set_batch_size_and_oversample()
         self.num_input_channels = determine_num_input_channels(
