@@ -14,7 +14,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from nnunet_ext.trainers._mixin import TrainerMixin
-from nnunet_ext.training import checkpoints
+from nnunet_ext.training import checkpoints, pretrained
 from nnunet_ext.training.cases import refuse_unfit_cases
 from nnunet_ext.training.criteria import nnunet_weights
 from nnunet_ext.training.nesting import refuse_without_part
@@ -187,6 +187,21 @@ class ExtPart(TrainerMixin):
 
     def load_extra_state(self, checkpoint: dict[str, Any]) -> None:
         """Restore what :meth:`extra_state` saved; parts extend it."""
+
+    @contextmanager
+    def prepared_pretrained_weights(self, filename: str) -> Iterator[str]:
+        """Give the file that nnU-Net takes pretrained weights from, once it is known to fit; parts may change it.
+
+        Raises:
+            FileNotFoundError: If there is no such file.
+            RuntimeError: If it is no checkpoint.
+            ValueError: If its network is another one.
+        """
+        weights = pretrained.read_weights(filename)
+        if not self.was_initialized:
+            self.initialize()
+        pretrained.refuse_unfit(self, weights, filename)
+        yield filename
 
     def save_checkpoint(self, filename: str) -> None:
         """Write nnU-Net's checkpoint with :meth:`extra_state` to a temporary file, then rename it."""

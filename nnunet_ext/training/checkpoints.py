@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -53,8 +54,13 @@ def sweep(folder: str | Path) -> None:
         files.remove(Path(folder) / name)
 
 
-def read(filename: str | Path) -> dict[str, Any]:
+def read(filename: str | Path, keys: Sequence[str] = _KEYS, remedy: str = "remove it to start over") -> dict[str, Any]:
     """Read a checkpoint into host memory.
+
+    Args:
+        filename: Of the checkpoint.
+        keys: What it must have.
+        remedy: What to do where it is damaged, for the message.
 
     Raises:
         FileNotFoundError: If there is none.
@@ -72,19 +78,19 @@ def read(filename: str | Path) -> dict[str, Any]:
             f"{filename} cannot be read here ({error}); use the package versions that it was written with"
         ) from error
     except Exception as error:
-        raise _not_whole(filename, str(error)) from error
+        raise _not_whole(filename, str(error), remedy) from error
     if not isinstance(checkpoint, dict):
-        raise _not_whole(filename, f"it holds a {type(checkpoint).__name__}")
-    missing = [key for key in _KEYS if key not in checkpoint]
+        raise _not_whole(filename, f"it holds a {type(checkpoint).__name__}", remedy)
+    missing = [key for key in keys if key not in checkpoint]
     if missing:
-        raise _not_whole(filename, f"it lacks {', '.join(missing)}")
+        raise _not_whole(filename, f"it lacks {', '.join(missing)}", remedy)
     return checkpoint
 
 
-def _not_whole(filename: str | Path, reason: str) -> RuntimeError:
+def _not_whole(filename: str | Path, reason: str, remedy: str) -> RuntimeError:
     line = next(iter(reason.strip().splitlines()), "")
     why = f" ({line:.200})" if line else ""
-    return RuntimeError(f"{filename} is not a whole nnU-Net checkpoint{why}; remove it to start over")
+    return RuntimeError(f"{filename} is not a whole nnU-Net checkpoint{why}; {remedy}")
 
 
 def load_for(trainer: Any, filename: str) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from nnunet_ext.training.checkpoints import plain_module
 from nnunet_ext.training.cps_monitor import CPSMonitor
 from nnunet_ext.training.cps_step import CPSStep
 from nnunet_ext.training.criteria import CrossPseudoCriterion
+from nnunet_ext.training.next_stage import next_stages
 from nnunet_ext.training.schedules import restore_scheduler, scheduler_state
 
 KEY = "nnunet_ext_cps"
@@ -203,18 +204,15 @@ def validate_others(trainer: Any, validate: Callable[[bool], None]) -> None:
     """Run nnU-Net's final validation for network 2 and for the average of both, in folders of their own."""
     average = AverageOfNetworks(plain_module(trainer.network), plain_module(trainer.network_2))
     folder = trainer.output_folder
-    next_stage = trainer.configuration_manager.configuration.pop("next_stage", None)  # theirs is network 1's
     try:
         for name, network in (("network_2", plain_module(trainer.network_2)), ("average", average)):
             trainer.print_to_log_file(f"Validating {name} of the two networks of CPS")
             trainer.output_folder = os.path.join(folder, f"validation_{name}")
-            with trainer.using_network(network):
+            with trainer.using_network(network), next_stages(trainer, ()):  # theirs is network 1's
                 validate(False)
             _move_up(Path(trainer.output_folder), trainer.local_rank)
     finally:
         trainer.output_folder = folder
-        if next_stage is not None:
-            trainer.configuration_manager.configuration["next_stage"] = next_stage
     if trainer.is_ddp:
         dist.barrier()
 
