@@ -13,6 +13,7 @@ from nnunetv2.utilities.label_handling.label_handling import determine_num_input
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from nnunet_ext.data.loaders import workers_that_end_with_this_process
 from nnunet_ext.trainers._mixin import TrainerMixin
 from nnunet_ext.training import checkpoints, pretrained
 from nnunet_ext.training.cases import refuse_unfit_cases
@@ -117,7 +118,8 @@ class ExtPart(TrainerMixin):
     def get_dataloaders(self) -> tuple[Any, Any]:
         """Return nnU-Net's loaders; without loader processes (``nnUNet_n_proc_DA=0``) they can be repeated."""
         seed_everything(self.loading_seed())
-        return super().get_dataloaders()
+        with workers_that_end_with_this_process():
+            return super().get_dataloaders()
 
     @contextmanager
     def using_network(self, network: nn.Module) -> Iterator[None]:
