@@ -12,14 +12,11 @@ import math
 import sys
 from pathlib import Path
 
-from nnunet_ext.cli.values import model_folder, natural, positive_int
+from nnunet_ext.cli.values import fold as _fold
+from nnunet_ext.cli.values import model_folder, positive_int
 from nnunet_ext.inference.profile_settings import Setting, choose_settings, describe_settings, parse_setting
 
 _KEEP = -1.0  # --target_spacing: the plans' value
-
-
-def _fold(text: str) -> int | str:
-    return text if text == "all" else natural(text)
 
 
 def _setting(text: str) -> Setting:

@@ -167,8 +167,17 @@ def nested_model(tmp_path, **change):
         (["-m", "{model}", "-d", "1"], "expected either -d DATASET"),
         (["-m", "{model}", "-f", "4"], "has no fold_4/checkpoint_final.pth; it has the folds [0]"),
         (["-m", "{model}", "-i", "x"], "-i and --labels belong together"),
-        (["-m", "{model}", "--write", "{model}"], "exists; pass --overwrite_written to replace it, or name another"),
-        (["-m", "{model}", "--write", "{model}", "--overwrite_written"], "holds the model that is to be exported"),
+        (["-m", "{model}", "--write", "{model}"], "holds -o"),
+        (["-m", "{model}", "--write", "{model}", "-o", "x"], "holds the model that is to be exported"),
+        (["-m", "{model}", "--write", "{model}/pruned", "--overwrite_written"], "lies inside the model"),
+        (["-m", "{model}", "--write", "{root}"], "holds"),
+        (
+            ["-m", "{model}", "--write", "{note}"],
+            "note exists; pass --overwrite_written to replace it, or name another",
+        ),
+        (["-m", "{model}", "--write", "{note}", "--overwrite_written"], "note has no nnunet_ext_prune.json, by which"),
+        (["-m", "{model}", "--write", "x.ZIP"], "--write makes a folder, got x.ZIP"),
+        (["-m", "{model}", "--write", "{model}", "--overwrite_written", "-o", "x"], "holds the model"),
         (["-m", "{model}", "--write", "x.zip"], "--write makes a folder, got x.zip"),
         (
             ["-m", "{model}", "-i", "{images}", "--labels", "{images}", "--write", "{images}", "--overwrite_written"],
@@ -179,7 +188,9 @@ def nested_model(tmp_path, **change):
 )
 def test_wrong_input_is_one_line(tmp_path, capsys, arguments, message):
     model = nested_model(tmp_path)
-    words = [word.format(model=model.folder, images=model.images) for word in arguments]
+    note = tmp_path / "note"
+    note.write_text("mine")
+    words = [word.format(model=model.folder, images=model.images, note=note, root=tmp_path) for word in arguments]
     before = sorted(tmp_path.rglob("*"))
     assert main(["prune", *words, "-device", "cpu"]) == 1
     error = capsys.readouterr().err.strip().splitlines()
