@@ -92,6 +92,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--overwrite", action="store_true", help="run everything again, and use a folder that is not empty"
     )
+    parser.add_argument(
+        "--trust_model",
+        action="store_true",
+        help="load the model as nnU-Net does, even if that runs code in it",
+    )
     parser.add_argument("--no_pbar", action="store_true", help="no progress bar")
     parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
 
@@ -115,6 +120,7 @@ def run(arguments: argparse.Namespace) -> int:
         nps=arguments.nps,
         overwrite=arguments.overwrite,
         progress_bar=not arguments.no_pbar,
+        trust_model=arguments.trust_model,
     )
     document = profile(inputs, settings, options)
     if arguments.json:
