@@ -26,6 +26,7 @@ from nnunet_ext.inference.profile_table import align
 from nnunet_ext.inference.profiling import ProfileOptions, failed, profile
 from nnunet_ext.inference.pruning import depth_of, pruned_network
 from nnunet_ext.inference.safe_load import load_checkpoint
+from nnunet_ext.training.trust import check_classes, trusted_by_environment
 
 ACCURACY = ("dice", "iou", "precision", "recall")
 FILE, PICTURE = "prune.json", "prune.png"
@@ -132,10 +133,14 @@ def check_model(model: Path, fold: int | str, checkpoint: str) -> str:
         ValueError: If the network is not a nested one, or needs the predictions of a previous stage.
     """
     find_folds(model, [fold], checkpoint)
-    configuration: str = load_checkpoint(model / f"fold_{fold}" / checkpoint, mapped=True)["init_args"]["configuration"]
+    file = model / f"fold_{fold}" / checkpoint
+    loaded = load_checkpoint(file, mapped=True, trusted=trusted_by_environment())
+    configuration: str = loaded["init_args"]["configuration"]
     plans = read_model_json(model / "plans.json")
     depth_of(plans, configuration, f"the model {model}")
-    stage = PlansManager(plans).get_configuration(configuration).previous_stage_name
+    manager = PlansManager(plans).get_configuration(configuration)
+    check_classes(manager.configuration["architecture"])
+    stage = manager.previous_stage_name
     if stage is not None:
         raise ValueError(
             f"the model {model} is the second stage of a cascade, whose depths are not compared; predict with "
@@ -170,6 +175,8 @@ def compare_depths(
         ValueError: If the network is not a nested one.
         RuntimeError: If a depth cannot be predicted.
     """
+    _check_earlier(options.output / FILE)
+    files.sweep(options.output)
     inputs = find_inputs(model, images, labels, [fold], checkpoint)
     configuration = check_model(model, fold, checkpoint)
     deepest = depth_of(inputs.plans, configuration, f"the model {model}")
@@ -207,6 +214,14 @@ def compare_depths(
     draw(options.output / PICTURE, document)
     files.write_json(options.output / FILE, document, indent=1)
     return document
+
+
+def _check_earlier(file: Path) -> None:
+    """Refuse to write over a file of the same name that another program wrote."""
+    if file.is_file():
+        remedy = "name another place with -o, or remove it by hand"
+        if not {"depths", "recommended"} <= files.read_json(file, remedy).keys():
+            raise FileExistsError(f"{file} was not written by nnUNetv2_ext prune; {remedy}")
 
 
 def _one_depth(

@@ -13,16 +13,23 @@ from typing import Any
 from nnunet_ext import __version__, files
 
 FROM_TRAINING = "expected a model folder written by nnUNetv2_train"
+_NEEDED = {"plans.json": ("configurations",), "dataset.json": ("labels", "file_ending")}
 
 
 def read_model_json(path: Path) -> dict[str, Any]:
     """Return the content of a file that each model has.
 
+    Args:
+        path: ``plans.json`` or ``dataset.json``.
+
     Raises:
         FileNotFoundError: If it is missing.
-        ValueError: If it is no JSON.
+        ValueError: If it is no JSON, or lacks what nnU-Net needs of it.
     """
     content: dict[str, Any] = files.read_json(path, FROM_TRAINING)
+    lacks = [key for key in _NEEDED.get(path.name, ()) if not isinstance(content.get(key), (dict, str))]
+    if lacks:
+        raise ValueError(f"{path} has no {lacks[0]}; {FROM_TRAINING}")
     return content
 
 

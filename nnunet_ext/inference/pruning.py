@@ -19,7 +19,7 @@ from nnunet_ext.inference.model_folder import building, check_target, copy_finge
 from nnunet_ext.inference.safe_load import load_checkpoint
 from nnunet_ext.training.architecture import NESTED, build
 from nnunet_ext.training.sharing import for_inference, without_private_keys
-from nnunet_ext.training.trust import check_classes, trusting
+from nnunet_ext.training.trust import check_classes, trusted_by_environment, trusting
 
 
 @dataclass(frozen=True)
@@ -206,7 +206,7 @@ def write_pruned(
     written = find_folds(model, folds, checkpoint_name)
     with building(output, "prune", model.name) as built:
         for fold in written:
-            pruned = load_pruned(model, [fold], checkpoint_name, depth)
+            pruned = load_pruned(model, [fold], checkpoint_name, depth, trusted_by_environment())
             target = built / f"fold_{fold}" / "checkpoint_final.pth"
             target.parent.mkdir(parents=True)
             content = {
