@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 from nnunet_ext.data.completeness import check_complete
 from nnunet_ext.data.reading import check_spacing, check_values, read_checked, read_labels, read_quietly
 from nnunet_ext.inference.axes import find_axes
+from nnunet_ext.inference.inputs import about_channels
 from nnunet_ext.inference.memory import peak_memory_mib, total_memory_bytes
 from nnunet_ext.inference.resampling import lean
 from nnunet_ext.inference.spacing import CaseGeometry, PlansSpacing, SpacingChoice, SpacingRule, check_shape
@@ -75,14 +76,12 @@ class CaseConfiguration(ConfigurationManager):
         super().__init__({**configuration.configuration, "spacing": list(target)})
         self._image_only = image_only
 
-    @property
-    @lru_cache(maxsize=1)  # noqa: B019 - as in nnU-Net; one instance a case
+    @cached_property
     def resampling_fn_data(self) -> Callable[..., Any]:
         """The plans' function, or one that gives the same values with less memory."""
         return lean(super().resampling_fn_data)
 
-    @property
-    @lru_cache(maxsize=1)  # noqa: B019
+    @cached_property
     def resampling_fn_seg(self) -> Callable[..., Any]:
         """The plans' function; without a previous stage nobody looks at what it would return."""
         return _empty_segmentation if self._image_only else super().resampling_fn_seg
@@ -111,7 +110,13 @@ def prepare(
             leaves too few voxels, or more than memory would hold.
     """
     start = time.perf_counter()
-    images = _read(source, previous, model)
+    try:
+        images = _read(source, previous, model)
+    except ValueError as error:
+        if isinstance(source[0], str) and len(source) != model.channels:
+            ending = model.dataset_json["file_ending"]
+            raise ValueError(about_channels(source, model.channels, ending, str(error))) from error
+        raise
     data, seg, properties = images
     read = time.perf_counter()
     name = str(source[0]) if isinstance(source[0], str) else "the image"
