@@ -56,6 +56,7 @@ def test_commands_in_turn(trained, predicted, tmp_path):
         from_model(trained, tmp_path / "parts", "--max_voxels", 9000, *sequential),
         (*by_name, "-o", tmp_path / "parts", "--max_voxels", 9000, "-num_parts", 2, "-part_id", 1, *sequential),
         ("nnUNetv2_predict", "-h"),
+        real_spawn=True,  # of the one command with processes
     )
     assert [one.status for one in done] == [0] * 7, "\n".join(one.output for one in done if one.status)
     for case in CASES:
