@@ -52,6 +52,19 @@ print("RESULTS" + json.dumps(results))
 """
 
 
+# Fixtures of a session are made once by each worker of xdist. Tests that share an expensive one go to one worker; those
+# of no group go to the one that has time. The first name that a test needs decides.
+GROUPS = {"trained": "trained", "blobs": "prepared", "bare": "prepared", "wheel": "wheel"}
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    for item in items:
+        groups = [group for name, group in GROUPS.items() if name in getattr(item, "fixturenames", ())]
+        if groups and item.config.pluginmanager.hasplugin("xdist"):
+            item.add_marker(pytest.mark.xdist_group(groups[0]))
+
+
 @dataclass(frozen=True)
 class Done:
     """What a command left behind.
@@ -309,7 +322,11 @@ class Prepared:
 
 @pytest.fixture(scope="session")
 def prepared(blobs: Workspace) -> Prepared:
-    """The dataset planned and preprocessed for 3D and 2D, and the plans with small configurations."""
+    """The dataset planned and preprocessed for 3D and 2D, and the plans with small configurations.
+
+    With spawned workers on the first worker of xdist; the second one needs what it makes, and fork makes the same.
+    """
+    real_spawn = os.environ.get("PYTEST_XDIST_WORKER", "gw0") == "gw0"
     scans = [blobs.raw / "imagesUnlabeled" / f"extra_{number}_0000.nii.gz" for number in (1, 2)]
     sound = [scan.read_bytes() for scan in scans]
     scans[0].write_bytes(b"no image")
@@ -317,7 +334,7 @@ def prepared(blobs: Workspace) -> Prepared:
     hole[3, 4, 5] = np.nan
     write_image(hole, scans[1])
     configurations = ("3d_fullres", "2d")
-    broken = blobs.plan_and_preprocess("SemiSupervisedPlanner", configurations, 1, GLOBAL, real_spawn=True)
+    broken = blobs.plan_and_preprocess("SemiSupervisedPlanner", configurations, 1, GLOBAL, real_spawn)
     cases = blobs.preprocessed / f"{PLANS}_3d_fullres_unlabeled"
     finished = {path.name: path.stat().st_mtime_ns for path in cases.glob("*.b2nd")}
     for scan, content in zip(scans, sound, strict=True):
