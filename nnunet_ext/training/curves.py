@@ -81,7 +81,7 @@ def draw(logger: Any, panels: Sequence[Panel], class_names: Sequence[str]) -> np
 def figure_of(logger: Any, panels: Sequence[Panel], class_names: Sequence[str]) -> Any:
     """Return the figure that :func:`draw` draws."""
     from matplotlib.figure import Figure
-    from matplotlib.ticker import MaxNLocator
+    from matplotlib.ticker import LogFormatterSciNotation, MaxNLocator
 
     content = logger.local_logger.my_fantastic_logging
     tables = {key: _table(content.get(key, [])) for panel in panels for key, _ in panel.curves}
@@ -109,7 +109,10 @@ def figure_of(logger: Any, panels: Sequence[Panel], class_names: Sequence[str]) 
         ax.tick_params(labelsize=12)  # sizes are given because nnU-Net changes matplotlib's defaults
         ax.grid(alpha=0.3)
         if panel.log_scale:
-            ax.set_yscale("symlog", linthresh=1e-6)
+            ax.set_yscale("symlog", linthresh=1e-6, subs=(2, 5))
+            # shares of one order of magnitude have no power of ten among them
+            ax.yaxis.set_minor_formatter(LogFormatterSciNotation(minor_thresholds=(3, 1.5)))
+            ax.tick_params(which="minor", labelsize=10)
         if ax.get_legend_handles_labels()[0]:
             ax.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=12)
     return figure
