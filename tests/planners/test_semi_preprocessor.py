@@ -194,17 +194,20 @@ def finished(tiny: TinyDataset) -> Path:
     [
         ({"spacing": [1.0, -1.0, 1.0]}, r"SemiSupervisedPlans\.json, configuration '3d_fullres' has spacing \[1"),
         ({"data_identifier": ".."}, r"has data_identifier '\.\.', expected the name of a folder, without a path"),
-        ({"data_identifier": "/tmp"}, "has data_identifier '/tmp', expected the name of a folder"),
+        ({"data_identifier": "ROOT/elsewhere"}, "has data_identifier '/.*/elsewhere', expected the name of a folder"),
     ],
 )
 def test_a_mistake_in_the_plans_clears_nothing(tiny: TinyDataset, change, reason):
     output = finished(tiny)
     add_labelled(tiny, {"l": 1})
+    (tiny.root / "elsewhere").mkdir()
+    (tiny.root / "elsewhere" / "file").write_bytes(b"of somebody else")
+    change = {key: v.replace("ROOT", str(tiny.root)) if isinstance(v, str) else v for key, v in change.items()}
     tiny.write_plans(make_plans("SemiSupervisedPlans", preprocessor_name="SemiSupervisedPreprocessor", **change))
-    before = hashes(tiny.preprocessed)
+    before = hashes(tiny.root)
     with pytest.raises(ValueError, match=reason):
         run(SemiSupervisedPreprocessor(verbose=False))
-    assert hashes(tiny.preprocessed) == before
+    assert hashes(tiny.root) == before
     assert output.is_dir()
 
 
