@@ -81,3 +81,15 @@ def test_gates_are_left_as_they_were_when_the_network_fails(model, monkeypatch):
     with pytest.raises(ZeroDivisionError):
         look(network, prepared, (str(model.images / "a_0000.nii.gz"),), torch.device("cpu"))
     assert not any(gate._forward_hooks for gate in network.decoder.gates.values())
+
+
+def test_weights_of_another_network_are_one_line(model, tmp_path, capsys):
+    file = model.folder / "fold_0" / "checkpoint_final.pth"
+    content = torch.load(file, weights_only=False)
+    content["network_weights"].popitem()
+    torch.save(content, file)
+    case = str(model.images / "a_0000.nii.gz")
+    assert main(["attention", "-m", str(model.folder), "-i", case, "-o", str(tmp_path / "out")]) == 1
+    error = capsys.readouterr().err
+    assert "network_weights are not those of the network in plans.json and dataset.json of the model" in error
+    assert len(error.splitlines()) == 1

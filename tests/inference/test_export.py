@@ -412,13 +412,13 @@ def test_weights_that_do_not_fit_the_plans(model: Model, tmp_path):
     key = "decoder.seg_layers.0.weight"
     shape = list(weights[key].shape)
     for changed, difference in (
-        ({k: v for k, v in weights.items() if k != key}, f"{key} is missing"),
-        (weights | {"head.weight": torch.zeros(1)}, "head.weight is one too many"),
-        (weights | {key: torch.zeros(7, *shape[1:])}, rf"{key} has the shape \(7, .*, expected \(2, "),
-        (weights | {key: "no tensor"}, rf"{key} has the shape \(\), expected \(2, "),
+        ({k: v for k, v in weights.items() if k != key}, f"lacks {key}"),
+        (weights | {"head.weight": torch.zeros(1)}, "has head.weight, which is one too many"),
+        (weights | {key: torch.zeros(7, *shape[1:])}, rf"has {key} of the shape \(7, .*, expected \(2, "),
+        (weights | {key: "no tensor"}, rf"has {key} of the shape \(\), expected \(2, "),
     ):
         torch.save(whole | {"network_weights": changed}, file)
-        with pytest.raises(ValueError, match=rf"network_weights of {file} do not fit the network .* \({difference}"):
+        with pytest.raises(ValueError, match=rf"{file} {difference}.*network_weights are not those of the network"):
             export_model(model.folder, tmp_path / "out")
         assert not (tmp_path / "out").exists()
 
