@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from fractions import Fraction
@@ -19,7 +18,7 @@ from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
 
 from nnunet_ext.data.intensity import IntensityStatistics
 from nnunet_ext.data.reading import describe, read_checked, read_labels
-from nnunet_ext.data.signature import source_signature
+from nnunet_ext.data.signature import case_source
 
 VERSION = 2  # of the files; others are made anew
 PERCENTAGES = (0.5, 5.0, 25.0, 50.0, 75.0, 95.0, 99.5)
@@ -54,18 +53,6 @@ class CaseStatistics:
     integer_valued: list[bool] = field(default_factory=list)
     extremes: list[list[float]] = field(default_factory=list)
     labels: list[float] | None = None
-
-
-def case_source(files: tuple[str, ...], reader_class: type[BaseReaderWriter], channels: int) -> dict[str, Any]:
-    """Return everything on which what is kept of a case depends, as JSON values.
-
-    Raises:
-        OSError: If a file cannot be looked at.
-    """
-    # nnU-Net's reader of 3D TIFF takes the spacing from CASE.json.
-    beside = (re.sub(r"(_\d{4})?\.tiff?$", ".json", file) for file in files if file.endswith((".tif", ".tiff")))
-    files = (*files, *(file for file in dict.fromkeys(beside) if os.path.isfile(file)))
-    return source_signature(files) | {"reader": reader_class.__name__, "channels": channels}
 
 
 def nonzero_box(data: np.ndarray) -> tuple[slice, ...]:
