@@ -181,7 +181,8 @@ def test_both_predict_as_the_average_of_the_networks_does(model: Model, tmp_path
 def test_a_checkpoint_of_a_real_training_can_be_exported(tiny: TinyDataset, tmp_path):
     tiny.write_splits({"train": ["a"], "val": ["b"]})
     (tiny.preprocessed / "SemiSupervisedPlans_3d_fullres").mkdir()
-    (tiny.preprocessed / "SemiSupervisedPlans_3d_fullres" / "a.b2nd").write_bytes(b"")  # tells the form of the data
+    for name in "ab":
+        (tiny.preprocessed / "SemiSupervisedPlans_3d_fullres" / f"{name}.b2nd").write_bytes(b"")  # the form of the data
     plans = make_plans("SemiSupervisedPlans", stages=3) | {"continue_training": False}
     trainer = nnUNetTrainerCPS(plans, "3d_fullres", 0, dict(DATASET_JSON), torch.device("cpu"))
     trainer.initialize()
