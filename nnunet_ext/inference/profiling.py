@@ -19,7 +19,7 @@ from typing import Any
 from tqdm import tqdm
 
 from nnunet_ext.inference.command import CommandError, run_command
-from nnunet_ext.inference.predict_checks import TRUST_FLAG, check_device, check_model
+from nnunet_ext.inference.predict_checks import OUR_FLAGS, TRUST_FLAG, check_device, check_model
 from nnunet_ext.inference.profile_figure import draw_profile
 from nnunet_ext.inference.profile_inputs import ProfileInputs, files_digest
 from nnunet_ext.inference.profile_record import PICTURE, STAGES, ProfileRecord, hardware, versions, without_nan
@@ -66,7 +66,8 @@ def predict_command(inputs: ProfileInputs, setting: Setting, options: ProfileOpt
         *("-m", str(inputs.model.resolve()), "-f", *map(str, inputs.folds), "-chk", inputs.checkpoint),
         *("-device", options.device, "-npp", str(options.npp), "-nps", str(options.nps)),
         "--disable_progress_bar",
-        *((TRUST_FLAG,) if options.trust_model else ()),
+        # without one of our options the command is nnU-Net's own, which checks nothing
+        *((TRUST_FLAG,) if options.trust_model and OUR_FLAGS & set(setting.flags) else ()),
         *setting.flags,
     ]
 

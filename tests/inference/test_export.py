@@ -181,7 +181,8 @@ def test_both_predict_as_the_average_of_the_networks_does(model: Model, tmp_path
 def test_a_checkpoint_of_a_real_training_can_be_exported(tiny: TinyDataset, tmp_path):
     tiny.write_splits({"train": ["a"], "val": ["b"]})
     (tiny.preprocessed / "SemiSupervisedPlans_3d_fullres").mkdir()
-    (tiny.preprocessed / "SemiSupervisedPlans_3d_fullres" / "a.b2nd").write_bytes(b"")  # tells the form of the data
+    for name in "ab":
+        (tiny.preprocessed / "SemiSupervisedPlans_3d_fullres" / f"{name}.b2nd").write_bytes(b"")  # the form of the data
     plans = make_plans("SemiSupervisedPlans", stages=3) | {"continue_training": False}
     trainer = nnUNetTrainerCPS(plans, "3d_fullres", 0, dict(DATASET_JSON), torch.device("cpu"))
     trainer.initialize()
@@ -412,13 +413,13 @@ def test_weights_that_do_not_fit_the_plans(model: Model, tmp_path):
     key = "decoder.seg_layers.0.weight"
     shape = list(weights[key].shape)
     for changed, difference in (
-        ({k: v for k, v in weights.items() if k != key}, f"{key} is missing"),
-        (weights | {"head.weight": torch.zeros(1)}, "head.weight is one too many"),
-        (weights | {key: torch.zeros(7, *shape[1:])}, rf"{key} has the shape \(7, .*, expected \(2, "),
-        (weights | {key: "no tensor"}, rf"{key} has the shape \(\), expected \(2, "),
+        ({k: v for k, v in weights.items() if k != key}, f"lacks {key}"),
+        (weights | {"head.weight": torch.zeros(1)}, "has head.weight, which is one too many"),
+        (weights | {key: torch.zeros(7, *shape[1:])}, rf"has {key} of the shape \(7, .*, expected \(2, "),
+        (weights | {key: "no tensor"}, rf"has {key} of the shape \(\), expected \(2, "),
     ):
         torch.save(whole | {"network_weights": changed}, file)
-        with pytest.raises(ValueError, match=rf"network_weights of {file} do not fit the network .* \({difference}"):
+        with pytest.raises(ValueError, match=rf"{file} {difference}.*network_weights are not those of the network"):
             export_model(model.folder, tmp_path / "out")
         assert not (tmp_path / "out").exists()
 
