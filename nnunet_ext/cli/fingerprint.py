@@ -34,11 +34,12 @@ def run(arguments: argparse.Namespace) -> int:
     from nnunet_ext.data.fingerprint import case_table, light, read_cases
     from nnunet_ext.data.fingerprint_figure import Group, draw_fingerprint
     from nnunet_ext.data.outliers import find_outliers, format_outliers
-    from nnunet_ext.data.unlabeled import channel_names, raw_dataset_folder
+    from nnunet_ext.data.unlabeled import channel_names, check_raw_dataset
 
     name = maybe_convert_to_dataset_name(int(arguments.d) if arguments.d.isdigit() else arguments.d)
-    table = case_table(name, get_filenames_of_train_images_and_targets(str(raw_dataset_folder(name))))
-    read_cases(table, arguments.np, show_progress_bar=not arguments.no_pbar)
+    table = case_table(name, get_filenames_of_train_images_and_targets(str(check_raw_dataset(name))))
+    with table.alone():
+        read_cases(table, arguments.np, show_progress_bar=not arguments.no_pbar)
     cases: dict[str, dict[str, CaseStatistics]] = {LABELLED: {}, UNLABELLED: {}}
     groups = []
     for kind in (LABELLED, UNLABELLED):

@@ -2,6 +2,8 @@
 
 Layout of the folder ``<data_identifier>_unlabeled``: ``CASE.b2nd`` (float32, ``(C, *S)``), ``valid/CASE.b2nd`` (uint8,
 ``(1, *S)``, 1 inside nnU-Net's non-zero mask) and ``CASE.json``, which is written last and so marks a finished case.
+``failed/CASE.json`` says why a case failed when it was last tried; what is there of it besides is of an older scan or
+of other plans, is not used, and is taken back if that scan and those plans are.
 """
 
 from __future__ import annotations
@@ -15,7 +17,11 @@ import blosc2
 import numpy as np
 from nnunetv2.training.dataloading.nnunet_dataset import comp_blosc2_params
 
+from nnunet_ext.files import remove, whole, write_json
+
 VALID_FOLDER = "valid"
+FAILED_FOLDER = "failed"
+REASON = "failed"  # key of the metadata
 
 
 def unlabeled_folder(preprocessed_folder: str | Path, data_identifier: str) -> Path:
@@ -25,12 +31,27 @@ def unlabeled_folder(preprocessed_folder: str | Path, data_identifier: str) -> P
 
 def read_metadata(folder: Path, name: str) -> dict[str, Any] | None:
     """Return the metadata of a finished case, or None if it is missing, unreadable or incomplete."""
+    return _read_metadata(folder, folder / f"{name}.json", name)
+
+
+def read_set_aside(folder: Path, name: str) -> dict[str, Any] | None:
+    """Return the metadata of what a case was before it failed, or None where nothing usable is left of it."""
+    metadata = _read_metadata(folder, folder / FAILED_FOLDER / f"{name}.json", name)
+    return None if metadata is None or "plans_digest" not in metadata else metadata
+
+
+def _read_metadata(folder: Path, file: Path, name: str) -> dict[str, Any] | None:
+    metadata = _object(file)
+    complete = (folder / f"{name}.b2nd").is_file() and (folder / VALID_FOLDER / f"{name}.b2nd").is_file()
+    return metadata if complete else None
+
+
+def _object(file: Path) -> dict[str, Any] | None:
     try:
-        metadata = json.loads((folder / f"{name}.json").read_text())
+        content = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    complete = (folder / f"{name}.b2nd").is_file() and (folder / VALID_FOLDER / f"{name}.b2nd").is_file()
-    return metadata if complete and isinstance(metadata, dict) else None
+    return content if isinstance(content, dict) else None
 
 
 def finished_cases(folder: Path) -> list[str]:
@@ -40,10 +61,35 @@ def finished_cases(folder: Path) -> list[str]:
     return sorted(entry[:-5] for entry in os.listdir(folder) if entry.endswith(".json") and not entry.startswith("."))
 
 
+def failed_cases(folder: Path) -> dict[str, str]:
+    """Return why cases failed when they were last tried, by name, sorted."""
+    names = finished_cases(folder / FAILED_FOLDER)
+    found = {name: _object(folder / FAILED_FOLDER / f"{name}.json") for name in names}
+    return {name: str((metadata or {}).get(REASON, "unknown")) for name, metadata in found.items()}
+
+
+def damage(folder: Path, name: str) -> str | None:
+    """Return what is wrong with a case that is marked as finished, or None; only the heads of its files are read."""
+    if read_metadata(folder, name) is None:
+        for file in (folder / f"{name}.b2nd", folder / VALID_FOLDER / f"{name}.b2nd"):
+            if not file.is_file():
+                return f"{file} is missing"
+        return f"{folder / name}.json is damaged"
+    shapes = []
+    for file in (folder / f"{name}.b2nd", folder / VALID_FOLDER / f"{name}.b2nd"):
+        try:
+            shapes.append(tuple(blosc2.open(urlpath=str(file), mode="r").shape))
+        except Exception as error:  # whatever blosc2 says of a file that is none of its own
+            return f"{file} is damaged ({error})"
+    if shapes[1] != (1, *shapes[0][1:]):
+        return f"{folder / VALID_FOLDER / name}.b2nd has shape {shapes[1]}, but the image has {shapes[0]}"
+    return None
+
+
 def save_case(
     folder: Path, name: str, data: np.ndarray, valid: np.ndarray, metadata: dict[str, Any], patch_size: tuple[int, ...]
 ) -> None:
-    """Write one case; a killed run leaves no half-written case behind.
+    """Write one case; a killed run leaves no half-written case behind, and what was there stays until then.
 
     Args:
         folder: Target folder.
@@ -54,33 +100,56 @@ def save_case(
         patch_size: Patch size of the configuration in voxels, from which the layout on disk follows.
 
     Raises:
+        DiskFullError: If there is no room.
         ValueError: If the name would lead out of the folder.
     """
     target = (folder / f"{name}.json").resolve()
     if target.parent != folder.resolve():
         raise ValueError(f"the case name {name!r} leads out of {folder}; rename the case")
     (folder / VALID_FOLDER).mkdir(parents=True, exist_ok=True)
-    target.unlink(missing_ok=True)
-    _write_array(folder / f"{name}.b2nd", np.asarray(data, np.float32), patch_size)
-    _write_array(folder / VALID_FOLDER / f"{name}.b2nd", np.asarray(valid, np.uint8), patch_size)
-    temporary = folder / f".{name}.{os.getpid()}.json.tmp"
-    temporary.write_text(json.dumps(metadata, indent=1))
-    os.replace(temporary, target)
+    with whole(folder / f"{name}.b2nd") as image, whole(folder / VALID_FOLDER / f"{name}.b2nd") as mask:
+        _write_array(image, np.asarray(data, np.float32), patch_size)
+        _write_array(mask, np.asarray(valid, np.uint8), patch_size)
+        target.unlink(missing_ok=True)  # from here on until all is in place, the case is none
+    write_json(target, metadata, indent=1)
+    remove(folder / FAILED_FOLDER / f"{name}.json")
+
+
+def set_aside(folder: Path, name: str, reason: str) -> None:
+    """Note that a case failed: what is there of it is not used any more.
+
+    Args:
+        folder: Folder of the cases.
+        name: Case name.
+        reason: What was wrong.
+    """
+    own, noted = folder / f"{name}.json", folder / FAILED_FOLDER / f"{name}.json"
+    before = read_metadata(folder, name) or read_set_aside(folder, name) or {}
+    content = before | {REASON: reason}
+    if _object(noted) != content:
+        write_json(noted, content, indent=1)
+    own.unlink(missing_ok=True)
+
+
+def take_back(folder: Path, name: str) -> None:
+    """Use again what a case was before it failed."""
+    metadata = read_set_aside(folder, name) or {}
+    metadata.pop(REASON, None)
+    write_json(folder / f"{name}.json", metadata, indent=1)
+    remove(folder / FAILED_FOLDER / f"{name}.json")
 
 
 def remove_case(folder: Path, name: str) -> None:
     """Remove what is there of a case."""
-    for path in (folder / f"{name}.json", folder / f"{name}.b2nd", folder / VALID_FOLDER / f"{name}.b2nd"):
+    failed = folder / FAILED_FOLDER / f"{name}.json"
+    for path in (folder / f"{name}.json", folder / f"{name}.b2nd", folder / VALID_FOLDER / f"{name}.b2nd", failed):
         path.unlink(missing_ok=True)
 
 
 def _write_array(target: Path, array: np.ndarray, patch_size: tuple[int, ...]) -> None:
     blocks, chunks = comp_blosc2_params(array.shape, patch_size, array.itemsize)
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    temporary.unlink(missing_ok=True)
     cparams = {"codec": blosc2.Codec.LZ4HC, "clevel": 5, "nthreads": 1}
-    blosc2.asarray(np.ascontiguousarray(array), urlpath=str(temporary), chunks=chunks, blocks=blocks, cparams=cparams)
-    os.replace(temporary, target)
+    blosc2.asarray(np.ascontiguousarray(array), urlpath=str(target), chunks=chunks, blocks=blocks, cparams=cparams)
 
 
 class UnlabeledDataset:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
-import os
 import shutil
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -17,21 +16,23 @@ from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
 from nnunetv2.paths import nnUNet_preprocessed, nnUNet_raw
 from tqdm import tqdm
 
-from nnunet_ext.data.case_statistics import CaseStatistics, analyze, case_file, case_source, load, merge
+from nnunet_ext.data.case_statistics import CaseStatistics, analyze, case_file, load, merge
 from nnunet_ext.data.failures import LABELLED, UNLABELLED, Failure
 from nnunet_ext.data.intensity import IntensityStatistics
+from nnunet_ext.data.leftovers import sweep_all
 from nnunet_ext.data.pool import map_isolated
 from nnunet_ext.data.reading import choose_reader
+from nnunet_ext.data.signature import case_source
 from nnunet_ext.data.unlabeled import (
     UnlabeledCase,
     find_unlabeled_cases,
     labelled_cases,
     load_dataset_json,
     number_of_channels,
-    numbers_of_files,
+    usable_labelled,
     where_looked,
-    without_strays,
 )
+from nnunet_ext.files import DiskFullError, only_here, read_json, write_json
 
 FILE = "dataset_fingerprint.json"
 FOLDER = "fingerprint_cases"
@@ -104,14 +105,23 @@ class CaseTable:
                 yield name, case
 
     def remove_others(self) -> None:
-        """Remove what was kept of cases that are no longer part of the dataset."""
+        """Remove what was kept of cases that are no longer part of the dataset, and what killed runs left."""
         wanted = {self.path(kind, name) for kind, name in self.names()}
         for kind in (LABELLED, UNLABELLED):
-            for path in (self.folder / kind).glob("*"):
-                # A temporary file may belong to another process that is at work.
-                old = path.name.startswith(".") and time.time() - path.stat().st_mtime > 3600
-                if old or (path.suffix == ".npz" and path not in wanted):
+            sweep_all(self.folder / kind)
+            for path in (self.folder / kind).glob("[!.]*.npz"):
+                if path not in wanted:
                     path.unlink(missing_ok=True)
+        for folder in (self.folder, self.folder / "samples"):
+            sweep_all(folder)
+
+    def alone(self) -> contextlib.AbstractContextManager[None]:
+        """Keep other processes from reading the same cases meanwhile.
+
+        Raises:
+            BusyError: On entering, if another process reads them.
+        """
+        return only_here(self.folder, "fingerprinted")
 
 
 def case_table(dataset_name: str, dataset: dict[str, Any]) -> CaseTable:
@@ -131,7 +141,7 @@ def case_table(dataset_name: str, dataset: dict[str, Any]) -> CaseTable:
     labelled = labelled_cases(dataset)
     if not labelled and not unlabelled and not failures:
         raise FileNotFoundError(f"{dataset_name} has no case at all. {where_looked(raw)}")
-    labelled, strays = without_strays(raw, dataset_json, labelled, "fingerprint")
+    labelled, strays = usable_labelled(raw, dataset_json, labelled, "fingerprint")
     failures += strays
     images = [image for files in labelled.values() for image in files["images"]]
     images += [image for case in unlabelled.values() for image in case.images]
@@ -170,22 +180,20 @@ def read_cases(
         files, label = table.files(kind, name)
         if (kind, name) in known:
             continue
-        if len(files) not in numbers_of_files(table.dataset_json):
-            reason = f"{len(files)} image file(s) {list(files)[:3]}, expected {channels}: CASE_0000 and so on."
-            table.failures.append(Failure(name, kind, reason, "fingerprint"))
-            continue
         draw = None
         if samples is not None and kind == LABELLED:
             file = samples_file(table, name, samples)
             draw = None if file.is_file() else (str(file), samples)
         if draw is not None or table.kept(kind, name) is None:
             tasks[f"{kind}/{name}"] = (files, label, table.reader_class, channels, str(table.path(kind, name)), draw)
-    results = map_isolated(analyze, tasks, num_processes)
-    bar = tqdm(results, "Extracting dataset fingerprint", len(tasks), disable=not show_progress_bar or not tasks)
-    for task, _, error in bar:
-        if error is not None:
-            kind, name = task.split("/", 1)
-            table.failures.append(Failure(name, kind, str(error), "fingerprint"))
+    with contextlib.closing(map_isolated(analyze, tasks, num_processes)) as results:
+        bar = tqdm(results, "Extracting dataset fingerprint", len(tasks), disable=not show_progress_bar or not tasks)
+        for task, _, error in bar:
+            if isinstance(error, DiskFullError):
+                raise error  # every other case would fail as well
+            if error is not None:
+                kind, name = task.split("/", 1)
+                table.failures.append(Failure(name, kind, str(error), "fingerprint"))
     return len(tasks)
 
 
@@ -276,11 +284,13 @@ def light(case: CaseStatistics) -> CaseStatistics:
 
 
 def write_fingerprint(fingerprint: dict[str, Any], path: Path) -> None:
-    """Write the fingerprint under a temporary name and rename it; nnU-Net's keys come first."""
-    ordered = {key: fingerprint[key] for key in STOCK_KEYS} | fingerprint
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(json.dumps(ordered, indent=4, sort_keys=False))
-    os.replace(temporary, path)
+    """Write the fingerprint, whole or not at all; nnU-Net's keys come first."""
+    write_json(path, {key: fingerprint[key] for key in STOCK_KEYS} | fingerprint, indent=4)
+
+
+def read_fingerprint(path: Path) -> dict[str, Any]:
+    """Return the fingerprint that is there, or an empty one."""
+    return read_json(path, "remove it, it is made again") if path.is_file() else {}
 
 
 class Provenance:
@@ -299,7 +309,7 @@ class Provenance:
         if not self._file.is_file():
             # Made by nnU-Net itself, which takes all labelled cases.
             return len(fingerprint["spacings"]) == len(table.labelled) > 0
-        known = json.loads(self._file.read_text())
+        known = {"used": {}, "failed": {}} | read_json(self._file, "remove it, it is made again")
         if known["used"] | known["failed"] != {name: table.source(LABELLED, name) for name in table.labelled}:
             return False
         return not any(table.kept(LABELLED, name) for name in known["failed"])
@@ -308,10 +318,7 @@ class Provenance:
         """Remember the labelled cases of which the keys were just made, and those that had to be left out."""
         used = {name: table.source(LABELLED, name) for name in table.found[LABELLED]}
         failed = {name: table.source(LABELLED, name) for name in table.labelled if name not in used}
-        self._file.parent.mkdir(parents=True, exist_ok=True)
-        temporary = self._file.with_suffix(".tmp")
-        temporary.write_text(json.dumps({"used": used, "failed": failed}))
-        os.replace(temporary, self._file)
+        write_json(self._file, {"used": used, "failed": failed}, indent=None)
 
 
 def remove_samples(table: CaseTable) -> None:

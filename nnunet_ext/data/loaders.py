@@ -2,15 +2,63 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
+from batchgenerators.dataloading import nondet_multi_threaded_augmenter as background
 from batchgenerators.dataloading.nondet_multi_threaded_augmenter import NonDetMultiThreadedAugmenter
 from batchgenerators.dataloading.single_threaded_augmenter import SingleThreadedAugmenter
 from nnunetv2.training.dataloading.data_loader import nnUNetDataLoader
 from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
 
+from nnunet_ext.data.pool import end_with_parent
+from nnunet_ext.data.training_cases import labelled_command, unlabelled_command
 from nnunet_ext.data.transforms import with_validity
+
+
+class NamingLoader(nnUNetDataLoader):
+    """nnU-Net's loader; where a preprocessed file is damaged, the error names it and the command that mends it.
+
+    Attributes:
+        remedy: What to do, with ``{case}`` for the name of the case.
+    """
+
+    remedy = ""
+    _keys: Any = ()
+
+    def get_indices(self) -> Any:
+        """Draw the cases of a batch as nnU-Net does."""
+        self._keys = super().get_indices()
+        return self._keys
+
+    def generate_train_batch(self) -> dict[str, Any]:
+        """Make a batch as nnU-Net does.
+
+        Raises:
+            RuntimeError: If a file of one of its cases cannot be read.
+        """
+        try:
+            batch: dict[str, Any] = super().generate_train_batch()
+        except Exception as error:
+            for key in dict.fromkeys(self._keys):
+                problem = self._problem(str(key))
+                if problem is not None:
+                    what = f"the preprocessed case {key} in {self._data.source_folder} cannot be read ({problem})"
+                    raise RuntimeError(f"{what}; {self.remedy.format(case=key)}") from error
+            raise
+        return batch
+
+    def _problem(self, key: str) -> str | None:
+        """Return why a case cannot be read, or None if it can; reads it as a whole."""
+        try:
+            for array in self._data.load_case(key)[:3]:
+                if array is not None:
+                    array[...]
+        except Exception as error:
+            return str(error) or type(error).__name__
+        return None
 
 
 class TwoStreamLoader:
@@ -68,7 +116,7 @@ def two_stream_loader(trainer: Any, unlabelled_dataset: Any) -> TwoStreamLoader:
     patch_size = trainer.configuration_manager.patch_size
     labels = trainer.label_manager
 
-    def loader(dataset: Any, unlabelled: bool) -> nnUNetDataLoader:
+    def loader(dataset: Any, unlabelled: bool) -> NamingLoader:
         transforms = trainer.get_training_transforms(
             patch_size,
             rotation,
@@ -81,7 +129,7 @@ def two_stream_loader(trainer: Any, unlabelled_dataset: Any) -> TwoStreamLoader:
             regions=labels.foreground_regions if labels.has_regions and not unlabelled else None,
             ignore_label=labels.ignore_label,
         )
-        result = nnUNetDataLoader(
+        result = NamingLoader(
             dataset,
             trainer.batch_size,
             initial_patch_size,
@@ -93,6 +141,8 @@ def two_stream_loader(trainer: Any, unlabelled_dataset: Any) -> TwoStreamLoader:
             transforms=with_validity(transforms, unlabelled),
             probabilistic_oversampling=not unlabelled and trainer.probabilistic_oversampling,
         )
+        again = f"remove {{case}}.json there and run: {unlabelled_command(trainer)}"
+        result.remedy = again if unlabelled else f"run: {labelled_command(trainer)}"
         if unlabelled:
             result.has_ignore = False  # with an ignore label nnU-Net samples annotated voxels; here there are none
         return result
@@ -115,7 +165,7 @@ def validation_loader(trainer: Any) -> nnUNetDataLoader:
         ignore_label=labels.ignore_label,
     )
     patch_size = trainer.configuration_manager.patch_size
-    return nnUNetDataLoader(
+    loader = NamingLoader(
         dataset_val,
         trainer.batch_size,
         patch_size,
@@ -127,6 +177,36 @@ def validation_loader(trainer: Any) -> nnUNetDataLoader:
         transforms=transforms,
         probabilistic_oversampling=trainer.probabilistic_oversampling,
     )
+    loader.remedy = f"run: {labelled_command(trainer)}"
+    return loader
+
+
+_produce = background.producer  # where a process is forked, the module has ours under that name
+
+
+def _produce_until_parent_ends(*arguments: Any) -> None:
+    """Do what a loader process does, but end with the parent; else it goes on for ever where that is killed."""
+    end_with_parent()
+    _produce(*arguments)
+
+
+@contextmanager
+def workers_that_end_with_this_process() -> Iterator[None]:
+    """Let loader processes that are started inside the block end when this process does, also if it is killed."""
+    before = background.producer
+    background.producer = _produce_until_parent_ends
+    try:
+        yield
+    finally:
+        background.producer = before
+
+
+class _BackgroundLoader(NonDetMultiThreadedAugmenter):
+    """nnU-Net's queue, filled by processes that end with this one."""
+
+    def _start(self) -> None:
+        with workers_that_end_with_this_process():
+            super()._start()
 
 
 def in_background(loader: Any, pin_memory: bool, train: bool, seed: int) -> Any:
@@ -142,7 +222,7 @@ def in_background(loader: Any, pin_memory: bool, train: bool, seed: int) -> Any:
     if allowed == 0:
         return SingleThreadedAugmenter(loader, None)
     processes = allowed if train else max(1, allowed // 2)
-    return NonDetMultiThreadedAugmenter(
+    return _BackgroundLoader(
         data_loader=loader,
         transform=None,
         num_processes=processes,

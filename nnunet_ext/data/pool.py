@@ -5,11 +5,14 @@ from __future__ import annotations
 import multiprocessing
 import os
 import pickle
+import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any
+
+from tqdm import tqdm
 
 WORKER_DIED = "a worker process died, probably for lack of memory"
 REMEDY = "run again with fewer processes (-np)"
@@ -22,7 +25,7 @@ class WorkerDiedError(RuntimeError):
 def spawned(num_processes: int) -> ProcessPoolExecutor:
     """Return spawned workers that end when this process does, however it ends."""
     context = multiprocessing.get_context("spawn")
-    return ProcessPoolExecutor(num_processes, mp_context=context, initializer=_end_with_parent)
+    return ProcessPoolExecutor(num_processes, mp_context=context, initializer=end_with_parent)
 
 
 def safely(work: Callable[..., Any], *arguments: Any) -> Any:
@@ -40,7 +43,7 @@ def safely(work: Callable[..., Any], *arguments: Any) -> Any:
         raise
 
 
-def _end_with_parent() -> None:
+def end_with_parent() -> None:
     """Watch the parent from a thread: workers of an executor do not notice when it is killed."""
     parent = multiprocessing.parent_process()
 
@@ -59,12 +62,12 @@ def map_isolated(
     always_spawn: bool = False,
     handed_out: int | None = None,
     remedy: str = REMEDY,
-) -> Iterator[tuple[str, Any, Exception | None]]:
+) -> Generator[tuple[str, Any, Exception | None], None, None]:
     """Call ``work(*arguments)`` for every task and yield what came of it, in the order in which the calls end.
 
     Only a few calls are handed out at a time, so memory does not grow with their number. If a worker dies (the kernel
     kills it for lack of memory, a library crashes), the calls that were handed out are repeated one at a time, each in
-    a process of its own, and the others go on in new workers.
+    a process of its own, and the others go on in new workers. Where that helped, it is said on stderr at the end.
 
     Args:
         work: A function that can be pickled.
@@ -85,12 +88,19 @@ def map_isolated(
                 yield name, None, error
         return
     todo = list(tasks)
+    deaths, saved = 0, 0
     while todo:
         suspects: list[str] = []
         processes = max(1, min(num_processes, len(todo)))
         yield from _until_broken(work, tasks, todo, suspects, processes, handed_out or 2 * processes)
+        deaths += bool(suspects)
         for name in suspects:
-            yield _alone(work, name, tasks[name], remedy)
+            result = _alone(work, name, tasks[name], remedy)
+            saved += result[2] is None
+            yield result
+    if saved:
+        say = f"{deaths} time(s) {WORKER_DIED}; {saved} case(s) were repeated one at a time with success. To save that"
+        tqdm.write(f"{say} time, {remedy}.", file=sys.stderr)
 
 
 def _until_broken(

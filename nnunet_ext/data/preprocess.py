@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 from dataclasses import dataclass, field
 from functools import partial
@@ -9,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from batchgenerators.utilities.file_and_folder_operations import load_json
 from nnunetv2.paths import nnUNet_preprocessed, nnUNet_raw
 from nnunetv2.utilities.dataset_name_id_conversion import maybe_convert_to_dataset_name
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
@@ -17,9 +17,11 @@ from tqdm import tqdm
 
 from nnunet_ext.data import dataset as store
 from nnunet_ext.data.failures import UNLABELLED, Failure
+from nnunet_ext.data.leftovers import sweep_all
+from nnunet_ext.data.plans import load_configuration
 from nnunet_ext.data.pool import map_isolated
 from nnunet_ext.data.reading import describe, read_checked
-from nnunet_ext.data.signature import digest, plans_signature, source_signature
+from nnunet_ext.data.signature import changed_plans, digest, plans_signature, source_signature
 from nnunet_ext.data.splits import hidden_cases
 from nnunet_ext.data.unlabeled import (
     UnlabeledCase,
@@ -28,6 +30,9 @@ from nnunet_ext.data.unlabeled import (
     number_of_channels,
     where_looked,
 )
+from nnunet_ext.files import DiskFullError, only_here
+
+__all__ = ["Summary", "load_configuration", "preprocess_unlabeled"]
 
 
 @dataclass
@@ -71,21 +76,23 @@ def preprocess_unlabeled(
         What was done. Failures are in it, not raised: one bad case never costs the others.
 
     Raises:
+        BusyError: If another process preprocesses the same cases.
+        DiskFullError: If there is no room; the cases that are finished are kept.
         FileNotFoundError: If the plans do not exist, or there is no unlabelled case at all.
-        ValueError: If the plans have no such configuration, or the unlabelled cases contradict each other.
+        ValueError: If the plans have no such configuration or an impossible value, or the unlabelled cases contradict
+            each other. Nothing is touched then.
     """
     name = maybe_convert_to_dataset_name(dataset_name_or_id)
     raw_folder, preprocessed = Path(str(nnUNet_raw)) / name, Path(str(nnUNet_preprocessed)) / name
-    plans_manager, configuration_manager = load_configuration(preprocessed, plans_identifier, configuration)
     dataset_json = load_dataset_json(raw_folder)
+    plans_manager, configuration_manager = load_configuration(
+        preprocessed, plans_identifier, configuration, number_of_channels(dataset_json)
+    )
     cases, failures = find_unlabeled_cases(raw_folder, dataset_json, hidden_cases(preprocessed))
     if not cases and not failures:
         raise FileNotFoundError(f"{name} has no unlabelled case. {where_looked(raw_folder)}")
     summary = Summary(store.unlabeled_folder(preprocessed, configuration_manager.data_identifier), failures=failures)
-    if clean and summary.folder.is_dir():
-        shutil.rmtree(summary.folder)
     signature = plans_signature(plans_manager, configuration_manager)
-    todo = _sort_out(cases, digest(signature), summary)
     work = partial(
         _preprocess_case,
         folder=summary.folder,
@@ -94,77 +101,72 @@ def preprocess_unlabeled(
         dataset_json=dataset_json,
         signature=signature,
     )
-    summary.folder.mkdir(parents=True, exist_ok=True)
-    _run(work, todo, min(num_processes, len(todo)), summary, configuration, show_progress_bar)
+    with only_here(summary.folder, "preprocessed"):
+        if clean and summary.folder.is_dir():
+            shutil.rmtree(summary.folder)
+        for folder in (summary.folder, summary.folder / store.VALID_FOLDER, summary.folder / store.FAILED_FOLDER):
+            sweep_all(folder)
+        todo = _sort_out(cases, signature, summary)
+        summary.folder.mkdir(parents=True, exist_ok=True)
+        _run(work, todo, min(num_processes, len(todo)), summary, configuration, show_progress_bar)
     return summary
 
 
-def load_configuration(
-    preprocessed: Path, plans_identifier: str, configuration: str
-) -> tuple[PlansManager, ConfigurationManager]:
-    """Load plans and one of their configurations.
+def _sort_out(cases: dict[str, UnlabeledCase], signature: dict[str, Any], summary: Summary) -> list[UnlabeledCase]:
+    """Return the cases to do; note those that are up to date, and remove those that are no longer in the dataset.
 
-    Raises:
-        FileNotFoundError: If the plans do not exist.
-        ValueError: If they have no such configuration.
+    What is there of a case to do stays until its new version is written, or it fails.
     """
-    plans_file = preprocessed / f"{plans_identifier}.json"
-    if not plans_file.is_file():
-        raise FileNotFoundError(
-            f"there are no plans {plans_file}; run nnUNetv2_plan_and_preprocess (or nnUNetv2_plan_experiment) first, "
-            "or name other plans with -p"
-        )
-    plans_manager = PlansManager(load_json(str(plans_file)))
-    if configuration not in plans_manager.available_configurations:
-        raise ValueError(
-            f"{plans_file} has no configuration {configuration!r}; it has "
-            f"{', '.join(plans_manager.available_configurations)}"
-        )
-    return plans_manager, plans_manager.get_configuration(configuration)
-
-
-def _sort_out(cases: dict[str, UnlabeledCase], plans_digest: str, summary: Summary) -> list[UnlabeledCase]:
-    """Return the cases to do; note those that are up to date and remove what was made of all others."""
-    failed = {failure.case for failure in summary.failures}
-    for name in store.finished_cases(summary.folder):
-        if name not in cases:
-            store.remove_case(summary.folder, name)
-            if name not in failed:
+    folder = summary.folder
+    failed = {failure.case: failure.reason for failure in summary.failures}
+    for name in {*store.finished_cases(folder), *store.failed_cases(folder)} - cases.keys():
+        if name in failed:
+            store.set_aside(folder, name, failed[name])
+        else:
+            was_used = (folder / f"{name}.json").is_file()
+            store.remove_case(folder, name)
+            if was_used:
                 summary.removed.append(name)
     todo = []
     for name, case in cases.items():
-        metadata = store.read_metadata(summary.folder, name)
-        if metadata is not None and _up_to_date(metadata, case, plans_digest):
+        if _up_to_date(store.read_metadata(folder, name), case, signature) and store.damage(folder, name) is None:
+            summary.kept.append(name)
+        elif _up_to_date(store.read_set_aside(folder, name), case, signature):
+            store.take_back(folder, name)
             summary.kept.append(name)
         else:
-            # If it fails now, what an older scan or other plans made of it must not be trained on.
-            store.remove_case(summary.folder, name)
             todo.append(case)
+    summary.removed.sort()
     return todo
 
 
-def _up_to_date(metadata: dict[str, Any], case: UnlabeledCase, plans_digest: str) -> bool:
+def _up_to_date(metadata: dict[str, Any] | None, case: UnlabeledCase, signature: dict[str, Any]) -> bool:
+    if metadata is None:
+        return False
     try:
         source = source_signature(case.images)
     except OSError:
         return False
-    found = (metadata.get("plans_digest"), metadata.get("source"), metadata.get("hidden_label"))
-    return found == (plans_digest, source, case.hidden_label)
+    found = (metadata.get("source"), metadata.get("hidden_label"))
+    return found == (source, case.hidden_label) and changed_plans(metadata, signature) == []
 
 
 def _run(
     work: partial, todo: list[UnlabeledCase], num_processes: int, summary: Summary, stage: str, show: bool
 ) -> None:
     tasks = {case.name: (case,) for case in todo}
-    results = map_isolated(work, tasks, num_processes)
-    for name, problem, error in tqdm(
-        results, "Preprocessing unlabelled cases", len(tasks), disable=not show or not tasks
-    ):
-        problem = problem if error is None else str(error)
-        if problem is None:
-            summary.done.append(name)
-        else:
-            summary.failures.append(Failure(name, UNLABELLED, problem, stage))
+    with contextlib.closing(map_isolated(work, tasks, num_processes)) as results:
+        for name, problem, error in tqdm(
+            results, "Preprocessing unlabelled cases", len(tasks), disable=not show or not tasks
+        ):
+            if isinstance(error, DiskFullError):
+                raise error  # every other case would fail as well
+            problem = problem if error is None else str(error)
+            if problem is None:
+                summary.done.append(name)
+            else:
+                store.set_aside(summary.folder, name, problem)
+                summary.failures.append(Failure(name, UNLABELLED, problem, stage))
 
 
 def _preprocess_case(
@@ -195,6 +197,8 @@ def _preprocess_case(
         store.save_case(
             folder, case.name, data, (nonzero >= 0).astype(np.uint8), metadata, tuple(configuration_manager.patch_size)
         )
+    except DiskFullError:  # not the scan's fault
+        raise
     except Exception as error:  # whatever a reader throws at a broken file must not stop the other cases
         return describe(error, case.images)
     return None

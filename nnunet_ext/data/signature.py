@@ -1,17 +1,23 @@
-"""What made a preprocessed unlabelled case, so that stale ones are noticed."""
+"""On what the things that are kept of a case depend, so that stale ones are noticed."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import os
+import re
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # imports torch, which workers that only read scans can do without
+    from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
     from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 
 # Ours treats one case exactly as the stock preprocessor does; only the iteration over the cases differs.
 _SAME_PER_CASE = {"SemiSupervisedPreprocessor": "DefaultPreprocessor"}
+# Was part of the signature once; it decides the layout on disk, but no voxel.
+_WITHOUT_EFFECT = ("patch_size",)
+_HEADER_BYTES = 2**16  # of a header with its data in another file, which is short
 
 
 def plans_signature(plans_manager: PlansManager, configuration_manager: ConfigurationManager) -> dict[str, Any]:
@@ -32,25 +38,94 @@ def plans_signature(plans_manager: PlansManager, configuration_manager: Configur
                 "resampling_fn_data_kwargs",
                 "resampling_fn_seg",
                 "resampling_fn_seg_kwargs",
-                "patch_size",
             )
         },
     }
     return json.loads(json.dumps(signature, default=float))
 
 
-def source_signature(images: tuple[str, ...]) -> dict[str, Any]:
-    """Return path, size (bytes) and modification time (ns) of each file.
+def changed_plans(metadata: dict[str, Any], signature: dict[str, Any]) -> list[str] | None:
+    """Return which parts of the plans have changed since a case was preprocessed.
+
+    Args:
+        metadata: Of the case, with its ``"plans_signature"`` and the digest of that.
+        signature: What :func:`plans_signature` returns now.
+
+    Returns:
+        Names of the parts, none if the case is as it would be made now; None where the case does not say what made it.
+    """
+    before = metadata.get("plans_signature")
+    if not isinstance(before, dict) or metadata.get("plans_digest") != digest(before):
+        return [] if metadata.get("plans_digest") == digest(signature) else None
+    before = {key: value for key, value in before.items() if key not in _WITHOUT_EFFECT}
+    return sorted(key for key in before.keys() | signature.keys() if before.get(key) != signature.get(key))
+
+
+def source_signature(files: tuple[str, ...]) -> dict[str, Any]:
+    """Return path, size (bytes) and modification time (ns) of each file, and of those that are read along with it.
 
     Raises:
         OSError: If a file cannot be looked at.
     """
-    stats = [os.stat(image) for image in images]
+    files = (*files, *dict.fromkeys(beside for file in files for beside in _read_along(file)))
+    stats = [os.stat(file) for file in files]
     return {
-        "files": list(images),
+        "files": list(files),
         "size": [s.st_size for s in stats],
         "mtime_ns": [s.st_mtime_ns for s in stats],
     }
+
+
+def case_source(files: tuple[str, ...], reader_class: type[BaseReaderWriter], channels: int) -> dict[str, Any]:
+    """Return everything on which what is found by reading a case depends, as JSON values.
+
+    Args:
+        files: Images, and label if there is one.
+        reader_class: nnU-Net's reader of them.
+        channels: Channels that dataset.json declares.
+
+    Raises:
+        OSError: If a file cannot be looked at.
+    """
+    return source_signature(files) | {"reader": reader_class.__name__, "channels": channels}
+
+
+def _read_along(file: str) -> Iterator[str]:
+    """Yield the files from which a reader takes the spacing or the voxels of another one, those that are there."""
+    candidates: list[str] = []
+    stem, ending = os.path.splitext(file)
+    if ending.lower() in (".tif", ".tiff"):
+        # nnU-Net's reader of 3D TIFF takes the spacing of CASE_0000.tif, and of a label CASE.tif, from CASE.json.
+        candidates = [re.sub(r"_\d{4}$", "", stem) + ".json", stem + ".json"]
+    elif ending.lower() == ".hdr":
+        candidates = [stem + ".img", stem + ".img.gz"]
+    elif ending.lower() == ".img":
+        candidates = [stem + ".hdr"]
+    elif ending.lower() in (".mhd", ".nhdr"):
+        candidates = _named_in_header(file)
+    for candidate in dict.fromkeys(candidates):
+        if candidate != file and os.path.isfile(candidate):
+            yield candidate
+
+
+def _named_in_header(file: str) -> list[str]:
+    """Return the files that a MetaImage or NRRD header names: one, a list, or a pattern of slices."""
+    if not os.path.isfile(file):  # a named pipe would be waited for
+        return []
+    with open(file, "rb") as opened:
+        text = opened.read(_HEADER_BYTES).decode("utf-8", "replace")
+    match = re.search(r"^(?:ElementDataFile\s*=|data ?file:)[ \t]*(.*)$", text, re.MULTILINE)
+    if match is None:
+        return []
+    folder, value = os.path.dirname(file), match[1].strip()
+    if value.split(" ")[0] == "LIST":
+        return [os.path.join(folder, line.strip()) for line in text[match.end() :].splitlines() if line.strip()]
+    pattern = re.fullmatch(r"(.*)%(\d*)d(\S*)\s+(\d+)\s+(\d+)\s+(\d+).*", value)
+    if pattern is not None:
+        before, digits, after, first, last, step = pattern.groups()
+        numbers = range(int(first), int(last) + 1, max(1, int(step)))
+        return [os.path.join(folder, f"{before}{number:{digits}d}{after}") for number in numbers]
+    return [os.path.join(folder, value)]
 
 
 def digest(signature: dict[str, Any]) -> str:

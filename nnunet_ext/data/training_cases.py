@@ -6,50 +6,160 @@ from pathlib import Path
 from typing import Any
 
 from nnunetv2.paths import nnUNet_raw
+from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
 
 from nnunet_ext.data import dataset as store
-from nnunet_ext.data.signature import digest, plans_signature
+from nnunet_ext.data.signature import changed_plans, plans_signature, source_signature
 from nnunet_ext.data.splits import hidden_cases_of_fold
-from nnunet_ext.data.unlabeled import where_looked
+from nnunet_ext.data.unlabeled import UnlabeledCase, find_unlabeled_cases, load_dataset_json, where_looked
+
+_NAMED = 10  # cases named in a message; the others are counted
 
 
 def unlabeled_dataset(trainer: Any) -> store.UnlabeledDataset:
-    """Return the unlabelled cases of a trainer's dataset, configuration and fold.
+    """Return the unlabelled cases of a trainer's dataset, configuration and fold, and say in its log how many of them.
 
     Raises:
         FileNotFoundError: If there is none, or one is missing that the split asks for.
-        RuntimeError: If cases were preprocessed with other plans.
+        RuntimeError: If cases are damaged, or were preprocessed with other plans.
         ValueError: If the split is contradictory.
     """
     preprocessed = Path(trainer.preprocessed_dataset_folder_base)
     folder = store.unlabeled_folder(preprocessed, trainer.configuration_manager.data_identifier)
     hidden = set(hidden_cases_of_fold(preprocessed, trainer.fold))
     found = {name: store.read_metadata(folder, name) for name in store.finished_cases(folder)}
-    command = _command(trainer)
-    missing = sorted(hidden - {name for name, metadata in found.items() if metadata is not None})
+    command = unlabelled_command(trainer)
+    names = [n for n, metadata in found.items() if n in hidden or not (metadata or {}).get("hidden_label")]
+    _refuse_damaged(folder, names, command)
+    missing = sorted(hidden - found.keys())
     if missing:
         raise FileNotFoundError(
             f"splits_final.json withholds the labels of {missing[:5]}, but they are not preprocessed as unlabelled "
-            f"cases in {folder}. Run: {command}"
+            f"cases in {folder}.{_reasons(folder, missing)} Run: {command}"
         )
-    names = [n for n, metadata in found.items() if metadata and (n in hidden or not metadata.get("hidden_label"))]
     if not names:
+        failed = store.failed_cases(folder)
         raise FileNotFoundError(
-            f"no preprocessed unlabelled case in {folder}. Run: {command}\n"
-            f"{where_looked(Path(str(nnUNet_raw)) / trainer.plans_manager.dataset_name)}"
+            f"no preprocessed unlabelled case in {folder}.{_reasons(folder, list(failed))} Run: {command}\n"
+            f"{where_looked(_raw_folder(trainer))}"
         )
-    expected = digest(plans_signature(trainer.plans_manager, trainer.configuration_manager))
-    stale = [n for n in names if (found[n] or {}).get("plans_digest") != expected]
-    if stale:
-        raise RuntimeError(
-            f"{len(stale)} of {len(names)} unlabelled cases in {folder} (e.g. {stale[0]}) were preprocessed with other "
-            f"plans than {trainer.plans_manager.plans_name}, configuration {trainer.configuration_name}, are now. "
-            f"Run: {command}"
-        )
+    _refuse_stale(trainer, folder, {name: found[name] or {} for name in names}, command)
+    _log_number(trainer, folder, names, hidden, command)
     return store.UnlabeledDataset(folder, names)
 
 
-def _command(trainer: Any) -> str:
+def _refuse_damaged(folder: Path, names: list[str], command: str) -> None:
+    damaged = [problem for problem in (store.damage(folder, name) for name in names) if problem is not None]
+    if damaged:
+        more = f" (and {len(damaged) - 1} more case(s) are damaged)" if len(damaged) > 1 else ""
+        raise RuntimeError(f"{damaged[0]}{more}; to make the damaged cases again, run: {command}")
+
+
+def _refuse_stale(trainer: Any, folder: Path, cases: dict[str, dict[str, Any]], command: str) -> None:
+    signature = plans_signature(trainer.plans_manager, trainer.configuration_manager)
+    changes = {name: changed_plans(metadata, signature) for name, metadata in cases.items()}
+    stale = [name for name, changed in changes.items() if changed != []]
+    if stale:
+        changed = changes[stale[0]]
+        what = "" if changed is None else f" ({', '.join(changed)} changed)"
+        raise RuntimeError(
+            f"{len(stale)} of {len(cases)} unlabelled cases in {folder} (e.g. {stale[0]}) were preprocessed with other "
+            f"plans than {trainer.plans_manager.plans_name}, configuration {trainer.configuration_name}, are "
+            f"now{what}. Run: {command}"
+        )
+
+
+def _log_number(trainer: Any, folder: Path, names: list[str], hidden: set[str], command: str) -> None:
+    """Say how many unlabelled cases are used, and name those of the raw dataset that are not, where it is there."""
+    withheld = f", {len(hidden)} of them labelled ones whose labels this fold withholds" if hidden else ""
+    try:
+        raw = _raw_folder(trainer)
+        cases, failures = find_unlabeled_cases(raw, load_dataset_json(raw), hidden)
+    except (OSError, ValueError, RuntimeError) as error:
+        trainer.print_to_log_file(
+            f"Unlabelled cases: {len(names)} used{withheld}. They could not be compared with the raw dataset ({error})"
+        )
+        return
+    total = len(cases.keys() | {failure.case for failure in failures})
+    trainer.print_to_log_file(f"Unlabelled cases: {len(names)} used, of {total} in {raw}{withheld}")
+    missing = sorted(cases.keys() - set(names))
+    if missing or failures:
+        reasons = store.failed_cases(folder) | {failure.case: failure.reason for failure in failures}
+        lines = [
+            f"  {name}: {reasons.get(name, 'not preprocessed yet')}"
+            for name in sorted({*missing, *(failure.case for failure in failures)})
+        ]
+        trainer.print_to_log_file(
+            f"WARNING: {len(lines)} unlabelled case(s) are NOT trained on. To preprocess them: {command}\n"
+            + _listed(lines, "\n")
+        )
+    changed = [
+        name for name in names if name in cases and _scan_changed(store.read_metadata(folder, name), cases[name])
+    ]
+    if changed:
+        trainer.print_to_log_file(
+            f"WARNING: the scans of {len(changed)} unlabelled case(s) changed since they were preprocessed "
+            f"({_listed(changed, ', ')}). To do them again: {command}"
+        )
+
+
+def _scan_changed(metadata: dict[str, Any] | None, case: UnlabeledCase) -> bool:
+    """Whether the files of which a case was made are there and differ; elsewhere copied data cannot be compared."""
+    before = (metadata or {}).get("source")
+    try:
+        now = source_signature(case.images)
+    except OSError:
+        return False
+    if not isinstance(before, dict) or before.get("files", [])[: len(case.images)] != list(case.images):
+        return False
+    return before != now
+
+
+def _reasons(folder: Path, names: list[str]) -> str:
+    failed = store.failed_cases(folder)
+    reasons = [f"{name}: {failed[name]}" for name in names if name in failed]
+    return f" When last tried, {len(reasons)} failed ({_listed(reasons, '; ')})." if reasons else ""
+
+
+def _listed(entries: list[str], separator: str) -> str:
+    more = f"{separator}  and {len(entries) - _NAMED} more" if len(entries) > _NAMED else ""
+    return separator.join(entries[:_NAMED]) + more
+
+
+def _raw_folder(trainer: Any) -> Path:
+    return Path(str(nnUNet_raw)) / trainer.plans_manager.dataset_name
+
+
+def labelled_names(trainer: Any) -> list[str]:
+    """Return the names of a trainer's preprocessed labelled cases, sorted.
+
+    nnU-Net says "found more than one file ending" where there is none.
+
+    Raises:
+        FileNotFoundError: If the folder does not exist or has no labelled case; names it and the command.
+    """
+    folder = Path(trainer.preprocessed_dataset_folder)
+    endings = (".b2nd", ".npz")
+    files = [file.name for file in folder.iterdir() if not file.name.startswith(".")] if folder.is_dir() else []
+    if not any(name.endswith(endings) for name in files):
+        what = "has no preprocessed labelled case" if folder.is_dir() else "does not exist"
+        raise FileNotFoundError(
+            f"{folder} {what}, but {type(trainer).__name__} needs labelled cases beside the unlabelled ones: put them "
+            f"into imagesTr and labelsTr and run {labelled_command(trainer)}"
+        )
+    return sorted(infer_dataset_class(str(folder)).get_identifiers(str(folder)))
+
+
+def labelled_command(trainer: Any) -> str:
+    """Return the command that preprocesses the labelled cases of a trainer."""
+    return (
+        f"nnUNetv2_preprocess -d {trainer.plans_manager.dataset_name[7:10]} "
+        f"-plans_name {trainer.plans_manager.plans_name} -c {trainer.configuration_name}"
+    )
+
+
+def unlabelled_command(trainer: Any) -> str:
+    """Return the command that preprocesses those unlabelled cases of a trainer that are missing or stale."""
     return (
         f"nnUNetv2_ext preprocess_unlabeled -d {trainer.plans_manager.dataset_name} "
         f"-p {trainer.plans_manager.plans_name} -c {trainer.configuration_name}"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Iterable, Iterator
@@ -10,7 +9,37 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from nnunet_ext.data.dataset_json import (
+    channel_names,
+    check_dataset_json,
+    load_dataset_json,
+    number_of_channels,
+    numbers_of_files,
+)
 from nnunet_ext.data.failures import LABELLED, UNLABELLED, Failure
+
+__all__ = [
+    "FOLDER",
+    "KEY",
+    "UnlabeledCase",
+    "UnlabelledOnly",
+    "channel_names",
+    "check_dataset_json",
+    "check_raw_dataset",
+    "file_problem",
+    "find_unlabeled_cases",
+    "labelled_cases",
+    "labelled_images",
+    "load_dataset_json",
+    "name_problem",
+    "number_of_channels",
+    "numbers_of_files",
+    "raw_dataset_folder",
+    "stray_files",
+    "unlabelled_only",
+    "usable_labelled",
+    "where_looked",
+]
 
 FOLDER = "imagesUnlabeled"
 KEY = "unlabeled"
@@ -44,31 +73,6 @@ def name_problem(name: str) -> str | None:
     return None
 
 
-def load_dataset_json(raw_folder: str | Path) -> dict[str, Any]:
-    """Read a dataset.json.
-
-    Raises:
-        ValueError: If a name occurs twice in it; JSON would silently keep the last.
-    """
-    path = Path(raw_folder) / "dataset.json"
-
-    def refuse_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        found = dict(pairs)
-        if len(found) != len(pairs):
-            names = [name for name, _ in pairs]
-            twice = sorted({name for name in names if names.count(name) > 1})
-            raise ValueError(f"{path} has {twice[:5]} more than once; names must be unique, rename or remove one")
-        return found
-
-    return json.loads(path.read_text(), object_pairs_hook=refuse_duplicates)
-
-
-def numbers_of_files(dataset_json: dict[str, Any]) -> tuple[int, ...]:
-    """Return how many image files a case may have: one a channel, or one with all of them where nnU-Net reads RGB."""
-    channels = len(channel_names(dataset_json))
-    return (channels, 1) if dataset_json["file_ending"].lower() in (".png", ".bmp", ".tif") else (channels,)
-
-
 def stray_files(folder: Path, dataset_json: dict[str, Any]) -> list[str]:
     """Return the files of a folder that have the dataset's ending but no channel suffix."""
     ending = dataset_json["file_ending"]
@@ -77,10 +81,26 @@ def stray_files(folder: Path, dataset_json: dict[str, Any]) -> list[str]:
     return [name for name in names if name.endswith(ending) and not pattern.fullmatch(name)]
 
 
-def without_strays(
+def file_problem(path: str | Path) -> str | None:
+    """Return why a path cannot be read as a file, or None; opening a named pipe would wait for ever."""
+    if os.path.isfile(path):
+        return None
+    if os.path.islink(path) and not os.path.exists(path):
+        return f"{path} is a link to {os.readlink(path)}, which does not exist; restore that file, or remove the link"
+    if not os.path.exists(path):
+        return f"{path} does not exist; add it or remove the case"
+    if os.path.isdir(path):
+        return f"{path} is a folder, expected a file; replace or remove it"
+    return f"{path} is no regular file but a pipe, a socket or a device, expected a file; replace or remove it"
+
+
+def usable_labelled(
     raw_folder: Path, dataset_json: dict[str, Any], labelled: dict[str, Any], stage: str
 ) -> tuple[dict[str, Any], list[Failure]]:
-    """Take the cases without images, which nnU-Net makes of files without channel suffix, out of the labelled ones.
+    """Take the cases that cannot be read out of the labelled ones.
+
+    These are cases without images, which nnU-Net makes of files without channel suffix; cases that lack a channel; and
+    those with something that is no regular file, which nnU-Net passes over in silence, or waits for.
 
     Args:
         raw_folder: The dataset's folder in ``nnUNet_raw``.
@@ -89,57 +109,59 @@ def without_strays(
         stage: For the failures.
 
     Returns:
-        The cases that have images, and one failure a stray file.
+        The other cases, and one failure a case or stray file.
     """
-    if not labelled or "dataset" in dataset_json:
-        return labelled, []
+    problems: dict[str, str] = {}
     folder = raw_folder / "imagesTr"
-    reason = f"has no channel suffix; expected CASE_0000{dataset_json['file_ending']}."
-    failures = [
-        Failure(name, LABELLED, f"{folder / name} {reason}", stage) for name in stray_files(folder, dataset_json)
-    ]
-    return {name: files for name, files in labelled.items() if files["images"]}, failures
+    if "dataset" not in dataset_json and folder.is_dir():
+        ending = dataset_json["file_ending"]
+        for name in stray_files(folder, dataset_json):
+            problems[name] = f"{folder / name} has no channel suffix; expected CASE_0000{ending}."
+        problems |= _no_files(folder, ending)
+    usable = {}
+    for name, files in labelled.items():
+        number = len(files["images"])
+        problem = next(filter(None, map(file_problem, [*files["images"], files["label"]])), None)
+        if problem is None and number not in numbers_of_files(dataset_json):
+            expected = f"expected {number_of_channels(dataset_json)}: CASE_0000 and so on."
+            problem = f"{number} image file(s) {list(files['images'])[:3]}, {expected}"
+        if problem is None:
+            usable[name] = files
+        elif number:
+            problems.setdefault(name, problem)
+    return usable, [Failure(name, LABELLED, problem, stage) for name, problem in problems.items()]
 
 
-def check_dataset_json(raw_folder: str | Path, dataset_json: dict[str, Any]) -> None:
-    """Check that dataset.json has what nnU-Net cannot do without.
-
-    Raises:
-        ValueError: Names the key that is missing.
-    """
-    for key, meaning in (("file_ending", '".nii.gz", for example'), ("labels", '{"background": 0, "organ": 1, ...}')):
-        if key not in dataset_json:
-            raise ValueError(f"{Path(raw_folder) / 'dataset.json'} has no {key!r}; add it: {meaning}")
-    if not isinstance(dataset_json.get("channel_names", dataset_json.get("modality")), dict):
-        raise ValueError(
-            f'{Path(raw_folder) / "dataset.json"} has no \'channel_names\'; add it: {{"0": "CT"}}, for example'
-        )
-
-
-def number_of_channels(dataset_json: dict[str, Any]) -> int:
-    """Return the number of image channels that dataset.json declares."""
-    return len(channel_names(dataset_json))
-
-
-def channel_names(dataset_json: dict[str, Any]) -> list[str]:
-    """Return the names of the image channels, in the order of nnU-Net (that of the file)."""
-    names = dataset_json["channel_names"] if "channel_names" in dataset_json else dataset_json["modality"]
-    return [str(name) for name in names.values()]
+def _no_files(folder: Path, ending: str) -> dict[str, str]:
+    """Return what is wrong with the entries of a folder that are called as images are, but are no files, by case."""
+    problems = {}
+    pattern = re.compile(r"(.+)_\d{4}" + re.escape(ending))
+    for entry in sorted(entry for entry in os.listdir(folder) if not entry.startswith(".")):
+        match, problem = pattern.fullmatch(entry), file_problem(folder / entry)
+        if match and problem:
+            problems[match[1]] = problem
+    return problems
 
 
 def labelled_images(raw_folder: str | Path, dataset_json: dict[str, Any]) -> dict[str, tuple[str, ...]]:
     """Return the image files of every labelled case by name; the labels are neither named nor read."""
-    raw_folder = Path(raw_folder)
+    return _labelled(Path(raw_folder), dataset_json)[0]
+
+
+def _labelled(raw_folder: Path, dataset_json: dict[str, Any]) -> tuple[dict[str, tuple[str, ...]], dict[str, str]]:
+    """Return the image files of the labelled cases, and what is wrong with those of which no case can be made."""
     if "dataset" in dataset_json:
-        return {
+        images = {
             name: tuple(_resolve(raw_folder, image) for image in entry["images"])
             for name, entry in dataset_json["dataset"].items()
         }
+        problems = {name: next(filter(None, map(file_problem, files)), None) for name, files in images.items()}
+        return images, {name: problem for name, problem in problems.items() if problem is not None}
     folder = raw_folder / "imagesTr"
     if not folder.is_dir():
-        return {}
-    cases, _ = _cases_of_folder(folder, dataset_json)
-    return {name: case.images for name, case in cases.items()}
+        return {}, {}
+    cases, failures = _cases_of_folder(folder, dataset_json)
+    return {name: case.images for name, case in cases.items()}, {failure.case: failure.reason for failure in failures}
 
 
 def find_unlabeled_cases(
@@ -166,10 +188,13 @@ def find_unlabeled_cases(
         cases, failures = _cases_of_folder(raw_folder / FOLDER, dataset_json)
     listed, more = _cases_of_json(raw_folder, dataset_json)
     failures += more
-    labelled = labelled_images(raw_folder, dataset_json)
+    labelled, problems = _labelled(raw_folder, dataset_json)
     _refuse_duplicates(cases, listed, labelled, raw_folder)
     cases.update(listed)
     for name in hidden:
+        if name in problems:
+            failures.append(Failure(name, UNLABELLED, problems[name]))
+            continue
         if name not in labelled:
             raise ValueError(
                 f"splits_final.json lists {name!r} under 'unlabeled', but there is no such case among the labelled "
@@ -218,6 +243,22 @@ def raw_dataset_folder(dataset_name: str) -> Path:
     return folder
 
 
+def check_raw_dataset(dataset_name_or_id: str | int) -> Path:
+    """Return the folder of a dataset in ``nnUNet_raw`` once its dataset.json is found to be right.
+
+    nnU-Net's own classes read the file before ours can, and say nothing helpful of it.
+
+    Raises:
+        FileNotFoundError: If there is no dataset.json.
+        ValueError: If it is no JSON, or something in it is wrong; names the key.
+    """
+    from nnunetv2.utilities.dataset_name_id_conversion import maybe_convert_to_dataset_name
+
+    folder = raw_dataset_folder(maybe_convert_to_dataset_name(dataset_name_or_id))
+    check_dataset_json(folder, load_dataset_json(folder))
+    return folder
+
+
 def unlabelled_only(raw_folder: str | Path, dataset_json: dict[str, Any] | None = None) -> UnlabelledOnly | None:
     """Return the unlabelled cases of a dataset that has no labelled one, and None for every other dataset.
 
@@ -235,6 +276,7 @@ def unlabelled_only(raw_folder: str | Path, dataset_json: dict[str, Any] | None 
         return None
     if dataset_json.get("dataset") or "file_ending" not in dataset_json:
         return None
+    check_dataset_json(raw_folder, dataset_json)
     folder = raw_folder / "imagesTr"
     if folder.is_dir() and any(e.endswith(dataset_json["file_ending"]) for e in os.listdir(folder)):
         return None
@@ -269,6 +311,7 @@ def _cases_of_folder(folder: Path, dataset_json: dict[str, Any]) -> tuple[dict[s
     pattern = re.compile(r"(.+)_(\d{4})" + re.escape(ending))
     found: dict[str, dict[int, str]] = {}
     failures = []
+    no_files = _no_files(folder, ending)
     for entry in sorted(e for e in os.listdir(folder) if not e.startswith(".")):
         match = pattern.fullmatch(entry)
         if match:
@@ -288,7 +331,7 @@ def _cases_of_folder(folder: Path, dataset_json: dict[str, Any]) -> tuple[dict[s
             )
     cases = {}
     for name, files in found.items():
-        problem = name_problem(name)
+        problem = name_problem(name) or no_files.get(name)
         if problem is None and not (sorted(files) == list(range(len(files))) and len(files) in numbers):
             problem = (
                 f"{folder / name}: found channels {sorted(files)}, expected {list(range(channels))} "
@@ -310,18 +353,20 @@ def _cases_of_json(raw_folder: Path, dataset_json: dict[str, Any]) -> tuple[dict
     for name, entry in listed.items():
         problem = name_problem(name)
         files = entry.get("images", []) if isinstance(entry, dict) else None
-        if not isinstance(files, list):
+        if not isinstance(files, list) or not all(isinstance(file, str) for file in files):
             problem = problem or f'dataset.json gives {entry!r:.80} for it, expected {{"images": [...]}}.'
             files = []
         images = tuple(_resolve(raw_folder, image) for image in files)
         wrong = [image for image in images if not image.endswith(ending)]
-        missing = [image for image in images if not os.path.isfile(image)]
+        missing = [image for image in images if not os.path.exists(image) and not os.path.islink(image)]
+        no_file = next(filter(None, map(file_problem, images)), None)
         if problem is None and len(images) not in numbers_of_files(dataset_json):
             problem = f"dataset.json gives {len(images)} image(s) for it, expected {channels} (one a channel)."
         if problem is None and wrong:
             problem = f"{wrong[0]} does not end in {ending!r}, the file ending of this dataset. Convert it."
         if problem is None and missing:
             problem = f"{missing[0]} does not exist. Correct the path in dataset.json."
+        problem = problem or no_file
         if problem is None:
             cases[name] = UnlabeledCase(name, images)
         else:

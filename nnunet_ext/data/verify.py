@@ -12,7 +12,12 @@ from tqdm import tqdm
 from nnunet_ext.data.failures import UNLABELLED, Failure, record
 from nnunet_ext.data.pool import map_isolated
 from nnunet_ext.data.reading import choose_reader, read_checked
-from nnunet_ext.data.unlabeled import find_unlabeled_cases, load_dataset_json, number_of_channels
+from nnunet_ext.data.unlabeled import (
+    check_dataset_json,
+    find_unlabeled_cases,
+    load_dataset_json,
+    number_of_channels,
+)
 
 
 def verify_unlabelled_only(folder: str | Path, num_processes: int = 8) -> None:
@@ -29,6 +34,7 @@ def verify_unlabelled_only(folder: str | Path, num_processes: int = 8) -> None:
     """
     folder = Path(folder)
     dataset_json = load_dataset_json(folder)
+    check_dataset_json(folder, dataset_json)
     _check_json(folder, dataset_json)
     cases, failures = find_unlabeled_cases(folder, dataset_json)
     reader = choose_reader(dataset_json, (image for case in cases.values() for image in case.images))

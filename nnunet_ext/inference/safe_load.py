@@ -2,25 +2,49 @@
 
 from __future__ import annotations
 
+import zipfile
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+OF_TRAINING = ("network_weights", "trainer_name", "init_args")
+_SCALAR_MODULES = ("numpy.core.multiarray", "numpy._core.multiarray")  # up to numpy 1, and from numpy 2 on
+
+
+def _scalar_of(module: str) -> Callable[..., Any]:
+    """Return numpy's maker of scalars under the name that it has in one of numpy's versions.
+
+    torch looks allowed functions up by module and name, and numpy moved this one: a checkpoint has the name of the
+    numpy that wrote it. torch 2.5 takes no pairs of function and name, so the function itself carries the name.
+    """
+    make: Any = np.float64(0).__reduce__()[0]  # type: ignore[call-arg]
+
+    def scalar(*arguments: Any) -> Any:
+        return make(*arguments)
+
+    scalar.__module__, scalar.__qualname__ = module, "scalar"
+    return scalar
+
 
 def _allowed() -> list[Any]:
     """What nnU-Net's checkpoints hold beside tensors and plain values: numpy scalars in the curves."""
-    scalar: Any = np.float64(0).__reduce__()[0]  # type: ignore[call-arg]
-    return [scalar, np.dtype, *{type(np.dtype(t)) for t in (np.float16, np.float32, np.float64, np.int32, np.int64)}]
+    kinds = {type(np.dtype(t)) for t in (np.float16, np.float32, np.float64, np.int32, np.int64)}
+    return [*map(_scalar_of, _SCALAR_MODULES), np.dtype, *kinds]
 
 
-def load_checkpoint(path: str | Path, mapped: bool = False) -> dict[str, Any]:
+def load_checkpoint(
+    path: str | Path, mapped: bool = False, required: Iterable[str] = OF_TRAINING, trusted: bool = False
+) -> dict[str, Any]:
     """Load an nnU-Net checkpoint on the CPU without executing code from it.
 
     Args:
         path: File.
         mapped: Map it into memory, so that only tensors that are used are read; copy them to keep them.
+        required: Keys that it must have.
+        trusted: Load it as nnU-Net does, which runs whatever code is in it.
 
     Raises:
         FileNotFoundError: If there is no such file.
@@ -33,13 +57,34 @@ def load_checkpoint(path: str | Path, mapped: bool = False) -> dict[str, Any]:
     safe_globals = getattr(torch.serialization, "safe_globals", None)
     if safe_globals is None:
         raise RuntimeError(f"torch {torch.__version__} cannot load checkpoints safely; use torch 2.5 or later")
+    mapped = mapped and zipfile.is_zipfile(path)  # torch maps no file of its format before 1.6
     try:
         with safe_globals(_allowed()):
-            checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+            checkpoint = torch.load(path, map_location="cpu", weights_only=not trusted, mmap=mapped)
     except Exception as error:  # torch raises several kinds for damaged and for unsafe files
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ValueError(f"{path} cannot be loaded as a checkpoint of weights and plain values ({reason})") from error
-    missing = {"network_weights", "trainer_name", "init_args"} - set(checkpoint)
+    missing = set(required) - set(checkpoint)
     if missing:
-        raise ValueError(f"{path} lacks {sorted(missing)}; expected a checkpoint of nnUNetv2_train")
+        of = "nnUNetv2_train" if set(required) == set(OF_TRAINING) else "weights"
+        raise ValueError(f"{path} lacks {sorted(missing)}; expected a checkpoint of {of}")
     return checkpoint
+
+
+def check_weights(paths: Iterable[str | Path], remedy: str, required: Iterable[str] = OF_TRAINING) -> None:
+    """Load files that nnU-Net is about to load with whatever code is in them, and let go of them.
+
+    Args:
+        paths: Files.
+        remedy: How a user says that they are to be trusted, for the message.
+        required: Keys that they must have.
+
+    Raises:
+        FileNotFoundError: If one is missing.
+        ValueError: If one holds more than weights and plain values, or is damaged.
+    """
+    for path in paths:
+        try:
+            load_checkpoint(path, mapped=True, required=required)
+        except ValueError as error:
+            raise ValueError(f"{error}; if you trust whoever made it, {remedy}") from error

@@ -11,7 +11,7 @@ from nnunetv2.utilities.label_handling.label_handling import LabelManager
 from nnunet_ext.data.unlabeled import number_of_channels
 from nnunet_ext.networks import NestedAttentionUNet
 from nnunet_ext.planners.fitting import MemoryFit
-from nnunet_ext.planners.own_plans import OwnPlans, refuse_foreign_plans
+from nnunet_ext.planners.own_plans import OwnPlans, check_before_planning
 from nnunet_ext.training.memory import GIB
 from nnunet_ext.training.nesting import nested_step_memory
 
@@ -58,7 +58,7 @@ class ANUNetPlanner(OwnPlans):
         suppress_transpose: bool = False,
     ) -> None:
         plans_name = plans_name or self.default_plans_name
-        refuse_foreign_plans(dataset_name_or_id, plans_name, type(self).__name__)
+        check_before_planning(dataset_name_or_id, plans_name, type(self).__name__)
         super().__init__(
             dataset_name_or_id,
             gpu_memory_target_in_gb,

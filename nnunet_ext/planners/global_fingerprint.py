@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -14,8 +13,9 @@ from tqdm import tqdm
 from nnunet_ext.data import fingerprint as cases_of
 from nnunet_ext.data.failures import LABELLED, UNLABELLED, record
 from nnunet_ext.data.fingerprint import CaseTable, Provenance
+from nnunet_ext.data.leftovers import sweep_all
 from nnunet_ext.data.outliers import find_outliers, format_outliers
-from nnunet_ext.data.unlabeled import labelled_cases
+from nnunet_ext.data.unlabeled import check_raw_dataset, labelled_cases
 
 
 class GlobalIntensityFingerprintExtractor(DatasetFingerprintExtractor):
@@ -27,6 +27,7 @@ class GlobalIntensityFingerprintExtractor(DatasetFingerprintExtractor):
     """
 
     def __init__(self, dataset_name_or_id: str | int, num_processes: int = 8, verbose: bool = False) -> None:
+        check_raw_dataset(dataset_name_or_id)
         super().__init__(dataset_name_or_id, num_processes, verbose)
         self.labelled = labelled_cases(self.dataset)
 
@@ -37,19 +38,25 @@ class GlobalIntensityFingerprintExtractor(DatasetFingerprintExtractor):
             overwrite_existing: Start over (``--clean``) instead of completing what is there.
 
         Raises:
+            BusyError: If another process makes it.
+            DiskFullError: If there is no room; what was found is kept.
             FileNotFoundError: If the dataset has no case at all.
             ValueError: If cases contradict each other, or no image can be opened.
             RuntimeError: If no case could be read.
         """
         preprocessed = Path(str(nnUNet_preprocessed)) / self.dataset_name
         preprocessed.mkdir(parents=True, exist_ok=True)
-        target = preprocessed / cases_of.FILE
         table = cases_of.case_table(self.dataset_name, self.dataset)
+        with table.alone():
+            return self._extract(table, preprocessed / cases_of.FILE, overwrite_existing)
+
+    def _extract(self, table: CaseTable, target: Path, overwrite_existing: bool) -> dict[str, Any]:
         if overwrite_existing:
             # The fingerprint too: continued after a kill, it would pass for one of the present files.
             shutil.rmtree(table.folder, ignore_errors=True)
             target.unlink(missing_ok=True)
-        before = json.loads(target.read_text()) if target.is_file() else {}
+        sweep_all(target.parent)
+        before = cases_of.read_fingerprint(target)
         provenance = Provenance(table.folder)
         number = int(self.num_foreground_voxels_for_intensitystats // max(1, len(self.labelled)))
         samples = None if not table.labelled or provenance.fits(table, before) else number

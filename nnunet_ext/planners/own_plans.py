@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from batchgenerators.utilities.file_and_folder_operations import load_json, save_json
+from batchgenerators.utilities.file_and_folder_operations import save_json
 from nnunetv2.experiment_planning.experiment_planners.default_experiment_planner import ExperimentPlanner
 from nnunetv2.paths import nnUNet_preprocessed
 from nnunetv2.utilities.dataset_name_id_conversion import maybe_convert_to_dataset_name
+
+from nnunet_ext.data.dataset_json import check_number_of_training_cases, load_dataset_json
+from nnunet_ext.data.fingerprint import FILE as FINGERPRINT
+from nnunet_ext.data.fingerprint import read_fingerprint
+from nnunet_ext.data.unlabeled import check_raw_dataset
+from nnunet_ext.files import only_here, read_json
 
 _PLANNED_NAMES = ("2d", "3d_lowres", "3d_fullres", "3d_cascade_fullres")
 STOCK_PLANS = (
@@ -22,6 +29,25 @@ STOCK_PLANS = (
     "nnUNetResEncUNetLPlans_torchres_sepz",
     "nnUNetResEncUNetLPlans_noResampling",
 )
+
+
+def check_before_planning(dataset_name_or_id: str | int, plans_name: str, planner_name: str) -> None:
+    """Check what nnU-Net's planner is about to read, and that the plans may be written.
+
+    Args:
+        dataset_name_or_id: Dataset name or number.
+        plans_name: Name of the plans to write.
+        planner_name: Name of the planner.
+
+    Raises:
+        FileNotFoundError: If there is no dataset.json.
+        ValueError: If dataset.json, the fingerprint or the plans that are there are no JSON, or something in
+            dataset.json is wrong, or the plans are those of another planner.
+    """
+    raw = check_raw_dataset(dataset_name_or_id)
+    check_number_of_training_cases(raw, load_dataset_json(raw))
+    read_fingerprint(Path(str(nnUNet_preprocessed)) / raw.name / FINGERPRINT)
+    refuse_foreign_plans(dataset_name_or_id, plans_name, planner_name)
 
 
 def refuse_foreign_plans(dataset_name_or_id: str | int, plans_name: str, planner_name: str) -> None:
@@ -38,7 +64,7 @@ def refuse_foreign_plans(dataset_name_or_id: str | int, plans_name: str, planner
     plans_file = Path(str(nnUNet_preprocessed)) / maybe_convert_to_dataset_name(dataset_name_or_id)
     plans_file = plans_file / f"{plans_name}.json"
     if plans_file.is_file():
-        writer = load_json(str(plans_file)).get("experiment_planner_used")
+        writer = read_json(plans_file, "restore it, or remove it to plan anew").get("experiment_planner_used")
         if writer != planner_name:
             raise ValueError(
                 f"{plans_file} was written by {writer}; {planner_name} does not overwrite it. Choose another name for "
@@ -48,6 +74,24 @@ def refuse_foreign_plans(dataset_name_or_id: str | int, plans_name: str, planner
 
 class OwnPlans(ExperimentPlanner):
     """Plans with a folder of preprocessed data of their own."""
+
+    def plan_experiment(self) -> dict[str, Any]:
+        """Plan and write the plans, while nobody else plans or preprocesses with them.
+
+        Raises:
+            BusyError: If another process does.
+        """
+        folder = Path(str(nnUNet_preprocessed)) / self.dataset_name
+        plans_file = folder / f"{self.plans_identifier}.json"
+        with ExitStack() as locks:
+            locks.enter_context(only_here(plans_file, "planned"))
+            before = read_json(plans_file).get("configurations", {}) if plans_file.is_file() else {}
+            for name in sorted({*_PLANNED_NAMES, *before}):
+                for data in (f"{self.plans_identifier}_{name}", f"{self.plans_identifier}_{name}_unlabeled"):
+                    if (folder / f".{data}.lock").is_file():  # somebody preprocessed there, perhaps does now
+                        locks.enter_context(only_here(folder / data, "preprocessed"))
+            plans: dict[str, Any] = super().plan_experiment()
+            return plans
 
     def generate_data_identifier(self, configuration_name: str) -> str:
         """Return ``<plans name>_<configuration>``: no folder is shared with other plans."""

@@ -2,39 +2,44 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 from pathlib import Path
+from typing import Any
 
-from batchgenerators.utilities.file_and_folder_operations import load_json
+import numpy as np
+from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
 from nnunetv2.paths import nnUNet_preprocessed, nnUNet_raw
 from nnunetv2.preprocessing.preprocessors.default_preprocessor import DefaultPreprocessor
 from nnunetv2.utilities.dataset_name_id_conversion import maybe_convert_to_dataset_name
+from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
 from tqdm import tqdm
 
+from nnunet_ext.data.dataset_json import FILE, check_dataset_json, load_dataset_json, number_of_channels
 from nnunet_ext.data.failures import LABELLED, UNLABELLED, Failure, record
+from nnunet_ext.data.plans import load_configuration
 from nnunet_ext.data.pool import WorkerDiedError, map_isolated
-from nnunet_ext.data.preprocess import load_configuration, preprocess_unlabeled
+from nnunet_ext.data.preprocess import preprocess_unlabeled
+from nnunet_ext.data.reading import describe, one_line, read_checked
 from nnunet_ext.data.splits import hidden_cases
-from nnunet_ext.data.unlabeled import (
-    find_unlabeled_cases,
-    labelled_cases,
-    load_dataset_json,
-    where_looked,
-    without_strays,
-)
+from nnunet_ext.data.unlabeled import find_unlabeled_cases, labelled_cases, usable_labelled, where_looked
+from nnunet_ext.files import DiskFullError, only_here, whole_files
 
 
 class SemiSupervisedPreprocessor(DefaultPreprocessor):
     """Preprocesses labelled cases exactly as :class:`DefaultPreprocessor` does, then the unlabelled ones.
 
     A case that fails does not stop the others; the command lists the failures at its end and exits with status 1.
+    Labelled cases are checked as in the fingerprint first.
     """
+
+    _made: tuple[Any, Any, dict[str, Any]] | None = None
 
     def run(
         self, dataset_name_or_id: int | str, configuration_name: str, plans_identifier: str, num_processes: int
     ) -> None:
-        """Preprocess a configuration.
+        """Preprocess a configuration; what is there of it is removed once plans and raw cases are found to be right.
 
         Args:
             dataset_name_or_id: Dataset name or number.
@@ -43,20 +48,23 @@ class SemiSupervisedPreprocessor(DefaultPreprocessor):
             num_processes: Worker processes.
 
         Raises:
+            BusyError: If another process preprocesses the same configuration.
+            DiskFullError: If there is no room.
             FileNotFoundError: If plans or raw data are missing.
-            ValueError: If the unlabelled cases contradict each other.
+            ValueError: If plans or dataset.json have an impossible value, or the unlabelled cases contradict each
+                other.
         """
         name = maybe_convert_to_dataset_name(dataset_name_or_id)
         raw_folder, preprocessed = Path(str(nnUNet_raw)) / name, Path(str(nnUNet_preprocessed)) / name
-        plans_manager, configuration_manager = load_configuration(preprocessed, plans_identifier, configuration_name)
-        dataset_json = load_json(str(preprocessed / "dataset.json"))
-        output = preprocessed / configuration_manager.data_identifier
-        if output.is_dir():
-            shutil.rmtree(output)
-        output.mkdir(parents=True)
+        dataset_json = _preprocessed_dataset_json(raw_folder, preprocessed)
+        plans_manager, configuration_manager = load_configuration(
+            preprocessed, plans_identifier, configuration_name, number_of_channels(dataset_json)
+        )
         dataset = labelled_cases(get_filenames_of_train_images_and_targets(str(raw_folder), dataset_json))
-        dataset, strays = without_strays(raw_folder, dataset_json, dataset, configuration_name)
-        record(strays)
+        dataset, failures = usable_labelled(raw_folder, dataset_json, dataset, configuration_name)
+        raw_json = load_dataset_json(raw_folder)
+        has_unlabelled = any(find_unlabeled_cases(raw_folder, raw_json, hidden_cases(preprocessed)))
+        output = preprocessed / configuration_manager.data_identifier
         arguments = {
             case: (
                 str(output / case),
@@ -68,33 +76,59 @@ class SemiSupervisedPreprocessor(DefaultPreprocessor):
             )
             for case, files in dataset.items()
         }
-        record(self._run_isolated(arguments, num_processes, configuration_name))
-        self._run_unlabelled(name, raw_folder, plans_identifier, configuration_name, num_processes)
-
-    def _run_isolated(self, arguments: dict[str, tuple], num_processes: int, stage: str) -> list[Failure]:
-        failures = []
-        results = map_isolated(self.run_case_save, arguments, num_processes, always_spawn=True)
-        show = getattr(self, "show_progress_bar", True)
-        for case, _, error in tqdm(results, "Preprocessing cases", len(arguments), disable=not show or not arguments):
-            if error is None:
-                continue
-            reason = str(error).strip() or "unreadable"
-            if not isinstance(error, WorkerDiedError):
-                files = ", ".join([*arguments[case][1], arguments[case][2]])
-                reason = f"{files}: {reason} ({type(error).__name__})"
-            failures.append(Failure(case, LABELLED, reason, stage))
-            _remove_partial(arguments[case][0])
-        return failures
-
-    def _run_unlabelled(
-        self, name: str, raw_folder: Path, plans_identifier: str, configuration_name: str, num_processes: int
-    ) -> None:
-        raw_json = load_dataset_json(raw_folder)
-        hidden = hidden_cases(Path(str(nnUNet_preprocessed)) / name)
-        cases, failures = find_unlabeled_cases(raw_folder, raw_json, hidden)
-        if not cases and not failures:
+        with only_here(output, "preprocessed"):
+            record(failures)
+            if output.is_dir():
+                shutil.rmtree(output)
+            output.mkdir(parents=True)
+            self._run_isolated(arguments, num_processes, configuration_name)
+        if has_unlabelled:
+            self._run_unlabelled(name, plans_identifier, configuration_name, num_processes)
+        else:
             print_info(f"INFO: {name} has no unlabelled case. {where_looked(raw_folder)}")
-            return
+
+    def run_case_save(
+        self,
+        output_filename_truncated: str,
+        image_files: list[str],
+        seg_file: str,
+        plans_manager: PlansManager,
+        configuration_manager: ConfigurationManager,
+        dataset_json: dict[str, Any],
+    ) -> None:
+        """Check, preprocess and write one labelled case; its files appear once all of them are written."""
+        target = Path(output_filename_truncated)
+        reader, channels = plans_manager.image_reader_writer_class, number_of_channels(dataset_json)
+        read = read_labelled(tuple(image_files), seg_file, reader, channels)
+        common = (plans_manager, configuration_manager, dataset_json)
+        self._made = self.run_case_npy(*read, *common)
+        try:
+            with whole_files(target.parent, lambda file: file.name == f"{target.name}.b2nd") as folder:
+                super().run_case_save(str(folder / target.name), image_files, seg_file, *common)
+        finally:
+            self._made = None
+
+    def run_case(self, *arguments: Any, **named: Any) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]:
+        """Preprocess one case as nnU-Net does; while a labelled case is written, return that one."""
+        return super().run_case(*arguments, **named) if self._made is None else self._made
+
+    def _run_isolated(self, arguments: dict[str, tuple], num_processes: int, stage: str) -> None:
+        tasks = map_isolated(self.run_case_save, arguments, num_processes, always_spawn=True)
+        show = getattr(self, "show_progress_bar", True)
+        with contextlib.closing(tasks) as results:
+            for case, _, error in tqdm(
+                results, "Preprocessing cases", len(arguments), disable=not show or not arguments
+            ):
+                if error is None:
+                    continue
+                _remove_partial(arguments[case][0])
+                if isinstance(error, DiskFullError):
+                    raise error  # every other case would fail as well
+                files = (*arguments[case][1], arguments[case][2])
+                reason = str(error) if isinstance(error, WorkerDiedError) else describe(error, files)
+                record([Failure(case, LABELLED, reason, stage)])
+
+    def _run_unlabelled(self, name: str, plans_identifier: str, configuration_name: str, num_processes: int) -> None:
         summary = preprocess_unlabeled(
             name,
             plans_identifier,
@@ -112,6 +146,48 @@ class SemiSupervisedPreprocessor(DefaultPreprocessor):
 def print_info(text: str) -> None:
     """Say something between the progress bars, as nnU-Net's preprocessing does."""
     tqdm.write(text)
+
+
+def read_labelled(
+    images: tuple[str, ...], label: str, reader_class: type[BaseReaderWriter], channels: int
+) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]:
+    """Read a labelled case and check it as the fingerprint does.
+
+    Args:
+        images: One file a channel.
+        label: Its segmentation.
+        reader_class: nnU-Net's reader.
+        channels: Channels that dataset.json declares.
+
+    Returns:
+        Image ``(C, *S)``, segmentation ``(1, *S)`` and the reader's properties.
+
+    Raises:
+        ValueError: Names the file that is wrong, what was expected and what to do.
+    """
+    data, properties = read_checked(images, reader_class, channels, strict=False)
+    try:
+        segmentation, _ = reader_class().read_seg(label)
+    except Exception as error:
+        raise ValueError(f"{label} cannot be read ({one_line(error)}); replace or remove it") from error
+    if segmentation.shape[1:] != data.shape[1:]:
+        raise ValueError(
+            f"{label} has shape {segmentation.shape[1:]}, but its image has {data.shape[1:]}; they must lie on the "
+            "same grid"
+        )
+    return data, segmentation, properties
+
+
+def _preprocessed_dataset_json(raw_folder: Path, preprocessed: Path) -> dict[str, Any]:
+    """Return the dataset.json beside the plans; planning puts it there, moving plans does not."""
+    if not (preprocessed / FILE).is_file():
+        raise FileNotFoundError(
+            f"{preprocessed / FILE} is missing, which planning puts there; copy {raw_folder / FILE} to it, or plan "
+            "this dataset"
+        )
+    dataset_json = load_dataset_json(preprocessed)
+    check_dataset_json(preprocessed, dataset_json)
+    return dataset_json
 
 
 def _remove_partial(truncated: str) -> None:

@@ -10,9 +10,9 @@ from nnunetv2.utilities.label_handling.label_handling import LabelManager
 
 from nnunet_ext.data.fingerprint import GLOBAL_KEY, SHAPES_KEY, SPACINGS_KEY
 from nnunet_ext.data.reading import choose_reader
-from nnunet_ext.data.unlabeled import labelled_cases, number_of_channels
+from nnunet_ext.data.unlabeled import file_problem, labelled_cases, number_of_channels
 from nnunet_ext.planners.fitting import MemoryFit
-from nnunet_ext.planners.own_plans import OwnPlans, refuse_foreign_plans
+from nnunet_ext.planners.own_plans import OwnPlans, check_before_planning
 from nnunet_ext.training.memory import GIB, cps_step_memory
 
 PREPROCESSOR = "SemiSupervisedPreprocessor"
@@ -49,7 +49,7 @@ class SemiSupervisedPlanning(OwnPlans):
         suppress_transpose: bool = False,
     ) -> None:
         plans_name = plans_name or self.default_plans_name
-        refuse_foreign_plans(dataset_name_or_id, plans_name, type(self).__name__)
+        check_before_planning(dataset_name_or_id, plans_name, type(self).__name__)
         if preprocessor_name == "DefaultPreprocessor":
             # nnU-Net's commands pass this name whenever the user gave none.
             preprocessor_name = PREPROCESSOR
@@ -71,7 +71,8 @@ class SemiSupervisedPlanning(OwnPlans):
     def determine_reader_writer(self) -> type[BaseReaderWriter]:
         """Return nnU-Net's choice; a damaged first image does not decide it."""
         names = self.dataset.keys()  # a dataset without labels has keys, but iterates over nothing
-        return choose_reader(self.dataset_json, (image for name in names for image in self.dataset[name]["images"]))
+        images = (image for name in names for image in self.dataset[name]["images"])
+        return choose_reader(self.dataset_json, (image for image in images if file_problem(image) is None))
 
     def plan_experiment(self) -> dict[str, Any]:
         """Plan from the sources that the attributes name, write the plans, and print what a CPS step needs.

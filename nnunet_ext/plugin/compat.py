@@ -53,7 +53,7 @@ FIND_TRAINER = Target("nnunetv2.utilities.find_objects", "recursive_find_trainer
 _ENTRY_POINTS = "nnunetv2.experiment_planning.plan_and_preprocess_entrypoints"
 PREPROCESSING_ENTRIES = tuple(
     Target(_ENTRY_POINTS, name, ())
-    for name in ("plan_and_preprocess_entry", "preprocess_entry", "extract_fingerprint_entry")
+    for name in ("plan_and_preprocess_entry", "preprocess_entry", "extract_fingerprint_entry", "plan_experiment_entry")
 )
 PREDICT_ENTRIES = tuple(
     Target("nnunetv2.inference.predict_from_raw_data", name, ())

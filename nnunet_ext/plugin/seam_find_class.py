@@ -1,5 +1,6 @@
 """Planners and preprocessors by name: stock nnU-Net's own search first, then a table of ours."""
 
+import difflib
 import importlib
 from collections.abc import Callable, Mapping
 from types import MappingProxyType, ModuleType
@@ -32,6 +33,8 @@ CLASSES: Mapping[str, Mapping[str, str]] = MappingProxyType(
         ),
     }
 )
+# Whatever begins like this and is not found was meant to be one of ours; stock ends in "'NoneType' is not callable".
+_BEGINNINGS = ("globalintensity", "semisupervised", "anunet")
 
 
 def install(module: ModuleType) -> None:
@@ -49,10 +52,21 @@ def install(module: ModuleType) -> None:
 def _with_ours(original: Callable[..., Any]) -> Callable[..., Any]:
     def find(folder: str, class_name: str, current_module: str | None, *args: Any, **kwargs: Any) -> Any:
         found = original(folder, class_name, current_module, *args, **kwargs)
-        ours = CLASSES.get(current_module or "", {}).get(class_name)
-        if found is not None or ours is None:
+        ours = CLASSES.get(current_module or "", {})
+        if found is not None:
             return found
-        module, attribute = ours.split(":")
+        if class_name not in ours:
+            elsewhere = any(class_name in table for table in CLASSES.values())
+            if ours and not elsewhere and class_name.lower().startswith(_BEGINNINGS):
+                raise ValueError(_unknown(class_name, sorted(ours)))
+            return None
+        module, attribute = ours[class_name].split(":")
         return getattr(importlib.import_module(module), attribute)
 
     return find
+
+
+def _unknown(class_name: str, ours: list[str]) -> str:
+    lower = {name.lower(): name for name in ours}
+    nearest = lower[difflib.get_close_matches(class_name.lower(), lower, 1, 0.0)[0]]
+    return f"there is no {class_name!r}, did you mean {nearest}? nnunet_ext has {', '.join(ours)}"

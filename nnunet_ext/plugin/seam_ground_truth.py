@@ -23,11 +23,14 @@ def _with_isolated_copies(original: Callable[..., Any]) -> Callable[..., Any]:
     def preprocess_dataset(dataset_id: int, plans_identifier: str = "nnUNetPlans", *args: Any, **kwargs: Any) -> Any:
         try:
             return original(dataset_id, plans_identifier, *args, **kwargs)
-        except Exception:
-            # nnU-Net copies after all configurations are done, and stops at the first label that is missing.
+        except Exception as error:
+            # nnU-Net copies after all configurations are done, and stops at the first label that is missing. The name,
+            # because distutils, from which it takes the function, comes from one package or another.
+            if not isinstance(error, FileNotFoundError) and type(error).__name__ != "DistutilsFileError":
+                raise
             from nnunet_ext.data.ground_truth import copy_what_is_there
 
-            if not copy_what_is_there(dataset_id, plans_identifier):
+            if not copy_what_is_there(dataset_id, plans_identifier, str(error)):
                 raise
             return None
 

@@ -12,6 +12,9 @@ from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 from torch import nn
 
+from nnunet_ext import files
+from nnunet_ext.training.trust import check_classes
+
 STOCK_NETWORKS = "dynamic_network_architectures.architectures.unet."
 Architecture = dict[str, Any]
 NESTED = "nnunet_ext.networks.nested_unet.NestedAttentionUNet"
@@ -84,7 +87,12 @@ def changed_plans(
 
 
 def build(architecture: Architecture, input_channels: int, output_channels: int, deep_supervision: bool) -> nn.Module:
-    """Build a network as nnU-Net does."""
+    """Build a network as nnU-Net does, of nothing but networks and layers.
+
+    Raises:
+        ValueError: If the architecture names anything else.
+    """
+    check_classes(architecture)
     return get_network_from_plans(
         architecture["network_class_name"],
         architecture["arch_kwargs"],
@@ -100,7 +108,7 @@ def refuse_other_folds(trainer: Any, keys: Iterable[str]) -> None:
     """Raise RuntimeError if the model folder holds folds with other settings."""
     folder = Path(trainer.output_folder_base)
     if any(folder.glob("fold_*/checkpoint_*.pth")) and (folder / "plans.json").is_file():
-        refuse_other_settings(trainer, json.loads((folder / "plans.json").read_text()), f"the model {folder}", keys)
+        refuse_other_settings(trainer, files.read_json(folder / "plans.json"), f"the model {folder}", keys)
 
 
 def refuse_other_settings(trainer: Any, plans: dict[str, Any] | None, what: str, keys: Iterable[str]) -> None:

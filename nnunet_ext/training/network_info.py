@@ -18,6 +18,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 
 from nnunet_ext.training.architecture import stock_configuration
 from nnunet_ext.training.memory import GIB, cps_step_memory, supervised_step_memory
+from nnunet_ext.training.trust import check_classes
 
 
 def read_plans(dataset: str, plans_name: str) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -104,6 +105,7 @@ def _build(
     cls: Any, manager: PlansManager, configuration: ConfigurationManager, channels: int, heads: int
 ) -> torch.nn.Module:
     """Build a trainer's network with deep supervision, by either signature that nnU-Net takes."""
+    check_classes(configuration.configuration["architecture"])
     first: tuple[Any, ...] = (manager, configuration)
     if "plans_manager" not in inspect.signature(cls.build_network_architecture).parameters:
         first = (

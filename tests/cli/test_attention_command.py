@@ -10,6 +10,7 @@ from inference.tiny_model import make_model
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunet_ext.cli.main import main
+from nnunet_ext.inference.attention_figure import load_network, look
 from nnunet_ext.trainers import find_trainer
 from nnunet_ext.training.architecture import NESTED
 
@@ -59,3 +60,24 @@ def test_wrong_input_is_one_line(model, tmp_path, capsys):
         in capsys.readouterr().err
     )
     assert not (tmp_path / "a.png").exists()
+
+
+def test_plans_that_name_a_program_start_none(model, tmp_path, capsys):
+    plans = json.loads((model.folder / "plans.json").read_text())
+    kwargs = plans["configurations"]["3d_fullres"]["architecture"]["arch_kwargs"]
+    kwargs |= {"nonlin": "subprocess.Popen", "nonlin_kwargs": {"args": ["touch", str(tmp_path / "ran")]}}
+    (model.folder / "plans.json").write_text(json.dumps(plans))
+    case = str(model.images / "a_0000.nii.gz")
+    assert main(["attention", "-m", str(model.folder), "-i", case, "-o", str(tmp_path / "out")]) == 1
+    assert "the plans name 'subprocess.Popen' as nonlin, expected a network or a layer" in capsys.readouterr().err
+    assert not (tmp_path / "ran").exists()
+
+
+def test_gates_are_left_as_they_were_when_the_network_fails(model, monkeypatch):
+    plans, dataset_json = (json.loads((model.folder / f"{n}.json").read_text()) for n in ("plans", "dataset"))
+    file = model.folder / "fold_0" / "checkpoint_final.pth"
+    network, prepared = load_network(model.folder, plans, dataset_json, file)
+    monkeypatch.setattr(type(network), "forward", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        look(network, prepared, (str(model.images / "a_0000.nii.gz"),), torch.device("cpu"))
+    assert not any(gate._forward_hooks for gate in network.decoder.gates.values())

@@ -1,4 +1,4 @@
-import json
+import re
 from types import ModuleType
 
 import pytest
@@ -44,7 +44,7 @@ def test_other_plans_and_complete_datasets_are_not_touched(dataset: TinyDataset,
     assert drain() == []
 
 
-def test_the_seam_passes_every_other_error_on(dataset: TinyDataset):
+def seam_around(raises: Exception) -> ModuleType:
     module = ModuleType("fake")
 
     def preprocess_dataset(
@@ -55,15 +55,33 @@ def test_the_seam_passes_every_other_error_on(dataset: TinyDataset):
         verbose=False,
         show_progress_bar=True,
     ):
-        raise OSError("label is missing")
+        raise raises
 
     module.preprocess_dataset = preprocess_dataset
     seam_ground_truth.install(module)
-    with pytest.raises(OSError, match="label is missing"):
-        module.preprocess_dataset(777, "SemiSupervisedPlans")
-    content = json.loads((dataset.raw / "dataset.json").read_text())
-    content["dataset"]["c"]["label"] = str(dataset.raw / "nowhere.nii.gz")
-    (dataset.raw / "dataset.json").write_text(json.dumps(content))
+    return module
+
+
+class DistutilsFileError(Exception):
+    pass
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), FileNotFoundError("plans"), ValueError("x")])
+@pytest.mark.parametrize("label_is_missing", [False, True])
+def test_the_seam_passes_every_other_error_on(dataset: TinyDataset, error, label_is_missing):
+    if label_is_missing:
+        (dataset.raw / "labelsTr" / "b.nii.gz").unlink()
+    with pytest.raises(type(error), match=re.escape(str(error))):
+        seam_around(error).preprocess_dataset(777, "SemiSupervisedPlans")
+    assert copied(dataset) == []
+    assert drain() == []
+
+
+@pytest.mark.parametrize("kind", [FileNotFoundError, DistutilsFileError])
+def test_the_seam_takes_the_error_that_names_a_missing_label(dataset: TinyDataset, kind):
+    label = dataset.raw / "labelsTr" / "b.nii.gz"
+    label.unlink()
+    module = seam_around(kind(f"can't copy '{label}': doesn't exist or not a regular file"))
     assert module.preprocess_dataset(777, "SemiSupervisedPlans", configurations=["2d"]) is None
-    assert copied(dataset) == ["a.nii.gz", "b.nii.gz"]
-    drain()
+    assert "b.nii.gz" not in copied(dataset)
+    assert [failure.reason for failure in drain()] == [f"{label} does not exist; add it or remove the case"]

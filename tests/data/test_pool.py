@@ -22,6 +22,13 @@ def die_of_zero(number: int) -> int:
     return square(number)
 
 
+def die_the_first_time(note: str) -> str:
+    if not os.path.exists(note):
+        os.mkdir(note)
+        os._exit(9)
+    return "done"
+
+
 @pytest.mark.parametrize("num_processes", [1, 2])
 def test_an_exception_is_that_cases_own(num_processes):
     results = {
@@ -104,3 +111,12 @@ def test_workers_end_when_their_parent_is_killed(tmp_path):
         worker.kill()
     assert workers
     assert not alive
+
+
+def test_a_worker_that_died_is_mentioned_though_its_case_was_done_after_all(tmp_path, capsys):
+    tasks = {"once": (str(tmp_path / "died"),)}
+    found = list(map_isolated(die_the_first_time, tasks, 1, always_spawn=True, remedy="use fewer of them (-np)"))
+    assert found == [("once", "done", None)]
+    said = capsys.readouterr().err
+    assert "1 time(s) a worker process died, probably for lack of memory; 1 case(s) were repeated" in said
+    assert "use fewer of them (-np)" in said

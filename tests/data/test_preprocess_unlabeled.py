@@ -94,7 +94,7 @@ def test_metadata_is_json_and_there_is_no_pickle(tiny: TinyDataset):
     assert metadata["source"] == {"files": [str(image)], "size": [stat.st_size], "mtime_ns": [stat.st_mtime_ns]}
     assert metadata["shape"] == [1, 12, 15, 12]
     assert metadata["hidden_label"] is False
-    assert metadata["plans_signature"]["patch_size"] == [16, 16, 16]
+    assert metadata["plans_signature"]["spacing"] == [1, 1, 1]
     assert len(metadata["plans_digest"]) == 64
 
 
@@ -205,6 +205,7 @@ def test_a_rerun_keeps_what_is_finished_and_does_what_was_mended(tiny: TinyDatas
     assert state(folder) == before
     write_image(bad, scan(2))
     assert done_kept_failed(run()) == (["b"], ["a"], [])
+    before.pop(str(folder / "failed" / "b.json"))
     after = state(folder)
     assert {path: after[path] for path in before} == before
     np.testing.assert_array_equal(arrays(tiny, "b")[1], arrays(tiny, "a")[1])
@@ -235,7 +236,6 @@ def test_a_scan_with_another_time_is_redone(tiny: TinyDataset):
     "change",
     [
         {"spacing": [1.0, 1.0, 2.0]},
-        {"patch_size": [16, 16, 8]},
         {"normalization_schemes": ["CTNormalization"]},
         {"use_mask_for_norm": [True]},
         {"resampling_fn_data_kwargs": {"is_seg": False, "order": 1, "order_z": 0, "force_separate_z": None}},
@@ -262,7 +262,11 @@ def test_changed_intensities_and_transposition_redo_everything(tiny: TinyDataset
     assert done_kept_failed(run()) == (["a"], [], [])
 
 
-@pytest.mark.parametrize("change", [{"batch_size": 9}, {"preprocessor_name": "SemiSupervisedPreprocessor"}])
+@pytest.mark.parametrize(
+    "change",
+    [{"batch_size": 9}, {"patch_size": [16, 16, 8]}, {"preprocessor_name": "SemiSupervisedPreprocessor"}],
+    ids=lambda change: next(iter(change)),
+)
 def test_plans_that_differ_where_preprocessing_does_not_look_keep_everything(tiny: TinyDataset, change):
     tiny.add_unlabeled("a", 1)
     run()
@@ -374,7 +378,8 @@ def test_labelled_data_and_plans_are_untouched(tiny: TinyDataset):
     assert state(tiny.raw) == before_raw
     assert {path: after[path] for path in before} == before
     new = set(after) - set(before)
-    assert new == {str(path) for path in outputs(tiny, "a")}
+    lock = tiny.preprocessed / ".nnUNetPlans_3d_fullres_unlabeled.lock"
+    assert new == {str(path) for path in (*outputs(tiny, "a"), lock)}
 
 
 @pytest.mark.parametrize("name", ["../out", "sub/out", "/out"])

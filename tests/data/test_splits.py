@@ -1,7 +1,7 @@
 import pytest
 from data.tiny_dataset import TinyDataset
 
-from nnunet_ext.data.splits import hidden_cases, hidden_cases_of_fold, load_splits
+from nnunet_ext.data.splits import check_splits, hidden_cases, hidden_cases_of_fold, load_splits
 
 
 def test_no_file_and_no_list_hide_nothing(tiny: TinyDataset):
@@ -46,3 +46,44 @@ def test_a_fold_without_a_split_of_its_own(tiny: TinyDataset, fold):
     tiny.write_splits({"train": ["a"], "val": ["b"], "unlabeled": ["c"]}, {"train": ["b"], "val": ["a"]})
     with pytest.raises(ValueError, match=rf"fold {fold} has no split of its own .* Choose a fold from 0 to 1"):
         hidden_cases_of_fold(tiny.preprocessed, fold)
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("[{", r"splits_final.json is no JSON \(line 1, column 3: .*\); write it as"),
+        ('{"train": []}', r"splits_final.json holds \{'train': \[\]\}, expected a list"),
+        ("[5]", "splits_final.json, fold 0: got 5, expected an object with lists; write it as"),
+        ('[{"train": "a", "val": []}]', "fold 0: 'train' is 'a', expected a list of names"),
+        ('[{"train": ["a"], "val": [3]}]', r"fold 0: 'val' is \[3\], expected a list of names"),
+    ],
+)
+def test_a_file_that_is_no_list_of_splits(tiny: TinyDataset, text, reason):
+    (tiny.preprocessed / "splits_final.json").write_text(text)
+    for use in (load_splits, hidden_cases, lambda folder: check_splits(folder, 0, ["a"])):
+        with pytest.raises(ValueError, match=reason):
+            use(tiny.preprocessed)
+
+
+@pytest.mark.parametrize(
+    ("split", "reason"),
+    [
+        ({"train": [], "val": ["b"]}, "fold 1: the list 'train' is empty, so there is no case to train on; add"),
+        ({"val": ["b"]}, "fold 1: the list 'train' is missing, so there is no case to train on; add"),
+        ({"train": ["a"], "val": []}, "fold 1: the list 'val' is empty, so there is no case to validate with; add"),
+        ({"train": ["a", "x"], "val": ["b"]}, "fold 1: 'train' names x, not among the 2 preprocessed .*; correct"),
+        ({"train": ["a"], "val": list("tuvwxyz")}, "'val' names t, u, v, w, x and 2 more, not among the 2"),
+    ],
+)
+def test_a_split_that_cannot_be_trained_with(tiny: TinyDataset, split, reason):
+    tiny.write_splits({"train": ["a"], "val": ["b"]}, split)
+    check_splits(tiny.preprocessed, 0, ["a", "b"])
+    with pytest.raises(ValueError, match=f"splits_final.json.*{reason}"):
+        check_splits(tiny.preprocessed, 1, ["a", "b"])
+
+
+def test_folds_for_which_nnunet_draws_are_not_checked(tiny: TinyDataset):
+    check_splits(tiny.preprocessed, 0, ["a", "b"])
+    tiny.write_splits({"train": [], "val": []})
+    for fold in ("all", 1):
+        check_splits(tiny.preprocessed, fold, ["a", "b"])

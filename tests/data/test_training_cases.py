@@ -1,13 +1,17 @@
 import json
+import shutil
 from pathlib import Path
 
+import blosc2
+import numpy as np
 import pytest
 import torch
 from data.tiny_dataset import TinyDataset, make_plans
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 from nnunet_ext.data.preprocess import preprocess_unlabeled
-from nnunet_ext.data.training_cases import unlabeled_dataset
+from nnunet_ext.data.signature import digest
+from nnunet_ext.data.training_cases import labelled_names, unlabeled_dataset
 
 COMMAND = "nnUNetv2_ext preprocess_unlabeled -d Dataset777_Tiny -p nnUNetPlans -c 3d_fullres"
 
@@ -46,19 +50,138 @@ def test_an_unfinished_case_does_not_count(tiny: TinyDataset):
     tiny.add_unlabeled("a", 1)
     tiny.add_unlabeled("b", 2)
     folder = preprocess()
-    (folder / "a.json").write_text("{")
+    (folder / "a.json").unlink()
     (folder / ".c.1.json.tmp").write_text("{}")
     assert unlabeled_dataset(trainer(tiny)).identifiers == ["b"]
-    (folder / "b.b2nd").unlink()
-    with pytest.raises(FileNotFoundError, match="no preprocessed unlabelled case"):
+
+
+def cut(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[:-9])
+
+
+def other_shape(file: Path) -> None:
+    file.unlink()
+    blosc2.asarray(np.ones((1, 12, 15, 11), np.uint8), urlpath=str(file))
+
+
+@pytest.mark.parametrize(
+    ("file", "harm", "problem"),
+    [
+        ("a.json", lambda file: file.write_text("{"), r"a\.json is damaged"),
+        ("a.b2nd", Path.unlink, r"a\.b2nd is missing"),
+        ("valid/a.b2nd", Path.unlink, r"valid/a\.b2nd is missing"),
+        ("a.b2nd", cut, r"a\.b2nd is damaged \("),
+        ("valid/a.b2nd", cut, r"valid/a\.b2nd is damaged \("),
+        (
+            "valid/a.b2nd",
+            other_shape,
+            r"valid/a\.b2nd has shape \(1, 12, 15, 11\), but the image has \(1, 12, 15, 12\)",
+        ),
+    ],
+)
+def test_a_damaged_case_is_refused_with_the_command_that_mends_it(tiny: TinyDataset, file, harm, problem):
+    tiny.add_unlabeled("a", 1)
+    tiny.add_unlabeled("b", 2)
+    folder = preprocess()
+    harm(folder / file)
+    with pytest.raises(RuntimeError, match=rf"{folder}/{problem}.*; to make the damaged cases again, run: {COMMAND}"):
         unlabeled_dataset(trainer(tiny))
+    preprocess()
+    assert unlabeled_dataset(trainer(tiny)).identifiers == ["a", "b"]
+
+
+def logged(tiny: TinyDataset) -> tuple[list[str], str]:
+    one = trainer(tiny)
+    identifiers = unlabeled_dataset(one).identifiers
+    return identifiers, Path(one.log_file).read_text()
+
+
+def test_the_log_says_how_many_are_used_of_how_many(tiny: TinyDataset):
+    tiny.add_unlabeled("a", 1)
+    tiny.add_unlabeled("b", 2)
+    preprocess()
+    identifiers, log = logged(tiny)
+    assert identifiers == ["a", "b"]
+    assert f"Unlabelled cases: 2 used, of 2 in {tiny.raw}" in log
+    assert "WARNING" not in log
+
+
+def test_cases_that_are_not_used_are_named_with_reason_and_command(tiny: TinyDataset):
+    for seed, name in enumerate("abc"):
+        tiny.add_unlabeled(name, seed)
+    broken = tiny.raw / "imagesUnlabeled" / "b_0000.nii.gz"
+    broken.write_bytes(b"this is no image")
+    preprocess()
+    tiny.add_unlabeled("d", 4)
+    tiny.add_unlabeled("e", 5).rename(tiny.raw / "imagesUnlabeled" / "e.nii.gz")
+    identifiers, log = logged(tiny)
+    assert identifiers == ["a", "c"]
+    assert f"Unlabelled cases: 2 used, of 5 in {tiny.raw}" in log
+    assert f"WARNING: 3 unlabelled case(s) are NOT trained on. To preprocess them: {COMMAND}" in log
+    assert f"  b: {broken} cannot be read (" in log
+    assert "  d: not preprocessed yet" in log
+    assert "has no channel suffix" in log
+
+
+def test_scans_that_changed_are_named(tiny: TinyDataset):
+    tiny.add_unlabeled("a", 1)
+    tiny.add_unlabeled("b", 2)
+    preprocess()
+    tiny.add_unlabeled("b", 3, spacing=(1, 1, 1.2))
+    identifiers, log = logged(tiny)
+    assert identifiers == ["a", "b"]
+    assert (
+        f"the scans of 1 unlabelled case(s) changed since they were preprocessed (b). To do them again: {COMMAND}"
+        in log
+    )
+
+
+def test_without_the_raw_dataset_the_log_says_so(tiny: TinyDataset):
+    tiny.add_unlabeled("a", 1)
+    preprocess()
+    shutil.rmtree(tiny.raw)
+    identifiers, log = logged(tiny)
+    assert identifiers == ["a"]
+    assert "Unlabelled cases: 1 used. They could not be compared with the raw dataset (" in log
+
+
+def test_a_case_that_failed_when_it_was_done_again_is_not_used(tiny: TinyDataset):
+    image = tiny.add_unlabeled("a", 1)
+    tiny.add_unlabeled("b", 2)
+    preprocess()
+    image.write_bytes(b"this is no image")
+    preprocess()
+    identifiers, log = logged(tiny)
+    assert identifiers == ["b"]
+    assert f"  a: {image} cannot be read (" in log
+    (tiny.raw / "imagesUnlabeled" / "b_0000.nii.gz").write_bytes(b"")
+    preprocess()
+    with pytest.raises(
+        FileNotFoundError, match=r"no preprocessed unlabelled case in .* When last tried, 2 failed \(a: "
+    ):
+        unlabeled_dataset(trainer(tiny))
+
+
+def test_a_configuration_that_inherits_its_data_takes_the_cases_as_they_are(tiny: TinyDataset):
+    tiny.add_unlabeled("a", 1)
+    folder = preprocess()
+    metadata = json.loads((folder / "a.json").read_text())
+    metadata["plans_signature"]["patch_size"] = [16, 16, 16]  # as cases were noted when it was part of what is compared
+    metadata["plans_digest"] = digest(metadata["plans_signature"])
+    (folder / "a.json").write_text(json.dumps(metadata))
+    assert unlabeled_dataset(trainer(tiny, patch_size=[8, 8, 8])).identifiers == ["a"]
+    tiny.write_plans(make_plans(patch_size=[8, 8, 8]))
+    summary = preprocess_unlabeled(777, "nnUNetPlans", "3d_fullres", 1, show_progress_bar=False)
+    assert (summary.done, summary.kept) == ([], ["a"])
+    assert unlabeled_dataset(trainer(tiny)).identifiers == ["a"]
 
 
 def test_other_plans_are_refused_with_the_command(tiny: TinyDataset):
     tiny.add_unlabeled("a", 1)
     tiny.add_unlabeled("b", 2)
     preprocess()
-    with pytest.raises(RuntimeError, match=f"2 of 2 unlabelled cases .* other plans than .* Run: {COMMAND}"):
+    reason = rf"2 of 2 unlabelled cases .* other plans than .*, are now \(spacing changed\)\. Run: {COMMAND}"
+    with pytest.raises(RuntimeError, match=reason):
         unlabeled_dataset(trainer(tiny, spacing=[1.0, 1.0, 2.0]))
 
 
@@ -109,3 +232,17 @@ def test_a_missing_hidden_case_is_refused(tiny: TinyDataset):
         unlabeled_dataset(trainer(tiny))
     preprocess()
     assert unlabeled_dataset(trainer(tiny)).identifiers == ["l", "m", "u"]
+
+
+def test_a_dataset_without_labelled_cases_is_named(tiny: TinyDataset):
+    folder = tiny.preprocessed / "nnUNetPlans_3d_fullres"
+    command = "nnUNetv2_preprocess -d 777 -plans_name nnUNetPlans -c 3d_fullres"
+    with pytest.raises(FileNotFoundError, match=f"{folder} does not exist, but nnUNetTrainer needs .* run {command}"):
+        labelled_names(trainer(tiny))
+    folder.mkdir()
+    with pytest.raises(FileNotFoundError, match=f"{folder} has no preprocessed labelled case, but .* run {command}"):
+        labelled_names(trainer(tiny))
+    for name in ("b", "a"):
+        for ending in (".b2nd", "_seg.b2nd", ".pkl"):
+            (folder / f"{name}{ending}").write_bytes(b"")
+    assert labelled_names(trainer(tiny)) == ["a", "b"]

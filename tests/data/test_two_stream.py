@@ -245,7 +245,7 @@ def test_no_label_is_read_for_the_unlabelled_stream(make: Make, tiny: TinyDatase
         batch = next(loader.unlabelled)
         assert set(torch.unique(batch["target"][-1]).tolist()) == {0, 1}
         assert [t.shape[1] for t in batch["target"]] == [1, 1]  # no scales and regions of a label that is not there
-    with pytest.raises((FileNotFoundError, RuntimeError)):
+    with pytest.raises(FileNotFoundError, match=r"nnUNetPlans_3d_fullres/[lm]\.b2nd"):
         next(loader.labelled)
 
 
@@ -300,3 +300,56 @@ def test_mask_by_hand(unlabelled):
     assert valid.tolist() == [[[1, 0, 0], [1, 1, 0]]]
     assert valid.dtype == torch.uint8
     assert target.tolist() == ([[[0, 0, 0], [0, 0, 0]]] if unlabelled else [[[0, 0, 0], [2, 1, 0]]])
+
+
+def harm(file: Path) -> None:
+    """Damage the voxels, which the head of the file does not show."""
+    content = bytearray(file.read_bytes())
+    middle = len(content) // 2
+    content[middle - 400 : middle + 400] = bytes(800)
+    file.write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    ("place", "remedy"),
+    [
+        ("nnUNetPlans_3d_fullres/l.b2nd", "run: nnUNetv2_preprocess -d 777 -plans_name nnUNetPlans -c 3d_fullres"),
+        (
+            "nnUNetPlans_3d_fullres_unlabeled/ul.b2nd",
+            r"remove ul\.json there and run: nnUNetv2_ext preprocess_unlabeled -d Dataset777_Tiny -p nnUNetPlans -c 3d",
+        ),
+    ],
+)
+@pytest.mark.parametrize("cut", [False, True])
+def test_a_damaged_file_is_named_with_the_command_that_mends_it(make: Make, tiny: TinyDataset, place, remedy, cut):
+    _, loader = make(MirrorsOnly)
+    file = tiny.preprocessed / place
+    if cut:
+        file.write_bytes(file.read_bytes()[:-9])
+    else:
+        harm(file)
+    for half in (loader.labelled, loader.unlabelled):
+        half._data.identifiers = half.indices = [half.indices[0]] * 2
+    case = file.stem
+    text = rf"the preprocessed case {case} in {file.parent} cannot be read \(.*\); {remedy}"
+    with pytest.raises(RuntimeError, match=text):
+        next(loader)
+
+
+def test_the_validation_loader_names_damaged_files_too(make: Make, tiny: TinyDataset):
+    trainer, _ = make(MirrorsOnly)
+    loader = validation_loader(trainer)
+    harm(tiny.preprocessed / "nnUNetPlans_3d_fullres" / "l.b2nd")
+    with pytest.raises(RuntimeError, match=r"the preprocessed case l in .*; run: nnUNetv2_preprocess -d 777"):
+        next(loader)
+
+
+def test_an_error_of_another_kind_stays_what_it_is(make: Make):
+    _, loader = make(MirrorsOnly)
+
+    def fails(**_):
+        raise KeyError("of a transform")
+
+    loader.labelled.transforms = fails
+    with pytest.raises(KeyError, match="of a transform"):
+        next(loader)

@@ -1,10 +1,17 @@
+import os
 import re
 
 import pytest
 from data.tiny_dataset import TinyDataset
 
 from nnunet_ext.data.preprocess import preprocess_unlabeled
-from nnunet_ext.data.unlabeled import find_unlabeled_cases, labelled_images, name_problem, where_looked
+from nnunet_ext.data.unlabeled import (
+    find_unlabeled_cases,
+    labelled_images,
+    name_problem,
+    usable_labelled,
+    where_looked,
+)
 
 
 def touch(path):
@@ -172,3 +179,81 @@ def test_labelled_images_of_both_forms(tiny: TinyDataset, monkeypatch):
 
 def test_labelled_images_without_any(tiny: TinyDataset):
     assert labelled_images(tiny.raw, tiny.write_dataset_json()) == {}
+
+
+def a_pipe(path):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    os.mkfifo(path)
+
+
+def a_dangling_link(path):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.symlink_to(path.parent / "gone.nii.gz")
+
+
+def a_folder(path):
+    path.mkdir(parents=True)
+
+
+KINDS = [
+    (a_pipe, "is no regular file but a pipe, a socket or a device"),
+    (a_dangling_link, "is a link to .*gone.nii.gz, which does not exist; restore that file, or remove the link"),
+    (a_folder, "is a folder, expected a file"),
+]
+
+
+@pytest.mark.parametrize(("make", "reason"), KINDS)
+@pytest.mark.parametrize("listed", [False, True])
+def test_what_is_no_regular_file_is_a_failure_by_name(tiny: TinyDataset, make, reason, listed):
+    bad = tiny.raw / "imagesUnlabeled" / "a_0000.nii.gz"
+    if listed:
+        bad = tiny.raw / "elsewhere" / "a.nii.gz"
+    make(bad)
+    target = touch(tiny.root / "target.nii.gz")
+    (tiny.raw / "imagesUnlabeled").mkdir(exist_ok=True)
+    (tiny.raw / "imagesUnlabeled" / "good_0000.nii.gz").symlink_to(target)
+    content = tiny.write_dataset_json(**{"unlabeled": {"a": {"images": [str(bad)]}}} if listed else {})
+    cases, failures = find_unlabeled_cases(tiny.raw, content)
+    assert list(cases) == ["good"]
+    assert [failure.case for failure in failures] == ["a"]
+    assert re.search(f"{bad} {reason}", failures[0].reason)
+
+
+@pytest.mark.parametrize(("make", "reason"), KINDS)
+def test_a_labelled_case_with_something_that_is_no_file(tiny: TinyDataset, make, reason):
+    """nnU-Net lists no image that is a pipe, and waits for a label that is one."""
+    for name in ("a", "b", "c"):
+        touch(tiny.raw / "imagesTr" / f"{name}_0000.nii.gz")
+        touch(tiny.raw / "labelsTr" / f"{name}.nii.gz")
+    (tiny.raw / "imagesTr" / "a_0000.nii.gz").unlink()
+    (tiny.raw / "labelsTr" / "b.nii.gz").unlink()
+    make(tiny.raw / "imagesTr" / "a_0000.nii.gz")
+    make(tiny.raw / "labelsTr" / "b.nii.gz")
+    content = tiny.write_dataset_json()
+    images = {name: [str(tiny.raw / "imagesTr" / f"{name}_0000.nii.gz")] for name in ("b", "c")}
+    labelled = {n: {"images": i, "label": str(tiny.raw / "labelsTr" / f"{n}.nii.gz")} for n, i in images.items()}
+    usable, failures = usable_labelled(tiny.raw, content, labelled, "2d")
+    assert list(usable) == ["c"]
+    assert [(failure.case, failure.kind, failure.stage) for failure in failures] == [
+        ("a", "labelled", "2d"),
+        ("b", "labelled", "2d"),
+    ]
+    assert all(re.search(reason, failure.reason) for failure in failures)
+    cases, failures = find_unlabeled_cases(tiny.raw, content, hidden=["a", "c"])
+    assert list(cases) == ["c"]
+    assert [failure.case for failure in failures] == ["a"]
+
+
+def test_a_labelled_case_without_one_of_its_channels(tiny: TinyDataset):
+    image, label = touch(tiny.raw / "imagesTr" / "a_0001.nii.gz"), touch(tiny.raw / "labelsTr" / "a.nii.gz")
+    labelled = {"a": {"images": [str(image)], "label": str(label)}}
+    usable, failures = usable_labelled(tiny.raw, tiny.write_dataset_json(channels=2), labelled, "2d")
+    assert usable == {}
+    assert failures[0].reason == f"1 image file(s) ['{image}'], expected 2: CASE_0000 and so on."
+
+
+@pytest.mark.parametrize("images", [[5], "x.nii.gz", [["x.nii.gz"]]])
+def test_images_that_are_no_paths_are_a_failure(tiny: TinyDataset, images):
+    cases, failures = find_unlabeled_cases(tiny.raw, tiny.write_dataset_json(unlabeled={"a": {"images": images}}))
+    assert cases == {}
+    assert 'expected {"images": [...]}' in failures[0].reason

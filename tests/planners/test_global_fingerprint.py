@@ -17,6 +17,7 @@ from nnunet_ext.data import case_statistics, fingerprint
 from nnunet_ext.data.case_statistics import merge, nonzero_box
 from nnunet_ext.data.failures import drain
 from nnunet_ext.data.intensity import IntensityStatistics
+from nnunet_ext.files import BusyError, only_here
 from nnunet_ext.planners.global_fingerprint import GlobalIntensityFingerprintExtractor
 
 STOCK_KEYS = (
@@ -278,7 +279,7 @@ def test_warnings_name_the_case(tiny: TinyDataset, capsys):
     write_image(tiny.raw / "imagesUnlabeled" / "flat_0000.nii.gz", np.full(scan(0).shape, 7, np.int16))
     write_image(tiny.raw / "imagesUnlabeled" / "thin_0000.nii.gz", integer_scan(3)[:1])
     write_image(tiny.raw / "imagesUnlabeled" / "bright_0000.nii.gz", 50 * integer_scan(3))
-    write_image(tiny.raw / "imagesUnlabeled" / "coarse_0000.nii.gz", integer_scan(3), spacing=(4, 1, 1))
+    write_image(tiny.raw / "imagesUnlabeled" / "coarse_0000.nii.gz", integer_scan(3), spacing=(8, 0.9, 0.8))
     turned = (-1, 0, 0, 0, 1, 0, 0, 0, 1)
     write_image(tiny.raw / "imagesUnlabeled" / "turned_0000.nii.gz", integer_scan(3), direction=turned)
     extractor().run()
@@ -289,7 +290,7 @@ def test_warnings_name_the_case(tiny: TinyDataset, capsys):
         ("one slice", "thin: shape (1, 16, 14)"),
         ("CT values that are no integers", "decimals"),
         ("intensities unlike the others", "bright: channel CT: 99 % in"),
-        ("spacing unlike the others", "coarse: 4 x 1 x 1 mm, median 1 x 1 x 1 mm"),
+        ("spacing unlike the others", "coarse: 8 x 0.9 x 0.8 mm, median 2.4 x 0.9 x 0.8 mm"),
         ("orientation unlike the others", "turned: RPS, most are LPS"),
     ):
         paragraph = text.split(f"WARNING: {kind}")[1].split("WARNING:")[0]
@@ -352,7 +353,7 @@ def test_the_fingerprint_is_never_half_written(tiny: TinyDataset, monkeypatch):
     extractor().run()
     before = on_disk(tiny)
     add_unlabelled(tiny, {"v": 4})
-    monkeypatch.setattr(fingerprint.os, "replace", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
+    monkeypatch.setattr(os, "replace", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
     with pytest.raises(OSError, match="disk full"):
         fingerprint.write_fingerprint(before | {"new": 1}, tiny.preprocessed / "dataset_fingerprint.json")
     assert on_disk(tiny) == before
@@ -482,3 +483,51 @@ def test_a_name_twice_in_dataset_json_is_an_error(tiny: TinyDataset):
     (tiny.raw / "dataset.json").write_text(text + '"unlabeled": {' + entry + ", " + entry + "}}")
     with pytest.raises(ValueError, match=r"dataset\.json has \['A'\] more than once"):
         extractor().run()
+
+
+def test_a_second_extraction_is_refused_at_once_and_costs_nothing(tiny: TinyDataset):
+    tiny.write_dataset_json(numTraining=0)
+    add_unlabelled(tiny, {"u": 3})
+    extractor().run()
+    before = on_disk(tiny)
+    folder = tiny.preprocessed / "fingerprint_cases"
+    reason = rf"{folder} is being fingerprinted by process {os.getpid()} on .*; wait until it is done, or stop it"
+    with only_here(folder, "fingerprinted"), pytest.raises(BusyError, match=reason):
+        extractor().run(overwrite_existing=True)
+    assert on_disk(tiny) == before
+    assert len(list((folder / "unlabelled").iterdir())) == 1
+
+
+@pytest.mark.parametrize("file", ["dataset_fingerprint.json", "fingerprint_cases/foreground.json"])
+def test_a_file_that_is_no_json_is_named(tiny: TinyDataset, file):
+    add_labelled(tiny, {"l": 1})
+    extractor().run()
+    (tiny.preprocessed / file).write_text('{"spacings":')
+    with pytest.raises(ValueError, match=rf"{file} is no JSON \(line 1, column 13: .*\); remove it, it is made again"):
+        extractor().run()
+    (tiny.preprocessed / file).unlink()
+    extractor().run()
+
+
+def test_pipes_and_dangling_links_are_failures_by_name(tiny: TinyDataset):
+    add_labelled(tiny, {"l": 1, "m": 2, "n": 3})
+    add_unlabelled(tiny, {"u": 4})
+    pipes = [tiny.raw / "l_0000.nii.gz", tiny.raw / "m.nii.gz", tiny.raw / "imagesUnlabeled" / "v_0000.nii.gz"]
+    for pipe in pipes:
+        pipe.unlink(missing_ok=True)
+        os.mkfifo(pipe)
+    (tiny.raw / "imagesUnlabeled" / "w_0000.nii.gz").symlink_to("gone")
+    extractor().run()
+    failures = drain()
+    assert sorted(failure.case for failure in failures) == ["l", "m", "v", "w"]
+    for pipe in pipes:
+        assert sum(failure.reason.startswith(f"{pipe} is no regular file") for failure in failures) == 1
+    assert len(on_disk(tiny)["spacings"]) == 1
+
+
+@pytest.mark.parametrize("change", [{"file_ending": 5}, {"labels": ["organ"]}, {"channel_names": 1}])
+def test_a_dataset_json_that_cannot_be_is_one_error(tiny: TinyDataset, change):
+    content = tiny.write_dataset_json() | change
+    (tiny.raw / "dataset.json").write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=rf"dataset\.json: {next(iter(change))} is .*, expected"):
+        extractor()

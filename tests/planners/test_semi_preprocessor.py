@@ -9,12 +9,15 @@ import numpy as np
 import pytest
 from batchgenerators.utilities.file_and_folder_operations import load_pickle
 from data.tiny_dataset import NAME, TinyDataset, make_plans, scan, set_environment, write_image
+from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
 from nnunetv2.preprocessing.preprocessors.default_preprocessor import DefaultPreprocessor
 from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
+from nnunet_ext import files
 from nnunet_ext.data.failures import LABELLED, UNLABELLED, Failure, drain, format_report
-from nnunet_ext.planners.preprocessor import SemiSupervisedPreprocessor
+from nnunet_ext.files import BusyError, DiskFullError, only_here
+from nnunet_ext.planners.preprocessor import SemiSupervisedPreprocessor, read_labelled
 
 PLANS = make_plans("SemiSupervisedPlans", preprocessor_name="SemiSupervisedPreprocessor")
 
@@ -58,8 +61,11 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
     with pytest.MonkeyPatch.context() as monkeypatch:
         tiny = set_environment(monkeypatch, tmp_path_factory.mktemp("semi"))
         tiny.write_plans(PLANS)
-        dataset = add_labelled(tiny, {"l": 1, "bad": 2, "m": 3})
+        dataset = add_labelled(tiny, {"l": 1, "bad": 2, "m": 3, "nan": 5})
         Path(dataset["bad"]["images"][0]).write_bytes(b"this is no image")
+        holes = scan(5)
+        holes[6, 6, 6] = np.nan
+        write_image(Path(dataset["nan"]["images"][0]), holes, spacing=(1, 1, 1.3))
         tiny.add_unlabeled("u", 4)
         (tiny.raw / "imagesUnlabeled" / "worse_0000.nii.gz").write_bytes(b"this is no image")
         output = tiny.preprocessed / "SemiSupervisedPlans_3d_fullres"
@@ -106,13 +112,15 @@ def test_unlabelled_cases_lie_in_a_folder_of_their_own(done: Run):
 
 
 def test_failures_name_file_kind_and_stage(done: Run):
-    labelled, unlabelled = done.failures
+    labelled, not_finite, unlabelled = done.failures
     assert (labelled.case, labelled.kind, labelled.stage) == ("bad", LABELLED, "3d_fullres")
     assert done.dataset["bad"]["images"][0] in labelled.reason
+    assert (not_finite.case, not_finite.kind, not_finite.stage) == ("nan", LABELLED, "3d_fullres")
+    assert not_finite.reason.startswith(f"{done.dataset['nan']['images'][0]} has NaN or infinite values")
     assert (unlabelled.case, unlabelled.kind) == ("worse", UNLABELLED)
     report = format_report(done.failures)
     assert report.index("LABELLED cases") < report.index("bad [3d_fullres]") < report.index("Unlabelled cases")
-    assert report.startswith("2 case(s) failed")
+    assert report.startswith("3 case(s) failed")
 
 
 def test_data_of_stock_plans_is_untouched(done: Run):
@@ -154,3 +162,112 @@ def test_without_any_case_it_says_where_unlabelled_ones_go(tiny: TinyDataset, ca
 def test_missing_plans(tiny: TinyDataset):
     with pytest.raises(FileNotFoundError, match=r"there are no plans .*SemiSupervisedPlans\.json"):
         run(SemiSupervisedPreprocessor(verbose=False))
+
+
+def test_labelled_cases_are_checked_as_in_the_fingerprint(tiny: TinyDataset):
+    image = write_image(tiny.raw / "a_0000.nii.gz", scan(1))
+    label = write_image(tiny.raw / "a.nii.gz", np.ones((12, 16, 14), np.uint8))
+    smaller = write_image(tiny.raw / "b.nii.gz", np.ones((12, 16, 13), np.uint8))
+    data, segmentation, properties = read_labelled((str(image),), str(label), SimpleITKIO, 1)
+    assert data.shape == segmentation.shape == (1, 12, 16, 14)
+    assert properties["spacing"] == [1, 1, 1]
+    with pytest.raises(ValueError, match=rf"{smaller} has shape \(12, 16, 13\), but its image has \(12, 16, 14\)"):
+        read_labelled((str(image),), str(smaller), SimpleITKIO, 1)
+    smaller.write_bytes(b"no image")
+    with pytest.raises(ValueError, match=rf"{smaller} cannot be read \(.*\); replace or remove it"):
+        read_labelled((str(image),), str(smaller), SimpleITKIO, 1)
+    with pytest.raises(ValueError, match=r"has 1 channel\(s\), expected 2"):
+        read_labelled((str(image),), str(label), SimpleITKIO, 2)
+
+
+def finished(tiny: TinyDataset) -> Path:
+    """Write plans, and something in the place of what was preprocessed with them."""
+    tiny.write_plans(PLANS)
+    output = tiny.preprocessed / "SemiSupervisedPlans_3d_fullres"
+    output.mkdir()
+    (output / "of_an_earlier_run.b2nd").write_bytes(b"data")
+    return output
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"spacing": [1.0, -1.0, 1.0]}, r"SemiSupervisedPlans\.json, configuration '3d_fullres' has spacing \[1"),
+        ({"data_identifier": ".."}, r"has data_identifier '\.\.', expected the name of a folder, without a path"),
+        ({"data_identifier": "/tmp"}, "has data_identifier '/tmp', expected the name of a folder"),
+    ],
+)
+def test_a_mistake_in_the_plans_clears_nothing(tiny: TinyDataset, change, reason):
+    output = finished(tiny)
+    add_labelled(tiny, {"l": 1})
+    tiny.write_plans(make_plans("SemiSupervisedPlans", preprocessor_name="SemiSupervisedPreprocessor", **change))
+    before = hashes(tiny.preprocessed)
+    with pytest.raises(ValueError, match=reason):
+        run(SemiSupervisedPreprocessor(verbose=False))
+    assert hashes(tiny.preprocessed) == before
+    assert output.is_dir()
+
+
+def test_a_mistake_in_the_raw_cases_clears_nothing(tiny: TinyDataset):
+    output = finished(tiny)
+    add_labelled(tiny, {"l": 1})
+    tiny.add_unlabeled("l", 2)
+    with pytest.raises(ValueError, match=r"\['l'\] is a labelled case .* and an unlabelled one at once"):
+        run(SemiSupervisedPreprocessor(verbose=False))
+    assert [path.name for path in output.iterdir()] == ["of_an_earlier_run.b2nd"]
+
+
+def test_while_another_process_preprocesses_nothing_is_cleared(tiny: TinyDataset):
+    output = finished(tiny)
+    add_labelled(tiny, {"l": 1})
+    with (
+        only_here(output, "preprocessed"),
+        pytest.raises(BusyError, match=rf"{output} is being preprocessed by process"),
+    ):
+        run(SemiSupervisedPreprocessor(verbose=False))
+    assert [path.name for path in output.iterdir()] == ["of_an_earlier_run.b2nd"]
+
+
+def test_a_full_disk_ends_the_run(tiny: TinyDataset, monkeypatch):
+    finished(tiny)
+    dataset = add_labelled(tiny, {"l": 1})
+    manager = PlansManager(PLANS)
+    monkeypatch.setattr(files, "_free_bytes", lambda _: 1000)
+    monkeypatch.setattr(nnUNetDatasetBlosc2, "save_case", lambda *_, **__: (_ for _ in ()).throw(RuntimeError("NULL")))
+    arguments = (dataset["l"]["images"], dataset["l"]["label"], manager, manager.get_configuration("3d_fullres"))
+    target = tiny.preprocessed / "SemiSupervisedPlans_3d_fullres" / "l"
+    preprocessor = SemiSupervisedPreprocessor(verbose=False)
+    with pytest.raises(DiskFullError, match=rf"{target.parent} cannot be written \(NULL\): no room on its disk"):
+        preprocessor.run_case_save(str(target), *arguments, json.loads((tiny.raw / "dataset.json").read_text()))
+    assert [path.name for path in target.parent.iterdir()] == ["of_an_earlier_run.b2nd"]
+    error = DiskFullError("no room")
+    monkeypatch.setattr("nnunet_ext.planners.preprocessor.map_isolated", lambda *_, **__: iter_of(("l", None, error)))
+    with pytest.raises(DiskFullError, match="no room"):
+        run(preprocessor)
+
+
+def iter_of(*results):
+    yield from results
+
+
+def test_plans_that_were_moved_here_miss_dataset_json(tiny: TinyDataset):
+    output = finished(tiny)
+    add_labelled(tiny, {"l": 1})
+    (tiny.preprocessed / "dataset.json").unlink()
+    reason = (
+        rf"{tiny.preprocessed}/dataset\.json is missing, which planning puts there; copy {tiny.raw}/dataset\.json to"
+    )
+    with pytest.raises(FileNotFoundError, match=reason):
+        run(SemiSupervisedPreprocessor(verbose=False))
+    assert output.is_dir()
+
+
+def test_plans_of_other_channels_are_one_error(tiny: TinyDataset):
+    finished(tiny)
+    tiny.write_dataset_json(channels=2, dataset={})
+    for channel in range(2):
+        tiny.add_unlabeled("u", channel, channel)
+    reason = r"has no foreground_intensity_properties_per_channel for channel 1 of dataset\.json \(2 channels\)"
+    with pytest.raises(ValueError, match=reason):
+        run(SemiSupervisedPreprocessor(verbose=False))
+    assert drain() == []

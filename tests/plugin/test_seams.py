@@ -4,6 +4,7 @@ import sys
 from types import ModuleType, SimpleNamespace
 
 import pytest
+import torch
 
 from nnunet_ext.plugin import (
     compat,
@@ -114,10 +115,13 @@ def entries(result=None):
     def extract_fingerprint_entry():
         return result
 
-    return module_with(plan_and_preprocess_entry, preprocess_entry, extract_fingerprint_entry)
+    def plan_experiment_entry():
+        return result
+
+    return module_with(plan_and_preprocess_entry, preprocess_entry, extract_fingerprint_entry, plan_experiment_entry)
 
 
-ENTRIES = ("plan_and_preprocess_entry", "preprocess_entry", "extract_fingerprint_entry")
+ENTRIES = ("plan_and_preprocess_entry", "preprocess_entry", "extract_fingerprint_entry", "plan_experiment_entry")
 
 
 @pytest.fixture
@@ -181,15 +185,49 @@ def load():
     return module.maybe_load_checkpoint
 
 
+@pytest.fixture
+def weights(tmp_path) -> str:
+    torch.save({"network_weights": {}}, tmp_path / "weights.pth")
+    return str(tmp_path / "weights.pth")
+
+
 def trainer_with_callback() -> SimpleNamespace:
     calls: list = []
     return SimpleNamespace(calls=calls, after_pretrained_weights=lambda path: calls.append(("ours", path)))
 
 
-def test_pretrained_callback_runs_after_stock(load):
+def test_pretrained_callback_runs_after_stock(load, weights):
     trainer = trainer_with_callback()
-    load(trainer, False, False, "weights.pth")
-    assert trainer.calls == [("stock", False, False, "weights.pth"), ("ours", "weights.pth")]
+    load(trainer, False, False, weights)
+    assert trainer.calls == [("stock", False, False, weights), ("ours", weights)]
+
+
+class RunsCode:
+    def __init__(self, marker) -> None:
+        self.marker = marker
+
+    def __reduce__(self):
+        return type(self.marker).touch, (self.marker,)
+
+
+@pytest.mark.parametrize("kind", ["by its hooks", "by its base", "stock"])
+def test_pretrained_weights_with_code_are_refused_for_our_trainers(load, tmp_path, monkeypatch, kind):
+    file = str(tmp_path / "evil.pth")
+    torch.save({"network_weights": RunsCode(tmp_path / "ran")}, file)
+    trainer = trainer_with_callback() if kind == "by its hooks" else SimpleNamespace(calls=[])
+    if kind == "by its base":
+        part = type("SomePart", (), {"__module__": "nnunet_ext.trainers.some"})
+        trainer = type("nnUNetTrainerMine", (SimpleNamespace, part), {})(calls=[])
+    if kind != "stock":
+        with pytest.raises(ValueError, match=r"evil\.pth cannot be loaded .* made it, set nnUNet_ext_trust_weights=1$"):
+            load(trainer, False, False, file)
+        assert trainer.calls == []
+        with pytest.raises(FileNotFoundError, match="there is no checkpoint .*nowhere"):
+            load(trainer, False, False, str(tmp_path / "nowhere"))
+        monkeypatch.setenv("nnUNet_ext_trust_weights", "1")
+    load(trainer, False, False, file)
+    assert trainer.calls[0] == ("stock", False, False, file)
+    assert not (tmp_path / "ran").exists()
 
 
 @pytest.mark.parametrize(

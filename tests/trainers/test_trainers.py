@@ -384,15 +384,6 @@ def test_withheld_labels_refuse_fold_all(make_trainer, environment):
         make_trainer(fold="all").initialize()
 
 
-def test_too_few_labelled_cases_for_five_folds(make_trainer, environment):
-    make_trainer()
-    for file in (environment / "preprocessed" / tiny.NAME / f"{tiny.PLANS}_3d_fullres").glob("case_[34]*"):
-        file.unlink()
-    with pytest.raises(ValueError, match=r"has 3 labelled case\(s\).*train with fold all"):
-        make_trainer().initialize()
-    make_trainer(fold="all").initialize()
-
-
 @pytest.mark.parametrize(("units", "switch", "warned"), [(False, "1", True), (True, "1", False), (False, "0", False)])
 def test_bf16_in_software_is_warned_of(make_trainer, monkeypatch, units, switch, warned):
     monkeypatch.setenv("nnUNet_ext_cpu_bf16", switch)
