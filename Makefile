@@ -4,12 +4,11 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 DEMO ?= nnunet_ext_demo
-# Unit tests run side by side on two cores, so each process keeps to one thread. Commands of nnU-Net set the threads
+# Tests run side by side on two cores, so each process keeps to one thread. Commands of nnU-Net set the threads
 # themselves, and threads that spin while they wait are slow on a machine that others use too.
-PYTEST := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest
-UNIT := $(PYTEST) -n 2 --dist loadfile
+PYTEST := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -n 2
 
-.PHONY: help setup demo test test-all unit integration lint types fix check bench bench-accuracy clean
+.PHONY: help setup demo test test-all checked unit integration lint types fix check bench bench-accuracy clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*##/\t/' | expand -t 18
@@ -24,16 +23,19 @@ $(STAMP): pyproject.toml hatch_build.py nnunet_ext.pth
 demo: $(STAMP)  ## phantoms, two trainings with the stock commands, and a report in $(DEMO)
 	$(BIN)/nnUNetv2_ext demo -o $(DEMO)
 
-test: lint types unit integration  ## lint, types, unit and integration tests
+test: checked unit integration  ## lint, types, unit and integration tests
 
-test-all: lint types unit  ## the slow ones as well
-	$(PYTEST) -m "(integration or slow) and not gpu"
+test-all: checked unit  ## the slow ones as well
+	$(PYTEST) --dist loadgroup -m "(integration or slow) and not gpu"
+
+checked: $(STAMP)
+	$(MAKE) -j2 lint types
 
 unit: $(STAMP)  ## unit tests alone
-	$(UNIT) -m "not integration and not slow and not gpu"
+	$(PYTEST) --dist loadfile -m "not integration and not slow and not gpu"
 
 integration: $(STAMP)  ## tests that drive the stock commands
-	$(PYTEST) -m "integration and not slow"
+	$(PYTEST) --dist loadgroup -m "integration and not slow"
 
 lint: $(STAMP)  ## ruff and codespell
 	$(BIN)/ruff check .

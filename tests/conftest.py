@@ -4,7 +4,13 @@ from pathlib import Path
 import pytest
 import torch
 
-sys.path.insert(0, str(Path(__file__).parent))  # for tests/reference
+sys.path.insert(0, str(Path(__file__).parent))  # for tests/reference and tests/budget.py
+
+import budget
+
+
+def pytest_configure(config):
+    budget.register(config)
 
 
 def pytest_collection_modifyitems(items):

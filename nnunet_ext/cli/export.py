@@ -6,13 +6,11 @@ Of a CPS training either network can be exported, or both as two folds, so that 
 from __future__ import annotations
 
 import argparse
+import shlex
 from pathlib import Path
 
-from nnunet_ext.cli.values import add_model_argument, natural
-
-
-def _fold(text: str) -> int | str:
-    return text if text == "all" else natural(text)
+from nnunet_ext.cli.values import add_model_argument
+from nnunet_ext.cli.values import fold as _fold
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -24,13 +22,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "-f", nargs="+", type=_fold, default=None, metavar="FOLD", help="folds (default: all there are)"
     )
     parser.add_argument("-chk", default="checkpoint_final.pth", metavar="FILE", help="(default: %(default)s)")
-    parser.add_argument("--stock", action="store_true", help="fail rather than write a model that needs this plugin")
-    parser.add_argument("--overwrite", action="store_true", help="replace what is at OUTPUT")
+    parser.add_argument("--stock", action="store_true", help="what export does anyway; kept for scripts")
+    parser.add_argument("--overwrite", action="store_true", help="replace what an earlier export wrote to OUTPUT")
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Export and say how to predict with the result."""
     from nnunet_ext.inference.export import export_model
+    from nnunet_ext.inference.model_folder import is_archive
 
     folds = export_model(
         arguments.m,
@@ -41,11 +40,12 @@ def run(arguments: argparse.Namespace) -> int:
         overwrite=arguments.overwrite,
     )
     print(f"Wrote {arguments.o} with fold(s) {' '.join(map(str, folds))}.")
-    if arguments.o.suffix == ".zip":
-        print(f"Install it with: nnUNetv2_install_pretrained_model_from_zip {arguments.o}")
+    output = shlex.quote(str(arguments.o))
+    if is_archive(arguments.o):
+        print(f"Install it with: nnUNetv2_install_pretrained_model_from_zip {output}")
     else:
         print(
-            f"Predict with: nnUNetv2_predict_from_modelfolder -i IMAGES -o PREDICTIONS -m {arguments.o} "
+            f"Predict with: nnUNetv2_predict_from_modelfolder -i IMAGES -o PREDICTIONS -m {output} "
             f"-f {' '.join(map(str, folds))}"
         )
     return 0

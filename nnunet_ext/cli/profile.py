@@ -12,14 +12,11 @@ import math
 import sys
 from pathlib import Path
 
-from nnunet_ext.cli.values import model_folder, natural, positive_int
+from nnunet_ext.cli.values import fold as _fold
+from nnunet_ext.cli.values import model_folder, positive_int
 from nnunet_ext.inference.profile_settings import Setting, choose_settings, describe_settings, parse_setting
 
 _KEEP = -1.0  # --target_spacing: the plans' value
-
-
-def _fold(text: str) -> int | str:
-    return text if text == "all" else natural(text)
 
 
 def _setting(text: str) -> Setting:
@@ -95,6 +92,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--overwrite", action="store_true", help="run everything again, and use a folder that is not empty"
     )
+    parser.add_argument(
+        "--trust_model",
+        action="store_true",
+        help="load the model as nnU-Net does, even if that runs code in it",
+    )
     parser.add_argument("--no_pbar", action="store_true", help="no progress bar")
     parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
 
@@ -118,6 +120,7 @@ def run(arguments: argparse.Namespace) -> int:
         nps=arguments.nps,
         overwrite=arguments.overwrite,
         progress_bar=not arguments.no_pbar,
+        trust_model=arguments.trust_model,
     )
     document = profile(inputs, settings, options)
     if arguments.json:

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 import sys
 from pathlib import Path
 
-from nnunet_ext.cli.values import model_folder, natural, positive_int
+from nnunet_ext.cli.values import fold as _fold
+from nnunet_ext.cli.values import model_folder, positive_int
 
 
 def _share(text: str) -> float:
@@ -22,10 +24,6 @@ def _share(text: str) -> float:
     if not 0 <= value <= 1:
         raise argparse.ArgumentTypeError(f"expected a Dice from 0 to 1, got {text!r}")
     return value
-
-
-def _fold(text: str) -> int | str:
-    return text if text == "all" else natural(text)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -59,7 +57,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             flag, type=positive_int, default=3, metavar="N", help=f"processes for {work} (default: %(default)s)"
         )
     parser.add_argument("--overwrite", action="store_true", help="run everything again")
-    parser.add_argument("--overwrite_written", action="store_true", help="replace what is at the FOLDER of --write")
+    parser.add_argument(
+        "--overwrite_written", action="store_true", help="replace what an earlier prune wrote to the FOLDER of --write"
+    )
     parser.add_argument("--no_pbar", action="store_true", help="no progress bar")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
 
@@ -74,7 +74,7 @@ def run(arguments: argparse.Namespace) -> int:
         format_depths,
         link_validation_cases,
     )
-    from nnunet_ext.inference.export import read_json
+    from nnunet_ext.inference.model_folder import read_model_json as read_json
     from nnunet_ext.inference.profiling import check_device
     from nnunet_ext.inference.pruning import write_pruned
 
@@ -112,26 +112,25 @@ def run(arguments: argparse.Namespace) -> int:
         raise ValueError(f"no depth is recommended, so {arguments.write} was not written; compare on other cases")
     depth = document["recommended"]
     folds = write_pruned(model, arguments.write, depth, None, arguments.chk, arguments.overwrite_written)
+    target = shlex.quote(str(arguments.write))
     print(f"Wrote {arguments.write}, depth {depth}, fold(s) {' '.join(map(str, folds))}.", file=say)
-    print(f"Predict with: nnUNetv2_predict_from_modelfolder -i IMAGES -o PREDICTIONS -m {arguments.write}", file=say)
+    print(f"Predict with: nnUNetv2_predict_from_modelfolder -i IMAGES -o PREDICTIONS -m {target}", file=say)
     return 0
 
 
 def _check_written(arguments: argparse.Namespace, model: Path, output: Path) -> None:
     """Refuse a place for the pruned model before hours of predictions."""
-    from nnunet_ext.inference.export import check_target
+    from nnunet_ext.inference.model_folder import check_target, is_archive
 
     target = arguments.write
     if target is None:
         return
-    if target.suffix == ".zip":
+    if is_archive(target):
         raise ValueError(f"--write makes a folder, got {target}; nnUNetv2_export_model_to_zip packs one")
-    if (target.is_file() or (target.is_dir() and any(target.iterdir()))) and not arguments.overwrite_written:
-        raise FileExistsError(f"{target} exists; pass --overwrite_written to replace it, or name another place")
-    check_target(model, target, arguments.overwrite_written)
     for flag, place in (("-o", output), ("-i", arguments.i), ("--labels", arguments.labels)):
         if place is not None and place.resolve().is_relative_to(target.resolve()):
             raise ValueError(f"--write {target} holds {flag} {place}; name another place")
+    check_target(model, target, arguments.overwrite_written, "prune", "--overwrite_written")
 
 
 def _model(arguments: argparse.Namespace) -> Path:

@@ -44,6 +44,15 @@ def natural(text: str) -> int:
     return int(text)
 
 
+def fold(text: str) -> int | str:
+    """Return the number of a fold, or ``all``.
+
+    Raises:
+        argparse.ArgumentTypeError: If the text is neither.
+    """
+    return text if text == "all" else natural(text)
+
+
 def add_model_argument(parser: argparse.ArgumentParser) -> None:
     """Add ``-m`` of the commands that need a trained model."""
     where = "model folder: nnUNet_results/DATASET/TRAINER__PLANS__CONF"
@@ -55,7 +64,7 @@ def add_picture_arguments(parser: argparse.ArgumentParser) -> None:
     add_model_argument(parser)
     parser.add_argument("-i", type=Path, required=True, metavar="CASE", help="its first channel: CASE_0000.nii.gz")
     parser.add_argument("-o", type=Path, required=True, metavar="PNG", help="picture to write, or a folder for it")
-    parser.add_argument("-f", default=None, metavar="FOLD", help="fold (default: the first that is there)")
+    parser.add_argument("-f", type=fold, default=None, metavar="FOLD", help="fold (default: the first that is there)")
     parser.add_argument("-chk", default="checkpoint_final.pth", metavar="FILE", help="(default: %(default)s)")
     parser.add_argument("-device", choices=("cpu", "cuda", "mps"), default="cpu", help="(default: %(default)s)")
 

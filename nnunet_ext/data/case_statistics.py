@@ -17,10 +17,10 @@ import numpy as np
 from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
 
 from nnunet_ext.data.intensity import IntensityStatistics
-from nnunet_ext.data.reading import describe, read_checked
+from nnunet_ext.data.reading import describe, read_checked, read_labels
 from nnunet_ext.data.signature import case_source
 
-VERSION = 1  # of the files; others are made anew
+VERSION = 2  # of the files; others are made anew
 PERCENTAGES = (0.5, 5.0, 25.0, 50.0, 75.0, 95.0, 99.5)
 
 
@@ -39,6 +39,7 @@ class CaseStatistics:
         percentiles: Of each channel, at ``PERCENTAGES``, ``(C, 7)``.
         integer_valued: Of each channel.
         extremes: Minimum and maximum of each channel, ``(C, 2)``.
+        labels: Values of its label map, ascending; None without one, or where they are no integers.
     """
 
     source: dict[str, Any]
@@ -51,6 +52,7 @@ class CaseStatistics:
     percentiles: list[list[float]] = field(default_factory=list)
     integer_valued: list[bool] = field(default_factory=list)
     extremes: list[list[float]] = field(default_factory=list)
+    labels: list[float] | None = None
 
 
 def nonzero_box(data: np.ndarray) -> tuple[slice, ...]:
@@ -134,15 +136,9 @@ def _analyze_foreground(
     reader_class: type[BaseReaderWriter],
     samples: tuple[str, int] | None,
 ) -> None:
-    try:
-        segmentation, _ = reader_class().read_seg(label)
-    except Exception as error:
-        raise ValueError(f"{label} cannot be read ({error}); replace or remove it") from error
-    if segmentation.shape[1:] != data.shape[1:]:
-        raise ValueError(
-            f"{label} has shape {segmentation.shape[1:]}, but its image has {data.shape[1:]}; they must lie on the "
-            "same grid"
-        )
+    segmentation = read_labels(label, reader_class, data.shape[1:])
+    values = IntensityStatistics.of(segmentation[0])
+    case.labels = [float(value) for value in values.distribution()[0]] if values.integer_valued else None
     case.foreground = [IntensityStatistics.of(channel[segmentation[0] > 0]) for channel in data]
     if samples is not None:
         # Imports torch, which takes seconds and 200 MB; workers that see unlabelled scans only do without.

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
+from batchgenerators.dataloading import nondet_multi_threaded_augmenter as background
 from batchgenerators.dataloading.nondet_multi_threaded_augmenter import NonDetMultiThreadedAugmenter
 from batchgenerators.dataloading.single_threaded_augmenter import SingleThreadedAugmenter
 from nnunetv2.training.dataloading.data_loader import nnUNetDataLoader
 from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
 
+from nnunet_ext.data.pool import end_with_parent
 from nnunet_ext.data.training_cases import labelled_command, unlabelled_command
 from nnunet_ext.data.transforms import with_validity
 
@@ -177,6 +181,34 @@ def validation_loader(trainer: Any) -> nnUNetDataLoader:
     return loader
 
 
+_produce = background.producer  # where a process is forked, the module has ours under that name
+
+
+def _produce_until_parent_ends(*arguments: Any) -> None:
+    """Do what a loader process does, but end with the parent; else it goes on for ever where that is killed."""
+    end_with_parent()
+    _produce(*arguments)
+
+
+@contextmanager
+def workers_that_end_with_this_process() -> Iterator[None]:
+    """Let loader processes that are started inside the block end when this process does, also if it is killed."""
+    before = background.producer
+    background.producer = _produce_until_parent_ends
+    try:
+        yield
+    finally:
+        background.producer = before
+
+
+class _BackgroundLoader(NonDetMultiThreadedAugmenter):
+    """nnU-Net's queue, filled by processes that end with this one."""
+
+    def _start(self) -> None:
+        with workers_that_end_with_this_process():
+            super()._start()
+
+
 def in_background(loader: Any, pin_memory: bool, train: bool, seed: int) -> Any:
     """Let loader processes fill a queue, as nnU-Net does; with ``nnUNet_n_proc_DA=0`` work in this process.
 
@@ -190,7 +222,7 @@ def in_background(loader: Any, pin_memory: bool, train: bool, seed: int) -> Any:
     if allowed == 0:
         return SingleThreadedAugmenter(loader, None)
     processes = allowed if train else max(1, allowed // 2)
-    return NonDetMultiThreadedAugmenter(
+    return _BackgroundLoader(
         data_loader=loader,
         transform=None,
         num_processes=processes,

@@ -51,6 +51,8 @@ def find_outliers(
     found: list[Outlier] = []
     for name, case in cases.items():
         found += _of_one(name, case, channel_names(dataset_json))
+    for name, case in labelled.items():
+        found += _labels(name, case, dataset_json)
     found += _thin(cases)
     if len(cases) >= _FEWEST:
         found += _geometry(cases, reference)
@@ -68,6 +70,20 @@ def _of_one(name: str, case: CaseStatistics, channels: list[str]) -> list[Outlie
         elif title.lower() == "ct" and not case.integer_valued[channel]:
             found.append(Outlier(name, "CT values that are no integers", f"channel {title}; HU are expected"))
     return found
+
+
+def _labels(name: str, case: CaseStatistics, dataset_json: dict[str, Any]) -> list[Outlier]:
+    """Find label values that dataset.json does not have: nnU-Net takes them for background, or stops in training."""
+    file = [file for file in case.source["files"] if not file.endswith(".json")][-1]  # after the images
+    if case.labels is None:
+        return [Outlier(name, "label values that are no integers", f"{file}; labels are 0, 1, 2, ...")]
+    declared = np.concatenate([np.ravel(value) for value in dataset_json["labels"].values()]).astype(int).tolist()
+    unknown = sorted(set(case.labels) - set(declared))
+    if not unknown:
+        return []
+    shown = ", ".join(f"{value:g}" for value in unknown[:_SHOWN]) + (", ..." if len(unknown) > _SHOWN else "")
+    known = ", ".join(str(value) for value in sorted(set(declared)))
+    return [Outlier(name, "label values that dataset.json does not have", f"{file} has {shown}; named are {known}")]
 
 
 def _thin(cases: Mapping[str, CaseStatistics]) -> list[Outlier]:

@@ -25,7 +25,7 @@ class WorkerDiedError(RuntimeError):
 def spawned(num_processes: int) -> ProcessPoolExecutor:
     """Return spawned workers that end when this process does, however it ends."""
     context = multiprocessing.get_context("spawn")
-    return ProcessPoolExecutor(num_processes, mp_context=context, initializer=_end_with_parent)
+    return ProcessPoolExecutor(num_processes, mp_context=context, initializer=end_with_parent)
 
 
 def safely(work: Callable[..., Any], *arguments: Any) -> Any:
@@ -43,7 +43,7 @@ def safely(work: Callable[..., Any], *arguments: Any) -> Any:
         raise
 
 
-def _end_with_parent() -> None:
+def end_with_parent() -> None:
     """Watch the parent from a thread: workers of an executor do not notice when it is killed."""
     parent = multiprocessing.parent_process()
 

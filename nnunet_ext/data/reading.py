@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import io
-from collections.abc import Iterable
+import math
+import warnings
+from collections.abc import Callable, Iterable
 from typing import Any
 
-import nibabel
 import numpy as np
 from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
+
+from nnunet_ext.data.completeness import check_complete
+
+LARGEST_VALUE = 1e15  # the squares of a hundred million such voxels still have a sum in float32
+_COMPLEX_WARNING: type[Warning] = getattr(np, "exceptions", np).ComplexWarning
 
 
 def choose_reader(dataset_json: dict[str, Any], images: Iterable[str]) -> type[BaseReaderWriter]:
@@ -54,24 +60,19 @@ def read_checked(
         ``(C, *S)`` float32 and the reader's properties of the first channel.
 
     Raises:
-        ValueError: If a file is unreadable, is not one 3D (or 2D) image, has NaN or infinite values, or its geometry
-            differs from that of the first channel.
+        ValueError: If a file is cut off or unreadable, is not one 3D (or 2D) image, has NaN, infinite or absurd
+            values, or its geometry differs from that of the first channel.
     """
     reader = reader_class()
     data = np.zeros(0, np.float32)
     first: dict[str, Any] = {}
     for index, image in enumerate(images):
-        try:
-            array, properties = reader.read_images([image])
-        except Exception as error:
-            raise ValueError(f"{image} cannot be read ({one_line(error)}); replace or remove it") from error
+        check_complete(image)
+        array, properties = read_quietly(reader.read_images, image)
         if array.ndim != 4 or (len(images) > 1 and len(array) != 1):
-            raise ValueError(
-                f"{image} has an array of shape {array.shape}, expected one 3D image a file; split it into channels"
-            )
-        # Both are NaN if any value is; a mask of finite values would cost a quarter of the image.
-        if not (np.isfinite(array.min()) and np.isfinite(array.max())) or nifti_has_non_finite(image, array, reader):
-            raise ValueError(f"{image} has NaN or infinite values; replace them by values that mean something")
+            raise ValueError(_not_one_channel(image, array, reader_class, images, channels))
+        check_values(image, array)
+        check_spacing(image, properties)
         if index == 0:
             first, data = properties, array
             if len(images) > 1:
@@ -81,24 +82,126 @@ def read_checked(
         if len(images) > 1:
             data[index] = array[0]
     if len(data) != channels:
-        raise ValueError(
-            f"{images[0]} has {len(data)} channel(s), expected {channels} (dataset.json); split 4D images into one "
-            "file a channel"
-        )
+        raise ValueError(_not_one_channel(images[0], data, reader_class, images, channels))
     return data, first
 
 
-def nifti_has_non_finite(image: str, array: np.ndarray, reader: BaseReaderWriter) -> bool:
-    """Look into a NIfTI file of floats itself: ITK's reader turns NaN and infinite values into 0 and says nothing.
+def read_labels(
+    label: str, reader_class: type[BaseReaderWriter], shape: tuple[int, ...], image: str = "its image"
+) -> np.ndarray:
+    """Read the label map of a case and check that it lies on the grid of its image.
 
-    It takes as long as the reading did, so it is done only where there is a 0 that may have been something else.
+    Args:
+        label: File.
+        reader_class: nnU-Net's reader.
+        shape: ``*S`` of the image.
+        image: Name of the image, for the message.
+
+    Returns:
+        ``(1, *S)``.
+
+    Raises:
+        ValueError: If the file is cut off or unreadable, or has another shape.
     """
-    if not image.endswith((".nii", ".nii.gz")) or type(reader).__name__.startswith("Nibabel") or array.all():
-        return False
-    stored: Any = nibabel.load(image)
-    if not np.issubdtype(stored.get_data_dtype(), np.floating):
-        return False
-    return not np.isfinite(np.asanyarray(stored.dataobj)).all()
+    check_complete(label)
+    segmentation, _ = read_quietly(reader_class().read_seg, label)
+    if segmentation.shape[1:] != tuple(shape):
+        raise ValueError(
+            f"{label} has shape {segmentation.shape[1:]}, but {image} has {tuple(shape)}; they must lie on the same "
+            "grid"
+        )
+    return segmentation
+
+
+def read_quietly(read: Callable[[Any], tuple[np.ndarray, dict[str, Any]]], *files: str) -> tuple[np.ndarray, dict]:
+    """Call a method of nnU-Net's readers, and name the file that it cannot read.
+
+    Args:
+        read: ``read_images`` of a reader, or ``read_seg``, which takes one file.
+        files: Images of one case, one a channel; or a label map.
+
+    Raises:
+        ValueError: If a file cannot be read, or has complex values, of which the readers drop a half.
+    """
+    argument: Any = list(files) if getattr(read, "__name__", "") == "read_images" else files[0]
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", _COMPLEX_WARNING)
+            return read(argument)
+    except Exception as error:
+        reason = one_line(error)
+        remedy = "replace or remove it"
+        if isinstance(error, _COMPLEX_WARNING):
+            reason, remedy = "complex values", "save e.g. their magnitude"
+        elif "orthonormal" in str(error):
+            remedy = (
+                'its axes are sheared: resample it, rewrite its header, or set "overwrite_image_reader_writer": '
+                '"NibabelIO" in dataset.json (and plan again)'
+            )
+        raise ValueError(f"{files[0]} cannot be read ({reason}); {remedy}") from error
+
+
+def check_values(name: str, array: np.ndarray) -> None:
+    """Refuse values with which normalisation and resampling give no numbers.
+
+    Args:
+        name: Of the image, for the message.
+        array: Any shape.
+
+    Raises:
+        ValueError: If a value is NaN or infinite, or so large that its square overflows in sums over a volume.
+    """
+    # Both are NaN if any value is; a mask of finite values would cost a quarter of the image.
+    low, high = (float(value) for value in (array.min(initial=0), array.max(initial=0)))
+    if not (np.isfinite(low) and np.isfinite(high)):
+        raise ValueError(f"{name} has NaN or infinite values; replace them by values that mean something")
+    if max(-low, high) > LARGEST_VALUE:
+        raise ValueError(
+            f"{name} has values from {low:g} to {high:g}, expected at most {LARGEST_VALUE:g}: larger ones overflow in "
+            "preprocessing; replace them by values that mean something"
+        )
+
+
+def check_spacing(name: str, properties: dict[str, Any]) -> None:
+    """Refuse a spacing that is none.
+
+    Args:
+        name: Of the image, for the message.
+        properties: As nnU-Net's readers return them.
+
+    Raises:
+        ValueError: If it is not three positive, finite lengths.
+    """
+    try:
+        values = [float(value) for value in properties["spacing"]]
+    except (KeyError, TypeError, ValueError):
+        values = []
+    if len(values) != 3 or not all(math.isfinite(value) and value > 0 for value in values):
+        raise ValueError(
+            f"{name}: its spacing is {properties.get('spacing')}, expected 3 positive values in mm; correct the file's "
+            "header"
+        )
+
+
+def _not_one_channel(
+    image: str, array: np.ndarray, reader_class: type[BaseReaderWriter], images: tuple[str, ...], channels: int
+) -> str:
+    """Say what is wrong with the number of channels of a case."""
+    if any(base.__name__ == "NaturalImage2DIO" for base in reader_class.__mro__):  # importing it takes long
+        kind = {1: "grey", 3: "RGB", 4: "RGB with transparency (RGBA)"}.get(len(array), f"of {len(array)} channels")
+        wanted = "RGB" if channels == 3 else f"{channels} grey image(s), one a channel"
+        return (
+            f"{image} is {kind}, expected {wanted}, as dataset.json names {channels} channel(s); save it so (the case "
+            f"has {', '.join(images)})"
+        )
+    if array.ndim == 4 and len(images) == 1:
+        return (
+            f"{image} has {len(array)} channel(s), expected {channels} (dataset.json); split 4D images into one file a "
+            "channel"
+        )
+    if array.ndim == 4 and len(array) == 1:
+        return f"{images[0]} and so on are {len(images)} channel(s), expected {channels} (dataset.json)"
+    return f"{image} has an array of shape {array.shape}, expected one 3D image a file; split it into channels"
 
 
 def describe(error: Exception, images: tuple[str, ...]) -> str:
@@ -128,18 +231,26 @@ def _check_same_geometry(
             f"{image} has shape {array.shape[1:]}, but {first_image} has {first_array.shape[1:]}; channels of one case "
             "must lie on the same grid"
         )
-    for key, expected in (_geometry(first) if strict else {"spacing": first["spacing"]}).items():
-        found = _geometry(properties).get(key)
-        if found is None or not np.allclose(found, expected, atol=1e-3):
+    geometry, expected = _geometry(properties, strict), _geometry(first, strict)
+    for key, value in expected.items():
+        found = geometry.get(key)
+        if found is None or not np.allclose(found, value, atol=1e-3):
             raise ValueError(
-                f"{image} has {key} {found}, but {first_image} has {expected}; channels of one case must lie on the "
-                "same grid"
+                f"{image} has {key} {_rounded(found)}, but {first_image} has {_rounded(value)}; channels of one case "
+                "must lie on the same grid"
             )
 
 
-def _geometry(properties: dict[str, Any]) -> dict[str, Any]:
+def _geometry(properties: dict[str, Any], strict: bool) -> dict[str, Any]:
+    """Return what channels must share: the spacing in array order; if strict, where they lie as well."""
     geometry = {"spacing": properties["spacing"]}
-    geometry.update(properties.get("sitk_stuff", {}))
-    if "nibabel_stuff" in properties:
-        geometry["affine"] = properties["nibabel_stuff"]["original_affine"]
+    if strict:
+        itk = properties.get("sitk_stuff", {})
+        geometry.update({key: itk[key] for key in ("origin", "direction") if key in itk})
+        if "nibabel_stuff" in properties:
+            geometry["affine"] = properties["nibabel_stuff"]["original_affine"]
     return geometry
+
+
+def _rounded(values: Any) -> str:
+    return "none" if values is None else str(np.round(np.asarray(values, float), 4).tolist())

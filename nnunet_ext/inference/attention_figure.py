@@ -78,9 +78,11 @@ def look(
 
     decoder: Any = network.decoder
     hooks = [gate.register_forward_hook(see(name)) for name, gate in decoder.gates.items()]
-    network.to(device)(data[None].to(device))
-    for hook in hooks:
-        hook.remove()
+    try:
+        network.to(device)(data[None].to(device))
+    finally:
+        for hook in hooks:
+            hook.remove()
     return data[0].numpy(), maps
 
 

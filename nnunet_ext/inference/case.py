@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -14,8 +14,10 @@ from nnunetv2.preprocessing.preprocessors.default_preprocessor import DefaultPre
 from nnunetv2.utilities.label_handling.label_handling import convert_labelmap_to_one_hot
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 
-from nnunet_ext.data.reading import nifti_has_non_finite, one_line, read_checked
+from nnunet_ext.data.completeness import check_complete
+from nnunet_ext.data.reading import check_spacing, check_values, read_checked, read_labels, read_quietly
 from nnunet_ext.inference.axes import find_axes
+from nnunet_ext.inference.inputs import about_channels
 from nnunet_ext.inference.memory import peak_memory_mib, total_memory_bytes
 from nnunet_ext.inference.resampling import lean
 from nnunet_ext.inference.spacing import CaseGeometry, PlansSpacing, SpacingChoice, SpacingRule, check_shape
@@ -74,14 +76,12 @@ class CaseConfiguration(ConfigurationManager):
         super().__init__({**configuration.configuration, "spacing": list(target)})
         self._image_only = image_only
 
-    @property
-    @lru_cache(maxsize=1)  # noqa: B019 - as in nnU-Net; one instance a case
+    @cached_property
     def resampling_fn_data(self) -> Callable[..., Any]:
         """The plans' function, or one that gives the same values with less memory."""
         return lean(super().resampling_fn_data)
 
-    @property
-    @lru_cache(maxsize=1)  # noqa: B019
+    @cached_property
     def resampling_fn_seg(self) -> Callable[..., Any]:
         """The plans' function; without a previous stage nobody looks at what it would return."""
         return _empty_segmentation if self._image_only else super().resampling_fn_seg
@@ -110,7 +110,13 @@ def prepare(
             leaves too few voxels, or more than memory would hold.
     """
     start = time.perf_counter()
-    images = _read(source, previous, model)
+    try:
+        images = _read(source, previous, model)
+    except ValueError as error:
+        if isinstance(source[0], str) and len(source) != model.channels:
+            ending = model.dataset_json["file_ending"]
+            raise ValueError(about_channels(source, model.channels, ending, str(error))) from error
+        raise
     data, seg, properties = images
     read = time.perf_counter()
     name = str(source[0]) if isinstance(source[0], str) else "the image"
@@ -149,52 +155,47 @@ def prepare(
 def _read(
     source: tuple[Any, ...], previous: str | np.ndarray | None, model: Model
 ) -> tuple[np.ndarray, np.ndarray | None, dict[str, Any]]:
-    reader = model.plans.image_reader_writer_class()
     if isinstance(source[0], str):
         name = source[0]
         data, properties = _read_images(source, model)
-        bad = any(nifti_has_non_finite(image, data, reader) for image in source)
     else:
-        name, data, properties, bad = "the image", np.asarray(source[0]), dict(source[1]), False
+        name, data, properties = "the image", np.asarray(source[0]), dict(source[1])
     if data.ndim != 4:
         raise ValueError(f"{name} has an array of shape {data.shape}, expected (C, *S) with 3 spatial axes")
     if len(data) != model.channels:
-        raise ValueError(f"{name} has {len(data)} channel(s), expected {model.channels} (dataset.json)")
-    if bad or not (np.isfinite(data.min()) and np.isfinite(data.max())):  # both are NaN if any value is
-        raise ValueError(f"{name} has NaN or infinite values; replace them by values that mean something")
+        given = f": {', '.join(source)}" if isinstance(source[0], str) else ""
+        raise ValueError(f"{name} has {len(data)} channel(s), expected {model.channels} (dataset.json){given}")
+    check_values(name, data)
+    check_spacing(name, properties)
     if previous is None:
         return data, None, properties
-    seg, before = previous, "the previous stage's segmentation"
     if isinstance(previous, str):
-        before = previous
         try:
-            seg = reader.read_seg(previous)[0]
-        except Exception as error:
-            reason = one_line(error)
-            raise ValueError(f"{previous} cannot be read ({reason}); it must be the previous stage's result") from error
-    if seg.shape[1:] != data.shape[1:]:  # type: ignore[union-attr]
-        raise ValueError(f"{before} has shape {seg.shape[1:]}, but {name} has {data.shape[1:]}")  # type: ignore[union-attr]
-    return data, seg, properties  # type: ignore[return-value]
+            seg = read_labels(previous, model.plans.image_reader_writer_class, data.shape[1:], name)
+            return data, seg, properties
+        except ValueError as error:
+            raise ValueError(f"{error} (it must be the previous stage's result)") from error
+    if previous.shape[1:] != data.shape[1:]:
+        raise ValueError(
+            f"the previous stage's segmentation has shape {previous.shape[1:]}, but {name} has {data.shape[1:]}"
+        )
+    return data, previous, properties
 
 
 def _read_images(files: tuple[str, ...], model: Model) -> tuple[np.ndarray, dict[str, Any]]:
     """Read as nnU-Net does; where that fails, find out which file is to blame."""
     reader = model.plans.image_reader_writer_class
+    for file in files:
+        check_complete(file)
     try:
-        return reader().read_images(list(files))
-    except Exception as error:
-        read_checked(files, reader, len(files), strict=False)
-        raise ValueError(f"{files[0]} cannot be read ({one_line(error)}); replace or remove it") from error
+        return read_quietly(reader().read_images, *files)
+    except ValueError:
+        read_checked(files, reader, model.channels, strict=False)
+        raise
 
 
 def _geometry(data: np.ndarray, properties: Mapping[str, Any], model: Model) -> CaseGeometry:
-    spacing = properties.get("spacing")
-    try:
-        values = tuple(float(value) for value in spacing)  # type: ignore[union-attr]
-    except (TypeError, ValueError):
-        values = ()
-    if len(values) != 3 or not all(math.isfinite(value) and value > 0 for value in values):
-        raise ValueError(f"its spacing is {spacing}, expected 3 positive values in mm; correct the file's header")
+    values = tuple(float(value) for value in properties["spacing"])
     plan: list[float | None] = [None, None, None]
     resampled = list(model.plans.transpose_forward)[-model.dimensions :]
     for axis, value in zip(resampled, model.configuration.spacing, strict=True):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,10 +14,11 @@ from matplotlib.figure import Figure
 from nnunetv2.evaluation.evaluate_predictions import compute_metrics
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
+from nnunet_ext import files
 from nnunet_ext.data.fingerprint_figure import plain_style, save_figure
 from nnunet_ext.data.reading import choose_reader
-from nnunet_ext.inference.export import find_folds, read_json
 from nnunet_ext.inference.metrics import classes_of
+from nnunet_ext.inference.model_folder import find_folds, read_model_json
 from nnunet_ext.inference.profile_inputs import ProfileInputs, find_inputs
 from nnunet_ext.inference.profile_record import without_nan
 from nnunet_ext.inference.profile_settings import Setting
@@ -25,6 +26,7 @@ from nnunet_ext.inference.profile_table import align
 from nnunet_ext.inference.profiling import ProfileOptions, failed, profile
 from nnunet_ext.inference.pruning import depth_of, pruned_network
 from nnunet_ext.inference.safe_load import load_checkpoint
+from nnunet_ext.training.trust import check_classes
 
 ACCURACY = ("dice", "iou", "precision", "recall")
 FILE, PICTURE = "prune.json", "prune.png"
@@ -83,7 +85,7 @@ def link_validation_cases(dataset: str, fold: int | str, target: Path, ending: s
     ):
         if not needed.is_file():
             raise FileNotFoundError(f"{needed} is missing, {what}; set nnUNet_preprocessed and nnUNet_raw, {remedy}")
-    splits = json.loads(splits_file.read_text())
+    splits = files.read_json(splits_file, remedy, list)
     if not int(fold) < len(splits):
         raise ValueError(f"{splits_file} has {len(splits)} folds, not fold {fold}; name another one, {remedy}")
     cases = get_filenames_of_train_images_and_targets(str(raw))
@@ -98,23 +100,29 @@ def link_validation_cases(dataset: str, fold: int | str, target: Path, ending: s
             if not file.is_symlink():
                 raise FileExistsError(f"{file} is not ours; move it elsewhere, or pass another -o")
             file.unlink()
+    listed: dict[Path, list[str]] = {}
     for case in wanted:
         for channel, image in enumerate(cases[case]["images"]):
-            _link(Path(image), folders[0], f"{case}_{channel:04d}", f"_{channel:04d}", ending)
-        _link(Path(cases[case]["label"]), folders[1], case, "", ending)
+            _link(Path(image), folders[0], f"{case}_{channel:04d}", f"_{channel:04d}", ending, listed)
+        _link(Path(cases[case]["label"]), folders[1], case, "", ending, listed)
     return folders
 
 
-def _link(file: Path, folder: Path, name: str, channel: str, ending: str) -> None:
+def _link(file: Path, folder: Path, name: str, channel: str, ending: str, listed: dict[Path, list[str]]) -> None:
     """Link a file, and what lies beside it under its name: some formats keep spacing or voxels in a second file."""
     (folder / f"{name}{ending}").symlink_to(file.resolve())
     stem = file.name.removesuffix(ending)
     names = {f"{stem}.": f"{name}.", f"{stem.removesuffix(channel)}.": f"{name.removesuffix(channel)}."}
-    for beside in file.parent.iterdir():
-        for old, new in names.items():
-            target = folder / f"{new}{beside.name.removeprefix(old)}"
-            if beside.name.startswith(old) and not target.is_symlink():
-                target.symlink_to(beside.resolve())
+    if file.parent not in listed:
+        listed[file.parent] = sorted(beside.name for beside in file.parent.iterdir())
+    there = listed[file.parent]
+    for old, new in names.items():
+        for beside in there[bisect_left(there, old) :]:
+            if not beside.startswith(old):
+                break
+            target = folder / f"{new}{beside.removeprefix(old)}"
+            if not target.is_symlink():
+                target.symlink_to((file.parent / beside).resolve())
 
 
 def check_model(model: Path, fold: int | str, checkpoint: str) -> str:
@@ -125,10 +133,14 @@ def check_model(model: Path, fold: int | str, checkpoint: str) -> str:
         ValueError: If the network is not a nested one, or needs the predictions of a previous stage.
     """
     find_folds(model, [fold], checkpoint)
-    configuration: str = load_checkpoint(model / f"fold_{fold}" / checkpoint, mapped=True)["init_args"]["configuration"]
-    plans = read_json(model / "plans.json")
+    file = model / f"fold_{fold}" / checkpoint
+    loaded = load_checkpoint(file, mapped=True)
+    configuration: str = loaded["init_args"]["configuration"]
+    plans = read_model_json(model / "plans.json")
     depth_of(plans, configuration, f"the model {model}")
-    stage = PlansManager(plans).get_configuration(configuration).previous_stage_name
+    manager = PlansManager(plans).get_configuration(configuration)
+    check_classes(manager.configuration["architecture"])
+    stage = manager.previous_stage_name
     if stage is not None:
         raise ValueError(
             f"the model {model} is the second stage of a cascade, whose depths are not compared; predict with "
@@ -163,6 +175,8 @@ def compare_depths(
         ValueError: If the network is not a nested one.
         RuntimeError: If a depth cannot be predicted.
     """
+    _check_earlier(options.output / FILE)
+    files.sweep(options.output)
     inputs = find_inputs(model, images, labels, [fold], checkpoint)
     configuration = check_model(model, fold, checkpoint)
     deepest = depth_of(inputs.plans, configuration, f"the model {model}")
@@ -198,10 +212,16 @@ def compare_depths(
         }
     )
     draw(options.output / PICTURE, document)
-    temporary = options.output / f".{FILE}"
-    temporary.write_text(json.dumps(document, indent=1))
-    temporary.replace(options.output / FILE)
+    files.write_json(options.output / FILE, document, indent=1)
     return document
+
+
+def _check_earlier(file: Path) -> None:
+    """Refuse to write over a file of the same name that another program wrote."""
+    if file.is_file():
+        remedy = "name another place with -o, or remove it by hand"
+        if not {"depths", "recommended"} <= files.read_json(file, remedy).keys():
+            raise FileExistsError(f"{file} was not written by nnUNetv2_ext prune; {remedy}")
 
 
 def _one_depth(

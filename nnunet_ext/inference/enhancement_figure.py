@@ -71,9 +71,11 @@ def look(network: nn.Module, model: Model, images: tuple[str, ...], device: torc
         module.register_forward_hook(lambda _, given, __, stage=stage: seen.update({stage: given[0]}))
         for stage, module in enhancements.items()
     ]
-    network.to(device)(data[None].to(device))
-    for hook in hooks:
-        hook.remove()
+    try:
+        network.to(device)(data[None].to(device))
+    finally:
+        for hook in hooks:
+            hook.remove()
     stages = []
     for stage, module in enhancements.items():
         scores = module.scores(seen[stage])[0]

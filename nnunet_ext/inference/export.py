@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-import json
-import os
-import shutil
-import tempfile
-import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
+from nnunet_ext import files
+from nnunet_ext.inference.model_folder import building, check_plain_name, check_target, copy_fingerprint, find_folds
+from nnunet_ext.inference.model_folder import read_model_json as read_json
 from nnunet_ext.inference.safe_load import load_checkpoint
+from nnunet_ext.training.architecture import build, check_fit
 from nnunet_ext.training.sharing import for_inference, without_private_keys
+
+__all__ = ["check_target", "export_model", "find_folds", "read_json"]
 
 STOCK_TRAINER = "nnUNetTrainer"
 STOCK_ARCHITECTURES = "dynamic_network_architectures."
@@ -37,51 +40,44 @@ def export_model(
         network: ``"1"``, ``"2"`` or ``"both"``; both become two folds each, which stock prediction averages.
         folds: Folds to export; None takes all that have the checkpoint.
         checkpoint_name: File in each fold's folder.
-        overwrite: Replace what is at ``output``.
+        overwrite: Replace what an earlier call wrote to ``output``; anything else is refused.
 
     Returns:
         The folds of the exported model.
 
     Raises:
         FileNotFoundError: If the model, a fold or the checkpoint is missing.
-        FileExistsError: If ``output`` exists and is not empty, without ``overwrite``.
-        ValueError: If the architecture is not a stock one, the model has no second network, or ``output`` holds the
-            model.
+        FileExistsError: If ``output`` exists and is not empty, without ``overwrite``, or is not of an earlier call.
+        ValueError: If the architecture is not a stock one, the weights do not fit it, the model has no second network,
+            or ``output`` and the model hold one another.
     """
     model, output = Path(model), Path(output)
     check_target(model, output, overwrite)
     plans, dataset_json = (read_json(model / name) for name in ("plans.json", "dataset.json"))
     sources = find_folds(model, folds, checkpoint_name)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=output.parent, prefix=".export") as temporary:
-        built = Path(temporary) / "model"
-        built.mkdir()
-        written, configuration = _write_folds(model, built, sources, network, checkpoint_name, plans)
-        write_json(built / "plans.json", for_inference(plans))
-        write_json(built / "dataset.json", without_private_keys(dataset_json))
-        if (model / "dataset_fingerprint.json").is_file():
-            shutil.copyfile(model / "dataset_fingerprint.json", built / "dataset_fingerprint.json")
-        name = f"{plans['dataset_name']}/{STOCK_TRAINER}__{plans['plans_name']}__{configuration}"
-        publish(built, output, name)
+    first = model / f"fold_{sources[0]}" / checkpoint_name
+    configuration = load_checkpoint(first, mapped=True)["init_args"]["configuration"]
+    for key in ("dataset_name", "plans_name"):
+        check_plain_name(plans.get(key), key, model / "plans.json")
+    check_plain_name(configuration, "configuration", first)
+    inside = f"{plans['dataset_name']}/{STOCK_TRAINER}__{plans['plans_name']}__{configuration}"
+    with building(output, "export", inside) as built:
+        written: list[int | str] = []
+        for fold in sources:
+            file = model / f"fold_{fold}" / checkpoint_name
+            checkpoint = load_checkpoint(file)
+            _check_architecture(plans, dataset_json, checkpoint, configuration, file)
+            for weights in _weights(checkpoint, network, file):
+                check_fit(_expected_network(plans, dataset_json, configuration), weights, file)
+                number = len(written) if network == "both" else fold
+                target = built / f"fold_{number}" / "checkpoint_final.pth"
+                target.parent.mkdir()
+                _save(checkpoint | {"network_weights": weights}, configuration, target)
+                written.append(number)
+        files.write_json(built / "plans.json", for_inference(plans))
+        files.write_json(built / "dataset.json", without_private_keys(dataset_json))
+        copy_fingerprint(model, built)
     return written
-
-
-def _write_folds(
-    model: Path, built: Path, sources: list[int | str], network: str, checkpoint_name: str, plans: dict[str, Any]
-) -> tuple[list[int | str], str]:
-    written: list[int | str] = []
-    configuration = ""
-    for fold in sources:
-        checkpoint = load_checkpoint(model / f"fold_{fold}" / checkpoint_name)
-        configuration = checkpoint["init_args"]["configuration"]
-        _refuse_foreign_architecture(plans, configuration, checkpoint["trainer_name"])
-        for weights in _weights(checkpoint, network, model / f"fold_{fold}" / checkpoint_name):
-            number = len(written) if network == "both" else fold
-            target = built / f"fold_{number}" / "checkpoint_final.pth"
-            target.parent.mkdir()
-            _save(checkpoint | {"network_weights": weights}, configuration, target)
-            written.append(number)
-    return written, configuration
 
 
 def _weights(checkpoint: dict[str, Any], network: str, file: Path) -> list[dict[str, Any]]:
@@ -99,83 +95,41 @@ def _save(checkpoint: dict[str, Any], configuration: str, target: Path) -> None:
     content = {key: checkpoint[key] for key in _KEPT if key in checkpoint}
     content["trainer_name"] = STOCK_TRAINER
     content["init_args"] = {"configuration": configuration}
-    torch.save(content, target)
+    with files.naming_full_disk(target):
+        torch.save(content, target)
 
 
-def _refuse_foreign_architecture(plans: dict[str, Any], configuration: str, trainer: str) -> None:
+def _check_architecture(
+    plans: dict[str, Any], dataset_json: dict[str, Any], checkpoint: dict[str, Any], configuration: str, file: Path
+) -> None:
+    """Refuse networks that plain nnU-Net does not have, and folds of several configurations."""
     from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
+    own = checkpoint["init_args"]["configuration"]
+    if own != configuration:
+        raise ValueError(f"{file} is of the configuration {own}, another fold of {configuration}; export them apart")
+    if configuration not in plans.get("configurations", {}):
+        raise ValueError(
+            f"{file} is of the configuration {configuration}, which plans.json beside it does not have; restore the "
+            "plans that it was trained with"
+        )
     name = PlansManager(plans).get_configuration(configuration).network_arch_class_name
     if not name.startswith(STOCK_ARCHITECTURES):
         raise ValueError(
-            f"the model of {trainer} uses the architecture {name}, which plain nnU-Net does not have; predict with it "
-            "where nnunet_ext is installed"
+            f"the model of {checkpoint['trainer_name']} uses the architecture {name}, which plain nnU-Net does not "
+            "have; predict with it where nnunet_ext is installed"
         )
 
 
-def find_folds(model: Path, folds: Sequence[int | str] | None, checkpoint_name: str) -> list[int | str]:
-    """Return the folds of a model that have a checkpoint.
+def _expected_network(plans: dict[str, Any], dataset_json: dict[str, Any], configuration: str) -> nn.Module:
+    """Return the network that stock prediction will build, without memory for its weights."""
+    import torch
+    from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
+    from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
-    Args:
-        model: Model folder.
-        folds: Those wanted; None takes all there are.
-        checkpoint_name: File in each fold's folder.
-
-    Raises:
-        FileNotFoundError: If the folder, the checkpoint or a wanted fold is missing.
-    """
-    if not model.is_dir():
-        raise FileNotFoundError(
-            f"there is no model folder {model}; expected nnUNet_results/DATASET/TRAINER__PLANS__CONF"
-        )
-    there = [f.parent.name[len("fold_") :] for f in sorted(model.glob(f"fold_*/{checkpoint_name}"))]
-    found: list[int | str] = [int(f) if f.isdigit() else f for f in there]
-    if not found:
-        raise FileNotFoundError(
-            f"no fold of {model} has {checkpoint_name}; finish the training, or name another by -chk"
-        )
-    missing = [f for f in folds or () if f not in found]
-    if missing:
-        raise FileNotFoundError(f"{model} has no fold_{missing[0]}/{checkpoint_name}; it has the folds {found}")
-    return list(folds) if folds else found
-
-
-def check_target(model: Path, output: Path, overwrite: bool) -> None:
-    """Raise if a model cannot be written where it should be; see :func:`export_model`."""
-    if model.resolve().is_relative_to(output.resolve()):
-        raise ValueError(f"{output} holds the model that is to be exported; name another place")
-    occupied = output.is_file() or (output.is_dir() and any(output.iterdir()))
-    if occupied and not overwrite:
-        raise FileExistsError(f"{output} exists; pass --overwrite to replace it, or name another place")
-    if output.is_dir() and output.suffix == ".zip":
-        raise FileExistsError(f"{output} is a folder; name a file for the archive")
-
-
-def publish(built: Path, output: Path, name: str) -> None:
-    """Move what was built to its place in one step, after everything was written."""
-    if output.suffix == ".zip":
-        archive = built.parent / "model.zip"
-        with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as file:
-            for path in sorted(p for p in built.rglob("*") if p.is_file()):
-                file.write(path, f"{name}/{path.relative_to(built)}")
-        os.replace(archive, output)
-        return
-    if output.is_dir():
-        shutil.rmtree(output)
-    os.replace(built, output)
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Return the content of a file that each model has.
-
-    Raises:
-        FileNotFoundError: If it is missing.
-    """
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} is missing; expected a model folder written by nnUNetv2_train")
-    return json.loads(path.read_text())
-
-
-def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Write a file of a model."""
-    path.write_text(json.dumps(content, indent=2))
+    manager = PlansManager(plans)
+    own = manager.get_configuration(configuration)
+    channels = determine_num_input_channels(manager, own, dataset_json)
+    heads = manager.get_label_manager(dataset_json).num_segmentation_heads
+    with torch.device("meta"):
+        return build(own.configuration["architecture"], channels, heads, False)

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
-import shutil
-import socket
-import tempfile
+import errno
+import pickle
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,15 +13,18 @@ from typing import Any
 import numpy as np
 import torch
 from acvl_utils.cropping_and_padding.bounding_boxes import bounding_box_to_slice
-from batchgenerators.utilities.file_and_folder_operations import save_pickle
+from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
 from nnunetv2.inference.export_prediction import convert_predicted_logits_to_segmentation_with_correct_shape
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
 
+from nnunet_ext import files
+from nnunet_ext.data.completeness import check_complete
 from nnunet_ext.inference.case import CaseConfiguration, Model, Prepared
 from nnunet_ext.inference.fast_export import Interpolation, label_map, plan_interpolation
 from nnunet_ext.inference.memory import peak_memory_mib
+from nnunet_ext.inference.report import CaseRecord, finished
 
-PARTIAL = ".partial_"
+_CHECKED = (".nii", ".nii.gz", ".gipl")  # of which check_complete sees whether they are whole
 Logits = torch.Tensor | np.ndarray
 
 
@@ -90,6 +90,7 @@ def export(
     save_probabilities: bool = False,
     fast: bool = False,
     device: torch.device | None = None,
+    record: CaseRecord | None = None,
 ) -> Exported:
     """Resample logits to the image's size, make a label map of them, and write it if there is a name for it.
 
@@ -101,6 +102,10 @@ def export(
         save_probabilities: Give probabilities too (``.npz`` and ``.pkl``, as nnU-Net).
         fast: Interpolate only where needed; possible if :func:`why_not_fast` is ``None``.
         device: Where to interpolate if fast.
+        record: Written with the result.
+
+    Raises:
+        DiskFullError: If there is no room for the result.
     """
     start = time.perf_counter()
     probabilities = None
@@ -119,7 +124,7 @@ def export(
     done = time.perf_counter()
     result = Exported(segmentation, probabilities, {"resampling": done - start})
     if output is not None:
-        _write(result, {**prepared.properties, "spacing": prepared.true_spacing}, model, Path(output))
+        _write(result, prepared, model, Path(output), record, done)
         result.segmentation = result.probabilities = None
     result.seconds["writing"] = time.perf_counter() - done
     result.peak_memory_mib = peak_memory_mib()
@@ -157,48 +162,43 @@ def _fast(logits: Logits, prepared: Prepared, model: Model, device: torch.device
     return whole.transpose(model.plans.transpose_backward)
 
 
-def _write(result: Exported, properties: dict[str, Any], model: Model, output: Path) -> None:
-    with complete_files(output) as folder:
+def _write(
+    result: Exported, prepared: Prepared, model: Model, output: Path, record: CaseRecord | None, since: float
+) -> None:
+    """Write what belongs to a case; the label map, which stands for a finished case, appears last."""
+    segmentation: Any = result.segmentation
+    properties = {**prepared.properties, "spacing": prepared.true_spacing}
+    label_map_name = output.name + model.dataset_json["file_ending"]
+    target = output.with_name(label_map_name)
+    with (
+        files.whole_files(output.parent, lambda file: file.name == label_map_name) as folder,
+        files.naming_full_disk(target),
+    ):
         if result.probabilities is not None:
             np.savez_compressed(folder / f"{output.name}.npz", probabilities=result.probabilities)
-            save_pickle(properties, str(folder / f"{output.name}.pkl"))
-        file = folder / (output.name + model.dataset_json["file_ending"])
-        model.plans.image_reader_writer_class().write_seg(result.segmentation, str(file), properties)
+            (folder / f"{output.name}.pkl").write_bytes(pickle.dumps(properties))
+        writer = model.plans.image_reader_writer_class()
+        writer.write_seg(segmentation, str(folder / label_map_name), properties)
+        check_written(folder / label_map_name, writer, segmentation.shape)
+        if record is not None:  # before the label map: none is ever there without its record
+            result.seconds["writing"] = time.perf_counter() - since
+            record.write(finished(prepared.record, result.seconds, peak_memory_mib()))
 
 
-@contextlib.contextmanager
-def complete_files(output: Path) -> Iterator[Path]:
-    """Give a folder to write files into, and move them beside ``output`` once all of them are written.
+def check_written(file: Path, reader: BaseReaderWriter, shape: tuple[int, ...]) -> None:
+    """Look at a label map that was just written: ITK ignores that there is no room.
 
     Args:
-        output: Where the files belong; the label map, with its name, is moved last, for it stands for a finished case.
+        file: Label map.
+        reader: Of its format.
+        shape: ``*S`` of what was written.
+
+    Raises:
+        OSError: If it is not whole, as of a full disk.
     """
-    output.parent.mkdir(parents=True, exist_ok=True)
-    prefix = f"{PARTIAL}{_machine()}_{os.getpid()}_"
-    with tempfile.TemporaryDirectory(prefix=prefix, dir=output.parent) as folder:
-        yield Path(folder)
-        files = sorted(Path(folder).iterdir(), key=lambda file: file.suffix not in (".npz", ".pkl", ".json"))
-        for file in files:
-            os.replace(file, output.parent / file.name)
-
-
-def remove_partial(folder: Path) -> None:
-    """Remove what killed runs of this machine left half-written in ``folder``; runs that are alive keep theirs."""
-    for left in folder.glob(f"{PARTIAL}{_machine()}_*"):
-        process = left.name.removeprefix(f"{PARTIAL}{_machine()}_").partition("_")[0]
-        if process.isdigit() and not _alive(int(process)):
-            shutil.rmtree(left, ignore_errors=True)
-
-
-def _machine() -> str:
-    """Name what process numbers are unique on: a host, or a container of it."""
     try:
-        return f"{socket.gethostname()}-{os.stat('/proc/self/ns/pid').st_ino}"
-    except OSError:
-        return socket.gethostname()
-
-
-def _alive(process: int) -> bool:
-    import psutil
-
-    return psutil.pid_exists(process)
+        check_complete(file)
+        if not file.name.endswith(_CHECKED) and reader.read_seg(str(file))[0].shape[-len(shape) :] != tuple(shape):
+            raise ValueError("it has another shape")
+    except Exception as error:  # readers of other formats raise what they like
+        raise OSError(errno.ENOSPC, "what was written is not whole") from error

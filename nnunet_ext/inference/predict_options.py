@@ -110,6 +110,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="cut a network trained with ANUNet at depth N: only what that depth needs is built, loaded and run "
         "(nnUNetv2_ext prune compares the depths)",
     )
+    group.add_argument(
+        "--trust_model",
+        action="store_true",
+        help="with another of these options: load the model as nnU-Net does, even if that runs code in it",
+    )
 
 
 def take_options(parsed: argparse.Namespace) -> dict[str, Any]:
@@ -118,6 +123,7 @@ def take_options(parsed: argparse.Namespace) -> dict[str, Any]:
     options: dict[str, Any] = {"spacing": next((rule for rule in rules if rule is not None), None)}
     options["fast_export"] = vars(parsed).pop("fast_export")
     options["prune_depth"] = vars(parsed).pop("prune_depth")
+    options["trust_model"] = vars(parsed).pop("trust_model")
     if options["spacing"] is None and not options["fast_export"] and options["prune_depth"] is None:
         return {}
     return options | {"part": (getattr(parsed, "part_id", 0), getattr(parsed, "num_parts", 1))}
@@ -131,28 +137,33 @@ def run(entry: Callable[[], Any], names: dict[str, Any]) -> int | None:
         names: The namespace of its module. Where one of our options is given, the predictor it names is ours meanwhile.
 
     Returns:
-        Exit status: 1 if cases failed, else what the entry point returns.
+        Exit status: 1 if cases failed or nothing could be predicted, else what the entry point returns.
     """
     stock_parse, stock_predictor = argparse.ArgumentParser.parse_args, names[PREDICTOR]
+    given: dict[str, Any] = {}
 
     def parse_args(parser: argparse.ArgumentParser, args: Any = None, namespace: Any = None) -> Any:
         argparse.ArgumentParser.parse_args = stock_parse  # type: ignore[method-assign]
         add_options(parser)
         parsed = stock_parse(parser, args, namespace)
-        options = take_options(parsed)
-        if options:
-            names[PREDICTOR] = _predictor_with(options)
+        given.update(take_options(parsed))
+        if given:
+            from nnunet_ext.inference.predict_checks import check_command
+
+            check_command(parsed, given["trust_model"])
+            names[PREDICTOR] = _predictor_with(given)
         return parsed
 
     argparse.ArgumentParser.parse_args = parse_args  # type: ignore[method-assign,assignment]
     try:
         return entry()
     except Exception as error:
-        from nnunet_ext.inference.predictor import BadInputError, PredictionFailedError
+        from nnunet_ext.inference.run import PredictionFailedError
 
-        if not isinstance(error, (BadInputError, PredictionFailedError)):
+        # without our options everything is nnU-Net's, its tracebacks too
+        if not given or not isinstance(error, (ValueError, OSError, RuntimeError)):
             raise
-        print(f"error: {error}" if isinstance(error, BadInputError) else error, file=sys.stderr)  # noqa: T201
+        print(error if isinstance(error, PredictionFailedError) else f"error: {error}", file=sys.stderr)  # noqa: T201
         return 1
     finally:
         argparse.ArgumentParser.parse_args = stock_parse  # type: ignore[method-assign]

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 import torch
-from batchgenerators.utilities.file_and_folder_operations import save_json
 from nnunetv2.configuration import default_num_processes
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnunetv2.inference.sliding_window_prediction import compute_gaussian
@@ -18,13 +18,17 @@ from nnunetv2.utilities.helpers import empty_cache
 from nnunetv2.utilities.json_export import recursive_fix_for_json_export
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
+from nnunet_ext import files
 from nnunet_ext.inference.case import Model, Prepared, prepare
-from nnunet_ext.inference.exporting import export, remove_partial, why_not_fast
+from nnunet_ext.inference.exporting import export, why_not_fast
+from nnunet_ext.inference.inputs import list_inputs
 from nnunet_ext.inference.memory import peak_memory_mib
+from nnunet_ext.inference.predict_checks import as_folds, check_model
 from nnunet_ext.inference.pruning import load_pruned
 from nnunet_ext.inference.report import SpacingReport, spacing_line
 from nnunet_ext.inference.run import PredictionFailedError, Run, Task, named, returned
 from nnunet_ext.inference.spacing import PlansSpacing, SpacingRule
+from nnunet_ext.training.trust import trusted_by_environment, trusting
 
 
 class BadInputError(ValueError):
@@ -32,7 +36,7 @@ class BadInputError(ValueError):
 
 
 class Predictor(nnUNetPredictor):
-    """A drop-in ``nnUNetPredictor`` with three more options. Without them it is nnU-Net's own, voxel for voxel.
+    """A drop-in ``nnUNetPredictor`` with options of ours. Without them it is nnU-Net's own, voxel for voxel.
 
     With one of them, cases are isolated: if some fail, the others are predicted and written all the same, and then
     ``PredictionFailedError`` is raised. Files appear under their names only when they are complete, and
@@ -45,6 +49,7 @@ class Predictor(nnUNetPredictor):
             float ties; where it cannot be done, nnU-Net's export does it and that is said.
         prune_depth: Cut the nested network of a trainer with ANUNet in its name at this depth.
         part: Number of this part and of all parts, for ``predict_from_files_sequential``, whose signature has none.
+        trust_model: With an option: load the model as nnU-Net does, with whatever code is in its checkpoints and plans.
         keywords: Of nnUNetPredictor.
     """
 
@@ -55,10 +60,12 @@ class Predictor(nnUNetPredictor):
         fast_export: bool = False,
         prune_depth: int | None = None,
         part: tuple[int, int] = (0, 1),
+        trust_model: bool = False,
         **keywords: Any,
     ) -> None:
         super().__init__(*arguments, **keywords)
         self.spacing, self.fast_export, self.prune_depth, self.part = spacing, fast_export, prune_depth, part
+        self.trust_model = trust_model or trusted_by_environment()
         self._said: set[str] = set()
 
     @property
@@ -85,12 +92,17 @@ class Predictor(nnUNetPredictor):
         checkpoint_name: str = "checkpoint_final.pth",
     ) -> None:
         call = (model_training_output_dir, use_folds, checkpoint_name)
-        if self.prune_depth is None:
+        if not self.has_options:
             super().initialize_from_trained_model_folder(*call)
             return
-        folds = (use_folds,) if isinstance(use_folds, str) else use_folds
+        model, folds = Path(model_training_output_dir), (use_folds,) if isinstance(use_folds, str) else use_folds
         try:
-            pruned = load_pruned(model_training_output_dir, folds, checkpoint_name, self.prune_depth)
+            if self.prune_depth is None:
+                check_model(model, as_folds(folds), checkpoint_name, self.trust_model)
+                with trusting(self.trust_model):
+                    super().initialize_from_trained_model_folder(*call)
+                return
+            pruned = load_pruned(model, folds, checkpoint_name, self.prune_depth, self.trust_model)
         except (ValueError, FileNotFoundError, RuntimeError) as error:
             raise BadInputError(str(error)) from error
         manager = PlansManager(pruned.plans)
@@ -220,45 +232,59 @@ class Predictor(nnUNetPredictor):
         return super().predict_from_data_iterator(data_iterator, save_probabilities, num_processes_segmentation_export)
 
     def _predict_files(self, call: dict[str, Any]) -> list[Any] | None:
-        """Do what ``predict_from_files`` does around its loop over cases, then the loop."""
+        """Do what ``predict_from_files`` does around its loop, then the loop."""
         outputs = call["output_folder_or_list_of_truncated_output_files"]
-        previous_folder = call["folder_with_segs_from_prev_stage"]
-        stage = self.configuration_manager.previous_stage_name
-        if stage is not None and previous_folder is None:
-            raise BadInputError(
-                f"this configuration is a cascade and needs the predictions of {stage}; pass their folder with "
-                "-prev_stage_predictions (folder_with_segs_from_prev_stage)"
-            )
-        self._check_preprocessor()
         part = call["part_id"], call["num_parts"]
-        if not 0 <= part[0] < part[1]:
-            raise BadInputError(f"part_id must lie in 0 to {part[1] - 1} (num_parts - 1), got {part[0]}")
+        self._check_call(call, part)
+        source = call["list_of_lists_or_source_folder"]
+        wrong: dict[str, str] = {}
+        if isinstance(source, str):
+            source, wrong = self._list_inputs(source)
+            wrong = dict(sorted(wrong.items())[part[0] :: part[1]])
         folder = Path(outputs) if isinstance(outputs, str) else Path(outputs[0]).parent if outputs else None
         if folder is not None:
             self._describe_run(folder, call)
-        files, names, previous = self._manage_input_and_output_lists(
-            call["list_of_lists_or_source_folder"],
+        images_of, names, previous = self._manage_input_and_output_lists(
+            source,
             outputs,
-            previous_folder,
+            call["folder_with_segs_from_prev_stage"],
             call["overwrite"],
             *part,
             call["save_probabilities"],
         )
-        source = call["list_of_lists_or_source_folder"]
-        if not files and call["overwrite"] and part[1] == 1:
-            ending = self.dataset_json["file_ending"]
-            raise BadInputError(f"no images in {source}; expected files named CASE_0000{ending}, one a channel")
         tasks = [
             Task(tuple(str(image) for image in images), seg, None if output is None else str(output))
-            for images, seg, output in zip(files, previous, names or [None] * len(files), strict=True)
+            for images, seg, output in zip(images_of, previous, names or [None] * len(images_of), strict=True)
         ]
-        report = None
-        if folder is not None:
-            report = SpacingReport(folder, part, keep=not call["overwrite"])
-            if not call["overwrite"]:
-                self._say_what_is_kept(folder, report, {Path(task.output).name for task in tasks if task.output})
+        report = None if folder is None else SpacingReport(folder, part)
+        if report is not None and not call["overwrite"]:
+            cut = len(self.dataset_json["file_ending"]) + len("_0000")
+            of_all = outputs if isinstance(outputs, list) else [Path(images[0]).name[:-cut] for images in source]
+            mine = None if part[1] == 1 else {Path(name).name for name in of_all[part[0] :: part[1]]}
+            to_do = {Path(task.output).name for task in tasks if task.output}
+            for line in report.go_on(self.dataset_json["file_ending"], mine, to_do, self.describe_options()):
+                print(line)
         processes = call["num_processes_preprocessing"], call["num_processes_segmentation_export"]
-        return self._run(tasks, call["save_probabilities"], *processes, report)
+        return self._run(tasks, call["save_probabilities"], *processes, report, wrong)
+
+    def _check_call(self, call: dict[str, Any], part: tuple[int, int]) -> None:
+        stage, previous = self.configuration_manager.previous_stage_name, call["folder_with_segs_from_prev_stage"]
+        if stage is not None and previous is None:
+            raise BadInputError(
+                f"this configuration is a cascade and needs the predictions of {stage}; pass their folder with "
+                "-prev_stage_predictions (folder_with_segs_from_prev_stage)"
+            )
+        if previous is not None and not Path(previous).is_dir():
+            raise BadInputError(f"there is no folder {previous} of the previous stage's predictions; name it")
+        self._check_preprocessor()
+        if not 0 <= part[0] < part[1]:
+            raise BadInputError(f"part_id must lie in 0 to {part[1] - 1} (num_parts - 1), got {part[0]}")
+
+    def _list_inputs(self, source: str) -> tuple[list[list[str]], dict[str, str]]:
+        try:
+            return list_inputs(Path(source), self.dataset_json["file_ending"])
+        except FileNotFoundError as error:
+            raise BadInputError(str(error)) from error
 
     def _check_preprocessor(self) -> None:
         kind = self.configuration_manager.preprocessor_class
@@ -271,29 +297,12 @@ class Predictor(nnUNetPredictor):
     def _describe_run(self, folder: Path, call: dict[str, Any]) -> None:
         """Write the files that nnU-Net puts beside predictions."""
         folder.mkdir(parents=True, exist_ok=True)
-        remove_partial(folder)
+        files.sweep(folder)
         arguments = dict(call) | {"nnunet_ext": self.describe_options()}
         recursive_fix_for_json_export(arguments)
-        save_json(arguments, str(folder / "predict_from_raw_data_args.json"))
-        save_json(self.dataset_json, str(folder / "dataset.json"), sort_keys=False)
-        save_json(self.plans_manager.plans, str(folder / "plans.json"), sort_keys=False)
-
-    def _say_what_is_kept(self, folder: Path, report: SpacingReport, to_do: set[str]) -> None:
-        """Name the finished cases that were predicted otherwise than this run predicts."""
-        ending = self.dataset_json["file_ending"]
-        there = {file.name.removesuffix(ending) for file in folder.glob(f"*{ending}")} - to_do
-        records, own = report.content["cases"], self.describe_options()
-        for case in set(records) - there:
-            del records[case]
-        otherwise: dict[str, list[str]] = {}
-        for case in sorted(there):
-            how = records.get(case, {}).get("predicted_with")
-            if how is None:
-                otherwise.setdefault("without a record of how", []).append(case)
-            elif differs := [key for key in own if how.get(key) != own[key]]:
-                otherwise.setdefault(f"with {', '.join(f'{key} {how.get(key)}' for key in differs)}", []).append(case)
-        for how, cases in otherwise.items():
-            print(f"Kept as they are, though predicted {how}: {', '.join(cases)}")
+        files.write_json(folder / "predict_from_raw_data_args.json", arguments, 4, sort_keys=True)
+        files.write_json(folder / "dataset.json", self.dataset_json, 4)
+        files.write_json(folder / "plans.json", self.plans_manager.plans, 4)
 
     def _run(
         self,
@@ -302,20 +311,23 @@ class Predictor(nnUNetPredictor):
         preprocessing: int,
         exporting: int,
         report: SpacingReport | None,
+        wrong: Mapping[str, str] = MappingProxyType({}),
     ) -> list[Any]:
         tasks = named(cases)
         run = Run(self, tasks, save_probabilities, report)
         try:
             run.work(list(tasks), preprocessing, exporting)
-            while run.suspects:  # whichever of them made a worker die does so alone now
+            while run.suspects and not run.stopped:  # whichever of them made a worker die does so alone now
                 name = run.suspects.pop(0)
                 run.work([name], preprocessing, min(exporting, 1), alone=True)
         finally:
             compute_gaussian.cache_clear()
             empty_cache(self.device)
         results = [run.results.get(name) for name in tasks]
-        if run.failures:
-            raise PredictionFailedError({name: run.failures[name] for name in tasks if name in run.failures}, results)
+        failures = {name: run.failures[name] for name in tasks if name in run.failures} | dict(wrong)
+        if failures:
+            left = [name for name in tasks if name not in run.results and name not in failures] if run.stopped else []
+            raise PredictionFailedError(failures, [*results, *[None] * len(wrong)], left)
         return results
 
     def predict_logits(self, prepared: Prepared) -> torch.Tensor:

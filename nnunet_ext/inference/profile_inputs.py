@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from nnunet_ext.data.signature import digest, source_signature
-from nnunet_ext.inference.export import find_folds
+from nnunet_ext.inference.model_folder import find_folds, read_model_json
 
 _NAMED = 5  # cases named in an error; the others are counted
 
@@ -72,7 +71,7 @@ def find_inputs(
         ValueError: If dataset.json is no JSON.
     """
     found = find_folds(model, folds, checkpoint)
-    plans, dataset_json = (_read_json(model / name) for name in ("plans.json", "dataset.json"))
+    plans, dataset_json = (read_model_json(model / name) for name in ("plans.json", "dataset.json"))
     ending = dataset_json["file_ending"]
     cases = list_cases(images, ending, len(dataset_json.get("channel_names", dataset_json.get("modality", [0]))))
     return ProfileInputs(
@@ -144,12 +143,3 @@ def _some(files: Sequence[Path]) -> str:
     named = ", ".join(str(file) for file in files[:_NAMED])
     more = f" and {len(files) - _NAMED} more" if len(files) > _NAMED else ""
     return f"{named}{more} {'is' if len(files) == 1 else 'are'}"
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} is missing; expected a model folder written by nnUNetv2_train, pass -m")
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is no JSON ({error}); restore it from the training") from error

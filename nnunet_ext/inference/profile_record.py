@@ -6,12 +6,12 @@ import json
 import math
 import os
 import platform
-import shutil
 from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from nnunet_ext import files
 from nnunet_ext.inference.profile_settings import NAME
 from nnunet_ext.inference.usage import gpu_name
 
@@ -39,6 +39,7 @@ class ProfileRecord:
     def __init__(self, output: Path, made_with: Mapping[str, Any], overwrite: bool = False) -> None:
         self.output = output
         self.file = output / FILE
+        files.sweep(output)
         earlier = self._earlier(overwrite)
         if earlier and overwrite:
             for name in earlier.get("settings", {}):
@@ -85,19 +86,12 @@ class ProfileRecord:
             raise ValueError(
                 f"{self.file} has a setting named {name!r}, expected the name of a folder; remove the file"
             )
-        if (self.output / name).is_dir():
-            shutil.rmtree(self.output / name)
+        files.remove(self.output / name)
         (self.output / f"{name}.log").unlink(missing_ok=True)
 
     def save(self) -> None:
         """Write the file; it is either the old or the new one, whatever happens."""
-        self.output.mkdir(parents=True, exist_ok=True)
-        temporary = self.file.with_name(f".{FILE}.{os.getpid()}.tmp")
-        try:
-            temporary.write_text(json.dumps(without_nan(self.document), indent=1, allow_nan=False), encoding="utf-8")
-            os.replace(temporary, self.file)
-        finally:
-            temporary.unlink(missing_ok=True)
+        files.write_json(self.file, without_nan(self.document), indent=1, allow_nan=False)
 
     def _earlier(self, overwrite: bool) -> dict[str, Any]:
         if self.output.exists() and not self.output.is_dir():
@@ -115,12 +109,22 @@ class ProfileRecord:
             if overwrite:
                 return {}
             raise FileExistsError(f"{self.file} is no JSON ({error}); pass --overwrite to begin anew") from error
-        return found if isinstance(found, dict) else {}
+        if not _is_ours(found):
+            raise FileExistsError(
+                f"{self.file} was not written by nnUNetv2_ext profile; name another place with -o, or remove it by hand"
+            )
+        return found
 
 
 def versions() -> dict[str, str]:
     """Return the versions of Python and of the packages on which measures depend."""
-    return {"python": platform.python_version(), **{name: metadata.version(name) for name in _PACKAGES}}
+    found = {"python": platform.python_version()}
+    for name in _PACKAGES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:  # a bare source tree
+            found[name] = "unknown"
+    return found
 
 
 def hardware(device: str) -> dict[str, Any]:
@@ -139,6 +143,14 @@ def without_nan(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [without_nan(some) for some in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _is_ours(found: Any) -> bool:
+    """Whether a profile.json names settings as this module writes them; what it names may be cleared."""
+    settings = found.get("settings") if isinstance(found, dict) else None
+    return isinstance(settings, dict) and all(
+        isinstance(entry, dict) and {"flags", "command"} <= entry.keys() for entry in settings.values()
+    )
 
 
 def _check_same(earlier: Mapping[str, Any], now: Mapping[str, Any], output: Path) -> None:

@@ -19,6 +19,7 @@ from typing import Any
 from tqdm import tqdm
 
 from nnunet_ext.inference.command import CommandError, run_command
+from nnunet_ext.inference.predict_checks import OUR_FLAGS, TRUST_FLAG, check_device, check_model
 from nnunet_ext.inference.profile_figure import draw_profile
 from nnunet_ext.inference.profile_inputs import ProfileInputs, files_digest
 from nnunet_ext.inference.profile_record import PICTURE, STAGES, ProfileRecord, hardware, versions, without_nan
@@ -43,6 +44,7 @@ class ProfileOptions:
         overwrite: Run everything again.
         command: Stock command and its first arguments.
         progress_bar: Show one, over settings and cases.
+        trust_model: Let the command load the model with whatever code is in its checkpoints and plans.
     """
 
     output: Path
@@ -53,6 +55,7 @@ class ProfileOptions:
     overwrite: bool = False
     command: tuple[str, ...] = COMMAND
     progress_bar: bool = True
+    trust_model: bool = False
 
 
 def predict_command(inputs: ProfileInputs, setting: Setting, options: ProfileOptions) -> list[str]:
@@ -63,6 +66,8 @@ def predict_command(inputs: ProfileInputs, setting: Setting, options: ProfileOpt
         *("-m", str(inputs.model.resolve()), "-f", *map(str, inputs.folds), "-chk", inputs.checkpoint),
         *("-device", options.device, "-npp", str(options.npp), "-nps", str(options.nps)),
         "--disable_progress_bar",
+        # without one of our options the command is nnU-Net's own, which checks nothing
+        *((TRUST_FLAG,) if options.trust_model and OUR_FLAGS & set(setting.flags) else ()),
         *setting.flags,
     ]
 
@@ -126,10 +131,11 @@ def profile(inputs: ProfileInputs, settings: Sequence[Setting], options: Profile
 
     Raises:
         FileExistsError: If the folder holds something else, without ``overwrite``.
-        ValueError: If there is no such device, or the folder holds what is read.
+        ValueError: If there is no such device, the folder holds what is read, or the model holds code.
     """
     check_device(options.device)
     _check_place(inputs, options.output)
+    check_model(inputs.model, inputs.folds, inputs.checkpoint, options.trust_model)
     record = ProfileRecord(options.output, _made_with(inputs, options), options.overwrite)
     with _progress(settings, len(inputs.cases), options.progress_bar) as bar:
         for setting in settings:
@@ -145,19 +151,6 @@ def failed(document: dict[str, Any], settings: Sequence[Setting]) -> dict[str, s
     """Return the settings of this run that failed, and why."""
     entries = document["settings"]
     return {some.name: entries[some.name]["error"] for some in settings if "error" in entries[some.name]}
-
-
-def check_device(device: str) -> None:
-    """Check that torch has the device.
-
-    Raises:
-        ValueError: If not.
-    """
-    import torch
-
-    there = device == "cpu" or (torch.cuda if device == "cuda" else torch.backends.mps).is_available()
-    if not there:
-        raise ValueError(f"-device is {device}, but torch finds none here; pass one that is there, e.g. -device cpu")
 
 
 class _Bar:

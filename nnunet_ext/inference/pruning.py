@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import dataclass
@@ -16,10 +14,12 @@ from nnunetv2.utilities.label_handling.label_handling import determine_num_input
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from torch import Tensor, nn
 
-from nnunet_ext.inference.export import check_target, find_folds, publish, read_json, write_json
+from nnunet_ext import files
+from nnunet_ext.inference.model_folder import building, check_target, copy_fingerprint, find_folds, read_model_json
 from nnunet_ext.inference.safe_load import load_checkpoint
-from nnunet_ext.training.architecture import NESTED, build
+from nnunet_ext.training.architecture import NESTED, build, check_fit
 from nnunet_ext.training.sharing import for_inference, without_private_keys
+from nnunet_ext.training.trust import check_classes, trusted_by_environment, trusting
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,13 @@ def pruned_plans(plans: dict[str, Any], configuration: str, depth: int, what: st
     return plans
 
 
-def load_pruned(model: str | Path, folds: Sequence[int | str] | None, checkpoint_name: str, depth: int) -> Pruned:
+def load_pruned(
+    model: str | Path,
+    folds: Sequence[int | str] | None,
+    checkpoint_name: str,
+    depth: int,
+    trusted: bool = False,
+) -> Pruned:
     """Build the network of a model to a depth, and take the weights that it needs out of the checkpoints.
 
     Args:
@@ -90,13 +96,14 @@ def load_pruned(model: str | Path, folds: Sequence[int | str] | None, checkpoint
         folds: Those wanted; None takes all there are but ``all``, as nnU-Net does.
         checkpoint_name: File in each fold's folder.
         depth: 1 to that of the model.
+        trusted: Load checkpoints with whatever code is in them, and import whatever the plans name.
 
     Raises:
         FileNotFoundError: If the folder, a fold or the checkpoint is missing.
         ValueError: If the network is not a nested one, or not as deep.
     """
     model = Path(model)
-    plans, dataset_json = (read_json(model / f"{name}.json") for name in ("plans", "dataset"))
+    plans, dataset_json = (read_model_json(model / f"{name}.json") for name in ("plans", "dataset"))
     found = find_folds(model, None if folds is None else [_fold(fold) for fold in folds], checkpoint_name)
     if folds is None:
         found = [fold for fold in found if fold != "all"]
@@ -104,16 +111,15 @@ def load_pruned(model: str | Path, folds: Sequence[int | str] | None, checkpoint
     network: nn.Module | None = None
     for fold in found:
         file = model / f"fold_{fold}" / checkpoint_name
-        checkpoint = load_checkpoint(file, mapped=True)  # weights that are not taken are not read
+        checkpoint = load_checkpoint(file, mapped=True, trusted=trusted)  # weights that are not taken are not read
         if network is None:
             configuration, trainer = checkpoint["init_args"]["configuration"], checkpoint["trainer_name"]
             axes = checkpoint.get("inference_allowed_mirroring_axes")
             plans = pruned_plans(plans, configuration, depth, f"the model {model}")
-            network = _build(plans, configuration, dataset_json, trainer)
+            with trusting(trusted):
+                network = _build(plans, configuration, dataset_json, trainer)
         weights = checkpoint["network_weights"]
-        missing = [key for key in network.state_dict() if key not in weights]
-        if missing:
-            raise ValueError(f"{file} lacks {missing[0]}, which the network of {model / 'plans.json'} has")
+        check_fit(network, weights, file, surplus=True)
         parameters.append({key: weights[key].clone() for key in network.state_dict()})
     if network is None:
         raise FileNotFoundError(f"no fold of {model} but fold_all has {checkpoint_name}; name it with -f all")
@@ -127,6 +133,7 @@ def _fold(fold: int | str) -> int | str:
 
 def _build(plans: dict[str, Any], configuration: str, dataset_json: dict[str, Any], trainer: str) -> nn.Module:
     manager = PlansManager(plans)
+    check_classes(manager.get_configuration(configuration).configuration["architecture"])
     cls = recursive_find_trainer_class_by_name(trainer)
     network: nn.Module = cls.build_network_architecture(
         manager,
@@ -171,23 +178,23 @@ def write_pruned(
         depth: 1 to that of the model.
         folds: Folds to write; None takes all that have the checkpoint.
         checkpoint_name: File in each fold's folder.
-        overwrite: Replace what is at ``output``.
+        overwrite: Replace what an earlier call wrote to ``output``; anything else is refused.
 
     Returns:
         The folds of the written model.
 
     Raises:
         FileNotFoundError: If the model, a fold or the checkpoint is missing.
-        FileExistsError: If ``output`` exists and is not empty, without ``overwrite``.
-        ValueError: If the network is not a nested one, or not as deep, or ``output`` holds the model.
+        FileExistsError: If ``output`` exists and is not empty, without ``overwrite``, or is not of an earlier call.
+        ValueError: If the network is not a nested one, or not as deep, or ``output`` and the model hold one another.
     """
-    check_target(model, output, overwrite)
+    check_target(model, output, overwrite, "prune", "--overwrite_written")
+    if output.suffix.lower() == ".zip":
+        raise ValueError(f"a pruned model is written as a folder, got {output}; nnUNetv2_export_model_to_zip packs one")
     written = find_folds(model, folds, checkpoint_name)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=output.parent, prefix=".pruned") as temporary:
-        built = Path(temporary) / "model"
+    with building(output, "prune", model.name) as built:
         for fold in written:
-            pruned = load_pruned(model, [fold], checkpoint_name, depth)
+            pruned = load_pruned(model, [fold], checkpoint_name, depth, trusted_by_environment())
             target = built / f"fold_{fold}" / "checkpoint_final.pth"
             target.parent.mkdir(parents=True)
             content = {
@@ -196,10 +203,9 @@ def write_pruned(
                 "init_args": {"configuration": pruned.configuration},
                 "inference_allowed_mirroring_axes": pruned.mirroring_axes,
             }
-            torch.save(content, target)
-        write_json(built / "plans.json", for_inference(pruned.plans))
-        write_json(built / "dataset.json", without_private_keys(pruned.dataset_json))
-        if (model / "dataset_fingerprint.json").is_file():
-            shutil.copyfile(model / "dataset_fingerprint.json", built / "dataset_fingerprint.json")
-        publish(built, output, f"{pruned.plans['dataset_name']}/{model.name}")
+            with files.naming_full_disk(target):
+                torch.save(content, target)
+        files.write_json(built / "plans.json", for_inference(pruned.plans))
+        files.write_json(built / "dataset.json", without_private_keys(pruned.dataset_json))
+        copy_fingerprint(model, built)
     return written

@@ -2,49 +2,125 @@
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import json
-import os
+from collections.abc import Collection
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nnunet_ext import __version__
+from nnunet_ext import __version__, files
 from nnunet_ext.inference.axes import XYZ
 
 NAME = "spacing_report"
 ORDER = "x y z: left-right, front-back, head-foot"
+_RECORD = ".spacing_record_"
+
+
+@dataclass(frozen=True)
+class CaseRecord:
+    """The record of one case, which is written with its label map, and lies beside it until the report has it.
+
+    Attributes:
+        file: Hidden.
+        case: Name.
+    """
+
+    file: Path
+    case: str
+
+    def write(self, record: dict[str, Any]) -> None:
+        """Write it."""
+        files.write_json(self.file, {"case": self.case, "record": record})
+
+
+def finished(record: dict[str, Any], seconds: dict[str, float], peak_memory_mib: float) -> dict[str, Any]:
+    """Return the record of a case with what its export took."""
+    return {
+        **record,
+        "seconds": {key: round(value, 3) for key, value in (record["seconds"] | seconds).items()},
+        "peak_memory_mib": record["peak_memory_mib"] | {"resampling": peak_memory_mib},
+    }
 
 
 class SpacingReport:
     """``spacing_report.json``: one record a case, rewritten as a whole whenever a case is done.
 
+    A process that is killed leaves the records of cases that it had finished beside their label maps; whoever goes on
+    takes them over.
+
     Args:
         folder: Where the predictions are written.
         part: Which part of how many (``-part_id``, ``-num_parts``); each writes a report of its own.
-        keep: Keep the records of cases that an earlier run finished.
     """
 
-    def __init__(self, folder: Path, part: tuple[int, int] = (0, 1), keep: bool = False) -> None:
+    def __init__(self, folder: Path, part: tuple[int, int] = (0, 1)) -> None:
         suffix = "" if part[1] == 1 else f"_part_{part[0]}_of_{part[1]}"
         self.file = folder / f"{NAME}{suffix}.json"
         self.content: dict[str, Any] = {
             "nnunet_ext": __version__,
             "order": ORDER,
             "units": "mm, seconds, MiB",
-            "cases": self._kept() if keep else {},
+            "cases": {},
         }
 
-    def _kept(self) -> dict[str, Any]:
-        try:
-            return dict(json.loads(self.file.read_text(encoding="utf-8"))["cases"])
-        except (OSError, ValueError, KeyError, TypeError):
-            return {}
+    def go_on(
+        self, ending: str, mine: Collection[str] | None, to_do: Collection[str], how: dict[str, Any]
+    ) -> list[str]:
+        """Take over the records of finished cases, and say which of these were predicted otherwise than now.
+
+        Args:
+            ending: Of label maps.
+            mine: Cases of this part; None takes all that are there.
+            to_do: Cases that are not finished.
+            how: This run predicts.
+        """
+        there = {file.name.removesuffix(ending) for file in self.file.parent.glob(f"*{ending}")} - set(to_do)
+        there = there if mine is None else there & set(mine)
+        known = self._earlier()
+        self.content["cases"] = {case: known[case] for case in sorted(there & known.keys())}
+        if self.content["cases"]:
+            self.save()
+        otherwise: dict[str, list[str]] = {}
+        for case in sorted(there):
+            before = known.get(case, {}).get("predicted_with")
+            if before is None:
+                otherwise.setdefault("without a record of how", []).append(case)
+            elif differs := [key for key in how if before.get(key) != how[key]]:
+                text = f"with {', '.join(f'{key} {before.get(key)}' for key in differs)}"
+                otherwise.setdefault(text, []).append(case)
+        return [f"Kept as they are, though predicted {text}: {', '.join(cases)}" for text, cases in otherwise.items()]
+
+    def _earlier(self) -> dict[str, dict[str, Any]]:
+        """Gather records: of parts, which may have been others before, of this report, and not yet reported."""
+        found: dict[str, Any] = {}
+        folder = self.file.parent
+        reports = [*sorted(folder.glob(f"{NAME}_part_*.json")), folder / f"{NAME}.json", self.file]
+        for file in reports:
+            with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+                found |= json.loads(file.read_text(encoding="utf-8"))["cases"]
+        for file in folder.glob(f"{_RECORD}*.json"):
+            with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+                content = json.loads(file.read_text(encoding="utf-8"))
+                found[content["case"]] = content["record"]
+        return {case: record for case, record in found.items() if isinstance(record, dict)}
+
+    def record_of(self, case: str) -> CaseRecord:
+        """Return where the record of a case lies until :meth:`add`."""
+        name = hashlib.sha256(case.encode()).hexdigest()[:16]
+        return CaseRecord(self.file.with_name(f"{_RECORD}{name}.json"), case)
 
     def add(self, case: str, record: dict[str, Any]) -> None:
         """Add the record of a case and write the file."""
         self.content["cases"][case] = record
-        temporary = self.file.with_name(f".{self.file.name}.part")
-        temporary.write_text(json.dumps(self.content, indent=2), encoding="utf-8")
-        os.replace(temporary, self.file)
+        self.save()
+
+    def save(self) -> None:
+        """Write the file, and remove the records that it has."""
+        files.write_json(self.file, self.content)
+        for case in self.content["cases"]:
+            self.record_of(case).file.unlink(missing_ok=True)
 
 
 def spacing_line(case: str, record: dict[str, Any]) -> str:

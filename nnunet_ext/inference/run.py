@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any
 from tqdm import tqdm
 
 from nnunet_ext.data.pool import WORKER_DIED, WorkerDiedError, map_isolated
+from nnunet_ext.files import DiskFullError
 from nnunet_ext.inference.background import Background
 from nnunet_ext.inference.case import prepare
 from nnunet_ext.inference.exporting import Exported, Handover, export
-from nnunet_ext.inference.report import SpacingReport
+from nnunet_ext.inference.report import SpacingReport, finished
 
 if TYPE_CHECKING:
     from nnunet_ext.inference.predictor import Predictor
@@ -29,11 +30,13 @@ class PredictionFailedError(RuntimeError):
     Attributes:
         failures: Case -> what was wrong.
         results: Of all cases in their order, ``None`` for those that failed or were written to files.
+        not_begun: Cases that were left, because they would have failed as well.
     """
 
-    def __init__(self, failures: dict[str, str], results: list[Any]) -> None:
-        self.failures, self.results = failures, results
-        lines = [f"{len(failures)} of {len(results)} case(s) failed; the others are done and kept."]
+    def __init__(self, failures: dict[str, str], results: list[Any], not_begun: Sequence[str] = ()) -> None:
+        self.failures, self.results, self.not_begun = failures, results, list(not_begun)
+        others = "the others are done and kept" if not not_begun else f"{len(not_begun)} more were not begun"
+        lines = [f"{len(failures)} of {len(results)} case(s) failed; {others}."]
         lines += [f"  {case}: {reason}" for case, reason in failures.items()]
         lines.append("Mend or remove them and run again, with --continue_prediction for these cases only.")
         super().__init__("\n".join(lines))
@@ -80,6 +83,7 @@ class Run:
         self.suspects: list[str] = []
         self.records: dict[str, dict[str, Any]] = {}
         self.alone = False
+        self.stopped = False
 
     def work(self, names: list[str], preprocessing: int, exporting: int, alone: bool = False) -> None:
         """Predict cases.
@@ -97,6 +101,8 @@ class Run:
         try:
             bar = tqdm(self._prepared(names, preprocessing), "cases", len(names), disable=not predictor.allow_tqdm)
             for name, prepared, error in bar:
+                if self.stopped:
+                    break
                 if error is not None:
                     self._fail(name, error)
                     continue
@@ -109,13 +115,13 @@ class Run:
                     self._fail(name, failure)
                     continue
                 self.records[name] = prepared.record
-                task = self.tasks[name]
-                shared = (prepared, model, task.output, self.save_probabilities, quick)
+                shared = (prepared, model, self.tasks[name].output, self.save_probabilities, quick)
+                record = None if self.report is None else self.report.record_of(name)
                 if quick:
-                    fast.submit(name, export, logits, *shared, predictor.export_device)
+                    fast.submit(name, export, logits, *shared, predictor.export_device, record)
                 else:
                     array = logits.numpy()
-                    slow.submit(name, export, Handover(array) if exporting else array, *shared)
+                    slow.submit(name, export, Handover(array) if exporting else array, *shared, None, record)
                     del array
                 del logits, prepared, shared
         finally:
@@ -136,15 +142,16 @@ class Run:
         if error is not None or exported is None:
             self._fail(name, error or RuntimeError("no result"))
             return
-        record = self.records.pop(name)
-        record["seconds"] = {key: round(value, 3) for key, value in (record["seconds"] | exported.seconds).items()}
-        record["peak_memory_mib"]["resampling"] = exported.peak_memory_mib
+        record = finished(self.records.pop(name), exported.seconds, exported.peak_memory_mib)
         self.results[name] = returned(exported, self.save_probabilities)
         if self.report is not None:
             try:
                 self.report.add(name, record)
-            except OSError as failure:  # the prediction itself is there
-                print(f"{self.report.file} cannot be written: {failure}")
+            except OSError as failure:
+                self.stopped = isinstance(failure, DiskFullError)
+                self.failures[name] = f"its label map is there and whole, but not its record: {failure}"
+                print(f"{name}: {self.failures[name]}")
+                return
         print(f"done with {name}")
 
     def _died(self, name: str) -> None:
@@ -154,6 +161,7 @@ class Run:
             self.suspects.append(name)
 
     def _fail(self, name: str, error: Exception) -> None:
+        self.stopped = self.stopped or isinstance(error, DiskFullError)  # the next ones would fail as well
         text = str(error).strip() or type(error).__name__
         output = self.tasks[name].output
         if output is not None and Path(output + self.predictor.dataset_json["file_ending"]).exists():

@@ -13,8 +13,10 @@ from nnunetv2.utilities.label_handling.label_handling import determine_num_input
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from nnunet_ext.data.loaders import workers_that_end_with_this_process
 from nnunet_ext.trainers._mixin import TrainerMixin
-from nnunet_ext.training import checkpoints
+from nnunet_ext.training import checkpoints, pretrained
+from nnunet_ext.training.cases import refuse_unfit_cases
 from nnunet_ext.training.criteria import nnunet_weights
 from nnunet_ext.training.nesting import refuse_without_part
 from nnunet_ext.training.precision import ENVIRONMENT as BF16_ENVIRONMENT
@@ -64,6 +66,9 @@ class ExtPart(TrainerMixin):
         if self.was_initialized:
             raise RuntimeError("initialize was called twice; make a new trainer instead")
         self.refuse_unsupported()
+        refuse_unfit_cases(self)
+        if self.local_rank == 0:
+            checkpoints.sweep(self.output_folder)
         self.warn_of_slow_bf16()
         self._set_batch_size_and_oversample()
         self.num_input_channels = determine_num_input_channels(
@@ -113,7 +118,8 @@ class ExtPart(TrainerMixin):
     def get_dataloaders(self) -> tuple[Any, Any]:
         """Return nnU-Net's loaders; without loader processes (``nnUNet_n_proc_DA=0``) they can be repeated."""
         seed_everything(self.loading_seed())
-        return super().get_dataloaders()
+        with workers_that_end_with_this_process():
+            return super().get_dataloaders()
 
     @contextmanager
     def using_network(self, network: nn.Module) -> Iterator[None]:
@@ -183,6 +189,21 @@ class ExtPart(TrainerMixin):
 
     def load_extra_state(self, checkpoint: dict[str, Any]) -> None:
         """Restore what :meth:`extra_state` saved; parts extend it."""
+
+    @contextmanager
+    def prepared_pretrained_weights(self, filename: str) -> Iterator[str]:
+        """Give the file that nnU-Net takes pretrained weights from, once it is known to fit; parts may change it.
+
+        Raises:
+            FileNotFoundError: If there is no such file.
+            RuntimeError: If it is no checkpoint.
+            ValueError: If its network is another one.
+        """
+        weights = pretrained.read_weights(filename)
+        if not self.was_initialized:
+            self.initialize()
+        pretrained.refuse_unfit(self, weights, filename)
+        yield filename
 
     def save_checkpoint(self, filename: str) -> None:
         """Write nnU-Net's checkpoint with :meth:`extra_state` to a temporary file, then rename it."""

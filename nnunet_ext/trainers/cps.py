@@ -11,7 +11,7 @@ from torch import nn
 from nnunet_ext.data.loaders import in_background, two_stream_loader, validation_loader
 from nnunet_ext.data.training_cases import unlabeled_dataset
 from nnunet_ext.trainers._mixin import TrainerMixin
-from nnunet_ext.training import cps_monitor, cps_support, curves
+from nnunet_ext.training import cps_monitor, cps_support, curves, next_stage
 from nnunet_ext.training.schedules import PlateauScheduler, linear_ramp
 from nnunet_ext.training.seeds import seed_everything
 
@@ -97,6 +97,11 @@ class CPSPart(TrainerMixin):
         """Switch deep supervision of both networks."""
         cps_support.set_deep_supervision([self.network, self.network_2], enabled)
 
+    def on_train_start(self) -> None:
+        """Say where the next stage of a cascade finds what this one predicts."""
+        super().on_train_start()
+        next_stage.say_where_to_copy(self)
+
     def current_cps_weight(self) -> float:
         """Return lambda of the current epoch."""
         return linear_ramp(self.current_epoch, self.num_epochs, self.cps_weight, self.ramp_fraction)
@@ -167,6 +172,7 @@ class CPSPart(TrainerMixin):
         """Validate network 2 and the average of both, then network 1, whose results are nnU-Net's."""
         if self.validate_second_network:
             cps_support.validate_others(self, super().perform_actual_validation)
-        super().perform_actual_validation(save_probabilities)
+        with next_stage.next_stages(self, next_stage.preprocessed_next_stages(self)):
+            super().perform_actual_validation(save_probabilities)
         if self.validate_second_network and self.local_rank == 0:
             cps_support.compare_validations(self)

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from nnunet_ext.trainers._network import NetworkPart
-from nnunet_ext.training import architecture, enhancement
+from nnunet_ext.training import architecture, enhancement, pretrained
 
 
 class IFEPart(NetworkPart):
@@ -47,6 +47,7 @@ class IFEPart(NetworkPart):
     @contextmanager
     def prepared_pretrained_weights(self, filename: str) -> Iterator[str]:
         """Give a file that fits: weights of the plain network get zeros for the input channels that it has not."""
+        pretrained.read_weights(filename)  # names what is no checkpoint
         if not self.was_initialized:
             self.initialize()
         with enhancement.widened_weights([self.network], filename) as (file, names):
@@ -54,6 +55,7 @@ class IFEPart(NetworkPart):
                 self.print_to_log_file(
                     f"Pretrained weights of a plain network: added input channels are zero in {names}"
                 )
+            pretrained.refuse_unfit(self, pretrained.read_weights(file), filename)
             yield file
 
 

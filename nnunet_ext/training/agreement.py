@@ -17,13 +17,14 @@ def label_counts(first: Tensor, second: Tensor, valid_mask: Tensor | None, class
         classes: Number of classes, K.
 
     Returns:
-        ``(3, K)`` float64: voxels of network 1, of network 2, and of both at once.
+        ``(3, K)`` int64: voxels of network 1, of network 2, and of both at once. Not every device has float64, and
+        float32 cannot count them.
     """
     pairs = first * classes + second
     if valid_mask is not None:
         pairs = torch.where(valid_mask > 0, pairs, classes * classes)
     joint = torch.bincount(pairs.flatten(), minlength=classes * classes + 1)[: classes * classes]
-    joint = joint.reshape(classes, classes).double()
+    joint = joint.reshape(classes, classes)
     return torch.stack([joint.sum(1), joint.sum(0), joint.diagonal()])
 
 
@@ -32,7 +33,7 @@ def region_counts(first: Tensor, second: Tensor, valid_mask: Tensor | None) -> T
     axes = (0, *range(2, first.ndim))
     if valid_mask is not None:
         first, second = first & (valid_mask > 0), second & (valid_mask > 0)
-    return torch.stack([x.sum(axes).double() for x in (first, second, first & second)])
+    return torch.stack([x.sum(axes) for x in (first, second, first & second)])
 
 
 def shares_and_agreement(counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,9 @@ from typing import Any
 from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 from torch import nn
+
+from nnunet_ext import files
+from nnunet_ext.training.trust import check_classes
 
 STOCK_NETWORKS = "dynamic_network_architectures.architectures.unet."
 Architecture = dict[str, Any]
@@ -84,7 +87,12 @@ def changed_plans(
 
 
 def build(architecture: Architecture, input_channels: int, output_channels: int, deep_supervision: bool) -> nn.Module:
-    """Build a network as nnU-Net does."""
+    """Build a network as nnU-Net does, of nothing but networks and layers.
+
+    Raises:
+        ValueError: If the architecture names anything else.
+    """
+    check_classes(architecture)
     return get_network_from_plans(
         architecture["network_class_name"],
         architecture["arch_kwargs"],
@@ -96,11 +104,39 @@ def build(architecture: Architecture, input_channels: int, output_channels: int,
     )
 
 
+def check_fit(network: nn.Module, weights: Mapping[str, Any], file: Path, surplus: bool = False) -> None:
+    """Refuse weights that are not those of a network.
+
+    Args:
+        network: Built from the plans beside the weights, without deep supervision; may be on the meta device.
+        weights: By name.
+        file: That they are from, for the message.
+        surplus: Whether there may be more of them, as for a network that was cut.
+
+    Raises:
+        ValueError: If they do not fit; names the file and the first difference.
+    """
+    expected = network.state_dict()
+    for key in dict.fromkeys([*expected, *([] if surplus else weights)]):
+        if key not in weights:
+            difference = f"lacks {key}"
+        elif key not in expected:
+            difference = f"has {key}, which is one too many"
+        elif (shape := tuple(getattr(weights[key], "shape", ()))) != tuple(expected[key].shape):
+            difference = f"has {key} of the shape {shape}, expected {tuple(expected[key].shape)}"
+        else:
+            continue
+        raise ValueError(
+            f"{file} {difference}: its network_weights are not those of the network in plans.json and dataset.json of "
+            "the model; restore the files of this training"
+        )
+
+
 def refuse_other_folds(trainer: Any, keys: Iterable[str]) -> None:
     """Raise RuntimeError if the model folder holds folds with other settings."""
     folder = Path(trainer.output_folder_base)
     if any(folder.glob("fold_*/checkpoint_*.pth")) and (folder / "plans.json").is_file():
-        refuse_other_settings(trainer, json.loads((folder / "plans.json").read_text()), f"the model {folder}", keys)
+        refuse_other_settings(trainer, files.read_json(folder / "plans.json"), f"the model {folder}", keys)
 
 
 def refuse_other_settings(trainer: Any, plans: dict[str, Any] | None, what: str, keys: Iterable[str]) -> None:

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-import os
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 from torch._dynamo import OptimizedModule
 from torch.nn.parallel import DistributedDataParallel
+
+from nnunet_ext import files
+
+_KEYS = ("trainer_name", "network_weights", "optimizer_state", "logging", "_best_ema", "current_epoch", "init_args")
+_OLD_TEMPORARIES = ("unfinished_checkpoint.tmp", ".progress.png")  # fixed names that were used once
 
 
 def plain_module(network: nn.Module) -> nn.Module:
@@ -37,30 +43,65 @@ def stock_state(trainer: Any) -> dict[str, Any]:
 
 def save_atomically(checkpoint: dict[str, Any], filename: str) -> None:
     """Write to a temporary file in the same folder, then rename: a kill leaves the old checkpoint whole."""
-    # One name a folder, whatever the checkpoint: the next save overwrites what a killed training left.
-    temporary = os.path.join(os.path.dirname(filename), "unfinished_checkpoint.tmp")
-    try:
+    with files.whole(filename) as temporary:
         torch.save(checkpoint, temporary)
-        os.replace(temporary, filename)
-    finally:
-        if os.path.exists(temporary):
-            os.remove(temporary)
+
+
+def sweep(folder: str | Path) -> None:
+    """Remove what killed trainings left half-written in a fold's folder."""
+    files.sweep(folder)
+    for name in _OLD_TEMPORARIES:
+        files.remove(Path(folder) / name)
+
+
+def read(filename: str | Path, keys: Sequence[str] = _KEYS, remedy: str = "remove it to start over") -> dict[str, Any]:
+    """Read a checkpoint into host memory.
+
+    Args:
+        filename: Of the checkpoint.
+        keys: What it must have.
+        remedy: What to do where it is damaged, for the message.
+
+    Raises:
+        FileNotFoundError: If there is none.
+        RuntimeError: If the file is not a whole checkpoint of nnU-Net (a damaged one makes torch raise all kinds), or
+            names what is not installed here.
+    """
+    if not Path(filename).is_file():
+        raise FileNotFoundError(f"{filename} is no file; train first, or name another checkpoint")
+    try:
+        checkpoint = torch.load(filename, map_location="cpu", weights_only=False)
+    except (PermissionError, MemoryError):
+        raise
+    except (ImportError, AttributeError) as error:
+        raise RuntimeError(
+            f"{filename} cannot be read here ({error}); use the package versions that it was written with"
+        ) from error
+    except Exception as error:
+        raise _not_whole(filename, str(error), remedy) from error
+    if not isinstance(checkpoint, dict):
+        raise _not_whole(filename, f"it holds a {type(checkpoint).__name__}", remedy)
+    missing = [key for key in keys if key not in checkpoint]
+    if missing:
+        raise _not_whole(filename, f"it lacks {', '.join(missing)}", remedy)
+    return checkpoint
+
+
+def _not_whole(filename: str | Path, reason: str, remedy: str) -> RuntimeError:
+    line = next(iter(reason.strip().splitlines()), "")
+    why = f" ({line:.200})" if line else ""
+    return RuntimeError(f"{filename} is not a whole nnU-Net checkpoint{why}; {remedy}")
 
 
 def load_for(trainer: Any, filename: str) -> dict[str, Any]:
     """Load a checkpoint that ``trainer`` wrote.
 
     Raises:
+        FileNotFoundError: If there is none.
         RuntimeError: If another trainer wrote it, or the file cannot be read as a checkpoint.
     """
-    try:
-        checkpoint = torch.load(filename, map_location=trainer.device, weights_only=False)
-        name = checkpoint["trainer_name"]
-    except (KeyError, TypeError, EOFError, RuntimeError) as error:
-        raise RuntimeError(
-            f"{filename} is not a whole nnU-Net checkpoint ({error}); remove it to start over"
-        ) from error
-    expected = type(trainer).__name__
+    checkpoint = read(filename)
+    name, expected = checkpoint["trainer_name"], type(trainer).__name__
     if name != expected:
         raise RuntimeError(
             f"{filename} was written by {name}, but {expected} was asked to load it; use -tr {name}, or start "

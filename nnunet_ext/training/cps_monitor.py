@@ -31,15 +31,20 @@ PANELS = (
             ("cps_lambda", "lambda"),
         ),
     ),
-    Panel("Dice of the two networks with each other, unlabelled patches", (("cps_agreement", "agreement"),)),
+    Panel("Dice of the two networks with each other, unlabelled patches", (("cps_agreement", "agreement"),), mean=True),
     Panel(
         "share of each class in the pseudo-labels, and in the labelled patches (dashed)",
         (("pseudo_label_share", "pseudo"), ("labelled_share", "labelled")),
         log_scale=True,
+        lowest=4,
+        called="smallest",
     ),
     Panel(
         "pseudo Dice on validation patches, network 2 dashed",
         (("pseudo_dice_1", "network 1"), ("pseudo_dice_2", "network 2")),
+        lowest=6,
+        called="worst",
+        mean=True,
     ),
 )
 

@@ -7,6 +7,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -125,20 +126,22 @@ class CPSStep:
         full = target[0] if isinstance(target, list) else target
         if self.regions:
             counts = region_counts(first, second, mask)
-            true = full[:, : first.shape[1]].sum((0, *range(2, full.ndim))).double()
+            true = (full[:, : first.shape[1]] > 0).sum((0, *range(2, full.ndim)))
         else:
             classes = self.number_of_outputs
             counts = label_counts(first, second, mask, classes)
-            true = torch.bincount(full.flatten().long().clamp(0, classes), minlength=classes + 1)[:classes].double()
-        losses = torch.stack([*supervised, (cross[0] + cross[1]) / 2]).double()
-        # One copy to the host a step, as nnU-Net's own step does for its loss.
-        flat = torch.cat([losses, counts.flatten(), true]).cpu().numpy()
+            true = torch.bincount(full.flatten().long().clamp(0, classes), minlength=classes + 1)[:classes]
+        losses = torch.stack([*supervised, (cross[0] + cross[1]) / 2]).float()
+        # One copy to the host a step, as nnU-Net's own step does for its loss: of integers, the losses by their bits.
+        flat = torch.cat([losses.view(torch.int32).long(), counts.flatten(), true]).cpu().numpy()
+        loss, loss_2, cps = flat[:3].astype(np.int32).view(np.float32)
+        voxels = flat[3:].astype(float)
         return {
-            "loss": float(flat[0]),
-            "loss_2": float(flat[1]),
-            "cps": float(flat[2]),
-            "counts": flat[3 : 3 + counts.numel()].reshape(3, -1),
-            "labelled_counts": flat[3 + counts.numel() :],
+            "loss": float(loss),
+            "loss_2": float(loss_2),
+            "cps": float(cps),
+            "counts": voxels[: counts.numel()].reshape(3, -1),
+            "labelled_counts": voxels[counts.numel() :],
         }
 
 

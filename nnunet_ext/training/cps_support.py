@@ -13,16 +13,17 @@ import torch
 import torch.distributed as dist
 from batchgenerators.utilities.file_and_folder_operations import load_json
 from nnunetv2.run.load_pretrained_weights import load_pretrained_weights
-from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
 from torch import nn
 
-from nnunet_ext.data.splits import hidden_cases_of_fold, load_splits
+from nnunet_ext.data.splits import hidden_cases_of_fold
 from nnunet_ext.inference.averaging import AverageOfNetworks
 from nnunet_ext.training import cps_monitor, curves
 from nnunet_ext.training.checkpoints import plain_module
 from nnunet_ext.training.cps_monitor import CPSMonitor
 from nnunet_ext.training.cps_step import CPSStep
 from nnunet_ext.training.criteria import CrossPseudoCriterion
+from nnunet_ext.training.next_stage import next_stages
+from nnunet_ext.training.schedules import restore_scheduler, scheduler_state
 
 KEY = "nnunet_ext_cps"
 
@@ -44,26 +45,6 @@ def refuse_unsupported(trainer: Any) -> None:
     if not 0 <= trainer.ramp_fraction <= 1:
         raise ValueError(f"ramp_fraction must lie between 0 and 1, got {trainer.ramp_fraction}")
     hidden_cases_of_fold(trainer.preprocessed_dataset_folder_base, trainer.fold)
-    _refuse_too_few_labelled(trainer)
-
-
-def _refuse_too_few_labelled(trainer: Any) -> None:
-    """nnU-Net's own split makes five folds and cannot do so with fewer cases, of which it says nothing helpful."""
-    if trainer.fold == "all" or load_splits(trainer.preprocessed_dataset_folder_base):
-        return
-    folder = trainer.preprocessed_dataset_folder
-    if not os.path.isdir(folder):
-        raise FileNotFoundError(
-            f"there is no preprocessed data in {folder}; run nnUNetv2_preprocess -d "
-            f"{trainer.plans_manager.dataset_name} -plans_name {trainer.plans_manager.plans_name} -c "
-            f"{trainer.configuration_name}"
-        )
-    cases = len(infer_dataset_class(folder).get_identifiers(folder))
-    if cases < 5:
-        raise ValueError(
-            f"{folder} has {cases} labelled case(s), but nnU-Net's five-fold split needs at least 5; train with fold "
-            "all, or write splits_final.json yourself"
-        )
 
 
 def check_networks_differ(first: nn.Module, second: nn.Module) -> None:
@@ -169,14 +150,9 @@ def state(trainer: Any) -> dict[str, Any]:
     return {
         "network_weights": plain_module(trainer.network_2).state_dict(),
         "optimizer_state": trainer.optimizer_2.state_dict(),
-        "lr_schedulers": [_scheduler_state(s) for s in (trainer.lr_scheduler, trainer.lr_scheduler_2)],
+        "lr_schedulers": [scheduler_state(s) for s in (trainer.lr_scheduler, trainer.lr_scheduler_2)],
         "monitor": trainer.monitor.state(),
     }
-
-
-def _scheduler_state(scheduler: Any) -> dict[str, Any]:
-    """A scheduler's own state; without the optimiser, which nnU-Net's scheduler keeps among its attributes."""
-    return {k: v for k, v in scheduler.state_dict().items() if isinstance(v, (int, float, str, bool, list, type(None)))}
 
 
 def load_state(trainer: Any, checkpoint: dict[str, Any]) -> None:
@@ -194,7 +170,7 @@ def load_state(trainer: Any, checkpoint: dict[str, Any]) -> None:
     plain_module(trainer.network_2).load_state_dict(own["network_weights"])
     trainer.optimizer_2.load_state_dict(own["optimizer_state"])
     for scheduler, saved in zip((trainer.lr_scheduler, trainer.lr_scheduler_2), own["lr_schedulers"], strict=True):
-        scheduler.load_state_dict(saved)
+        restore_scheduler(scheduler, saved)
     trainer.monitor.load_state(own["monitor"])
     curves.register(trainer.logger, cps_monitor.KEYS)
 
@@ -228,18 +204,15 @@ def validate_others(trainer: Any, validate: Callable[[bool], None]) -> None:
     """Run nnU-Net's final validation for network 2 and for the average of both, in folders of their own."""
     average = AverageOfNetworks(plain_module(trainer.network), plain_module(trainer.network_2))
     folder = trainer.output_folder
-    next_stage = trainer.configuration_manager.configuration.pop("next_stage", None)  # theirs is network 1's
     try:
         for name, network in (("network_2", plain_module(trainer.network_2)), ("average", average)):
             trainer.print_to_log_file(f"Validating {name} of the two networks of CPS")
             trainer.output_folder = os.path.join(folder, f"validation_{name}")
-            with trainer.using_network(network):
+            with trainer.using_network(network), next_stages(trainer, ()):  # theirs is network 1's
                 validate(False)
             _move_up(Path(trainer.output_folder), trainer.local_rank)
     finally:
         trainer.output_folder = folder
-        if next_stage is not None:
-            trainer.configuration_manager.configuration["next_stage"] = next_stage
     if trainer.is_ddp:
         dist.barrier()
 

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 
+from nnunet_ext.files import naming_full_disk
 from nnunet_ext.networks.ife_unet import zero_added_channels
 from nnunet_ext.training.architecture import ENHANCED, network_name
 from nnunet_ext.training.checkpoints import plain_module
@@ -98,10 +99,15 @@ def widened_weights(networks: Sequence[torch.nn.Module], filename: str) -> Itera
 
     Yields:
         The file to load, a temporary one if anything had to be added, and the names of the weights with added zeros.
+
+    Raises:
+        ValueError: If the file holds more than weights and plain values.
     """
+    from nnunet_ext.inference.safe_load import load_checkpoint
+
     network = plain_module(networks[0])
     added: dict[str, int] = network.added_input_channels  # type: ignore[assignment]
-    checkpoint = torch.load(filename, map_location="cpu", weights_only=False)  # as nnU-Net loads it
+    checkpoint = load_checkpoint(filename, required=("network_weights",))
     weights, own = checkpoint["network_weights"], network.state_dict()
     missing = {
         key: channels
@@ -113,5 +119,6 @@ def widened_weights(networks: Sequence[torch.nn.Module], filename: str) -> Itera
         return
     with tempfile.TemporaryDirectory() as folder:
         file = str(Path(folder) / Path(filename).name)
-        torch.save({"network_weights": zero_added_channels(weights, missing)}, file)
+        with naming_full_disk(file):
+            torch.save({"network_weights": zero_added_channels(weights, missing)}, file)
         yield file, [key for key in missing if ".all_modules." not in key]  # a second name of the same weight

@@ -41,9 +41,12 @@ class PlateauScheduler:
         threshold: A smaller absolute improvement counts as none.
     """
 
+    _COUNTERS = ("best", "num_bad_epochs", "cooldown_counter", "last_epoch")  # all else are settings
+
     def __init__(
         self, optimizer: torch.optim.Optimizer, patience: int = 30, factor: float = 0.2, threshold: float = 1e-3
     ) -> None:
+        self._initial_rates = [group["lr"] for group in optimizer.param_groups]
         self._scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(
             optimizer, patience=patience, factor=factor, threshold=threshold, threshold_mode="abs"
         )
@@ -56,9 +59,40 @@ class PlateauScheduler:
         self._scheduler.step(loss)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the state for a checkpoint."""
-        return self._scheduler.state_dict()
+        """Return the state for a checkpoint: the counters, and by how much the rate is reduced."""
+        groups = self._scheduler.optimizer.param_groups
+        reduced = [
+            group["lr"] / initial if initial else 1.0
+            for group, initial in zip(groups, self._initial_rates, strict=True)
+        ]
+        return {name: getattr(self._scheduler, name) for name in self._COUNTERS} | {"reduced_to": reduced}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore a state."""
-        self._scheduler.load_state_dict(state)
+        """Restore a state; the settings, the initial rate among them, stay those of this scheduler.
+
+        Args:
+            state: Of a checkpoint. One that does not say by how much the rate is reduced leaves the optimiser's rate.
+        """
+        for name in self._COUNTERS:
+            if name in state:
+                setattr(self._scheduler, name, state[name])
+        reduced = state.get("reduced_to", ())
+        for group, initial, share in zip(
+            self._scheduler.optimizer.param_groups, self._initial_rates, reduced, strict=False
+        ):
+            group["lr"] = initial * share
+
+
+def scheduler_state(scheduler: Any) -> dict[str, Any]:
+    """Return what a checkpoint holds of a scheduler.
+
+    As for nnU-Net, that is nothing where the rate follows from the epoch: length and initial rate are settings of the
+    trainer, which may be other ones when the training goes on.
+    """
+    return scheduler.state_dict() if isinstance(scheduler, PlateauScheduler) else {}
+
+
+def restore_scheduler(scheduler: Any, state: dict[str, Any]) -> None:
+    """Restore what :func:`scheduler_state` returned, or every number of a scheduler, of which the settings are left."""
+    if isinstance(scheduler, PlateauScheduler):
+        scheduler.load_state_dict(state)

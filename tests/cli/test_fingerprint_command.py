@@ -54,6 +54,14 @@ def test_outliers_are_named(dataset: TinyDataset, capsys):
     assert "WARNING: spacing unlike the others (1 case(s)):\n  odd: 1 x 1 x 5 mm" in printed
 
 
+def test_labels_that_dataset_json_does_not_name_are_told(dataset: TinyDataset, capsys):
+    label = dataset.raw / "m.nii.gz"
+    write_image(label, np.where(scan(1) > 110, 9, 1).astype(np.uint8))
+    assert command() == 0
+    printed = capsys.readouterr().out
+    assert f"label values that dataset.json does not have (1 case(s)):\n  m: {label} has 9; named are 0, 1" in printed
+
+
 def test_a_bad_scan_is_listed_and_the_status_is_1(dataset: TinyDataset, capsys):
     (dataset.raw / "imagesUnlabeled" / "bad_0000.nii.gz").write_bytes(b"no image")
     assert command() == 1

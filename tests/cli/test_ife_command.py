@@ -70,3 +70,36 @@ def test_wrong_input_is_one_line(tmp_path, capsys):
         error = capsys.readouterr().err
         assert message in error
         assert len(error.splitlines()) == 1
+
+
+def test_plans_that_name_a_program_start_none(tmp_path, capsys):
+    model = make(tmp_path)
+    plans = json.loads((model.folder / "plans.json").read_text())
+    kwargs = plans["configurations"]["3d_fullres"]["architecture"]["arch_kwargs"]
+    kwargs |= {"nonlin": "subprocess.Popen", "nonlin_kwargs": {"args": ["touch", str(tmp_path / "ran")]}}
+    (model.folder / "plans.json").write_text(json.dumps(plans))
+    assert run("-m", model.folder, "-i", model.images / "case_0000.nii.gz", "-o", tmp_path / "out") == 1
+    assert "the plans name 'subprocess.Popen' as nonlin, expected a network or a layer" in capsys.readouterr().err
+    assert not (tmp_path / "ran").exists()
+
+
+def test_plans_that_are_missing_or_no_json_are_one_line(tmp_path, capsys):
+    model = make(tmp_path)
+    arguments = ("-m", model.folder, "-i", model.images / "case_0000.nii.gz", "-o", tmp_path / "out")
+    (model.folder / "plans.json").write_text("{")
+    assert run(*arguments) == 1
+    assert "plans.json is no JSON (line 1, column 2: " in capsys.readouterr().err
+    (model.folder / "plans.json").unlink()
+    assert run(*arguments) == 1
+    assert "plans.json is missing; expected a model folder written by nnUNetv2_train" in capsys.readouterr().err
+
+
+def test_enhancements_are_left_as_they_were_when_the_network_fails(tmp_path, monkeypatch):
+    model = make(tmp_path)
+    plans, dataset_json = (json.loads((model.folder / f"{n}.json").read_text()) for n in ("plans", "dataset"))
+    file = model.folder / "fold_0" / "checkpoint_final.pth"
+    network, prepared = load_network(model.folder, plans, dataset_json, file)
+    monkeypatch.setattr(type(network), "forward", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        look(network, prepared, (str(model.images / "case_0000.nii.gz"),), torch.device("cpu"))
+    assert not any(module._forward_hooks for module in network.enhancements.values())

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from data.tiny_dataset import LABELS, TinyDataset, make_plans, scan, write_image
 
 from nnunet_ext.cli.main import main
@@ -29,7 +30,8 @@ def model(tiny: TinyDataset, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A model that was never trained, an image with its label, and a stand-in for the stock command."""
     folder = tiny.results / "Dataset777_Tiny" / "nnUNetTrainer__nnUNetPlans__3d_fullres"
     (folder / "fold_all").mkdir(parents=True)
-    (folder / "fold_all" / "checkpoint_final.pth").touch()
+    content = {"network_weights": {}, "trainer_name": "x", "init_args": {"configuration": "3d_fullres"}}
+    torch.save(content, folder / "fold_all" / "checkpoint_final.pth")
     content = {"labels": LABELS, "channel_names": {"0": "CT"}, "file_ending": ".nii.gz"}
     (folder / "dataset.json").write_text(json.dumps(content))
     (folder / "plans.json").write_text(json.dumps(make_plans()))
@@ -146,3 +148,17 @@ def test_help_lists_the_settings(capsys):
     printed = capsys.readouterr().out
     assert "\nsettings:\n  stock " in printed
     assert "-step_size 0.7" in printed
+
+
+def test_a_model_with_code_is_refused_unless_it_is_trusted(model: Path, capsys):
+    file = model / "fold_all" / "checkpoint_final.pth"
+    torch.save({"network_weights": {}, "trainer_name": print, "init_args": {}}, file)
+    assert call(model, "-m", str(model), "--settings", "stock") == 1
+    error = capsys.readouterr().err
+    assert f"{file} cannot be loaded as a checkpoint of weights and plain values" in error
+    assert error.rstrip().endswith("if you trust whoever made it, pass --trust_model")
+    assert len(error.splitlines()) == 1
+    assert call(model, "-m", str(model), "--settings", "stock", "fast_export", "--trust_model", "--json") == 0
+    settings = json.loads(capsys.readouterr().out)["settings"]
+    assert "--trust_model" in settings["fast_export"]["command"]
+    assert "--trust_model" not in settings["stock"]["command"]

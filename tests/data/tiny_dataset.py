@@ -12,6 +12,9 @@ import torch
 
 NAME = "Dataset777_Tiny"
 SHAPE = (12, 16, 14)
+SPACING = (2.4, 0.9, 0.8)  # mm, array order; the plans', so that nothing is resampled
+TILT = 0.2  # radians about the first axis of the image: the usual oblique scan
+DIRECTION = (1, 0, 0, 0, float(np.cos(TILT)), -float(np.sin(TILT)), 0, float(np.sin(TILT)), float(np.cos(TILT)))
 LABELS = {"background": 0, "organ": 1}
 
 
@@ -25,10 +28,12 @@ def scan(seed: int, shape: Sequence[int] = SHAPE) -> np.ndarray:
     return image
 
 
-def write_image(path: Path, array: np.ndarray, spacing: Sequence[float] = (1, 1, 1), **geometry: Any) -> Path:
+def write_image(path: Path, array: np.ndarray, spacing: Sequence[float] = SPACING, **geometry: Any) -> Path:
     """Write an array ``(z, y, x)``; spacing (z, y, x), origin and direction as SimpleITK has them (x, y, z)."""
     image = SimpleITK.GetImageFromArray(array)
-    image.SetSpacing([float(s) for s in reversed(spacing)])
+    image.SetSpacing([float(s) for s in reversed(spacing[-array.ndim :])])
+    if array.ndim == 3:
+        image.SetDirection(DIRECTION)
     if "origin" in geometry:
         image.SetOrigin(geometry["origin"])
     if "direction" in geometry:
@@ -63,7 +68,7 @@ def architecture(dimensions: int, stages: int) -> dict[str, Any]:
 
 
 def make_configuration(dimensions: int, plans_name: str, channels: int, stages: int) -> dict[str, Any]:
-    """Return a configuration of spacing 1 mm and a patch of 16 voxels an axis."""
+    """Return a configuration of the scans' spacing and a patch of 16 voxels an axis."""
     resampling = {"is_seg": False, "order": 3, "order_z": 0, "force_separate_z": None}
     return {
         "data_identifier": f"{plans_name}_{'2d' if dimensions == 2 else '3d_fullres'}",
@@ -71,7 +76,7 @@ def make_configuration(dimensions: int, plans_name: str, channels: int, stages: 
         "batch_size": 2,
         "patch_size": [16] * dimensions,
         "median_image_size_in_voxels": list(SHAPE[-dimensions:]),
-        "spacing": [1.0] * dimensions,
+        "spacing": list(SPACING[-dimensions:]),
         "normalization_schemes": ["ZScoreNormalization"] * channels,
         "use_mask_for_norm": [False] * channels,
         "resampling_fn_data": "resample_data_or_seg_to_shape",
@@ -92,7 +97,7 @@ def make_plans(plans_name: str = "nnUNetPlans", channels: int = 1, stages: int =
     return {
         "dataset_name": NAME,
         "plans_name": plans_name,
-        "original_median_spacing_after_transp": [1.0, 1.0, 1.0],
+        "original_median_spacing_after_transp": list(SPACING),
         "original_median_shape_after_transp": list(SHAPE),
         "image_reader_writer": "SimpleITKIO",
         "transpose_forward": [0, 1, 2],

@@ -93,7 +93,7 @@ def test_a_previous_stage_that_does_not_fit(tiny_files, model):
         prepare((path,), other, PlansSpacing(), model)
     with pytest.raises(ValueError, match=r"the previous stage's segmentation has shape \(9, 9, 9\), but"):
         prepare((path,), np.zeros((1, 9, 9, 9)), PlansSpacing(), model)
-    with pytest.raises(ValueError, match=r"missing\.nii\.gz.* it must be the previous stage's result"):
+    with pytest.raises(ValueError, match=r"missing\.nii\.gz.*it must be the previous stage's result"):
         prepare((path,), str(tiny_files.images / "missing.nii.gz"), PlansSpacing(), model)
 
 

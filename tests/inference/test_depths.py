@@ -167,8 +167,17 @@ def nested_model(tmp_path, **change):
         (["-m", "{model}", "-d", "1"], "expected either -d DATASET"),
         (["-m", "{model}", "-f", "4"], "has no fold_4/checkpoint_final.pth; it has the folds [0]"),
         (["-m", "{model}", "-i", "x"], "-i and --labels belong together"),
-        (["-m", "{model}", "--write", "{model}"], "exists; pass --overwrite_written to replace it, or name another"),
-        (["-m", "{model}", "--write", "{model}", "--overwrite_written"], "holds the model that is to be exported"),
+        (["-m", "{model}", "--write", "{model}"], "holds -o"),
+        (["-m", "{model}", "--write", "{model}", "-o", "x"], "holds the model that is to be exported"),
+        (["-m", "{model}", "--write", "{model}/pruned", "--overwrite_written"], "lies inside the model"),
+        (["-m", "{model}", "--write", "{root}"], "holds"),
+        (
+            ["-m", "{model}", "--write", "{note}"],
+            "note exists; pass --overwrite_written to replace it, or name another",
+        ),
+        (["-m", "{model}", "--write", "{note}", "--overwrite_written"], "note has no nnunet_ext_prune.json, by which"),
+        (["-m", "{model}", "--write", "x.ZIP"], "--write makes a folder, got x.ZIP"),
+        (["-m", "{model}", "--write", "{model}", "--overwrite_written", "-o", "x"], "holds the model"),
         (["-m", "{model}", "--write", "x.zip"], "--write makes a folder, got x.zip"),
         (
             ["-m", "{model}", "-i", "{images}", "--labels", "{images}", "--write", "{images}", "--overwrite_written"],
@@ -179,7 +188,9 @@ def nested_model(tmp_path, **change):
 )
 def test_wrong_input_is_one_line(tmp_path, capsys, arguments, message):
     model = nested_model(tmp_path)
-    words = [word.format(model=model.folder, images=model.images) for word in arguments]
+    note = tmp_path / "note"
+    note.write_text("mine")
+    words = [word.format(model=model.folder, images=model.images, note=note, root=tmp_path) for word in arguments]
     before = sorted(tmp_path.rglob("*"))
     assert main(["prune", *words, "-device", "cpu"]) == 1
     error = capsys.readouterr().err.strip().splitlines()
@@ -201,3 +212,25 @@ def test_without_the_folder_of_models(monkeypatch, capsys):
     monkeypatch.setattr("nnunetv2.paths.nnUNet_results", None)
     assert main(["prune", "-d", "1", "-device", "cpu"]) == 1
     assert "nnUNet_results is not set, the folder of trained models; set it" in capsys.readouterr().err
+
+
+def test_a_file_of_another_program_is_not_written_over(tmp_path):
+    model = nested_model(tmp_path)
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "prune.json").write_text('{"trees": 3}')
+    options = depths.PruneOptions(tmp_path / "out", device="cpu", overwrite=True)
+    with pytest.raises(FileExistsError, match=r"prune\.json was not written by nnUNetv2_ext prune; name another"):
+        depths.compare_depths(model.folder, 0, "checkpoint_final.pth", model.images, model.images, options)
+    assert (tmp_path / "out" / "prune.json").read_text() == '{"trees": 3}'
+
+
+def test_models_whose_files_lack_something_are_one_line(tmp_path, capsys):
+    model = nested_model(tmp_path)
+    for name, key in (("dataset", "file_ending"), ("plans", "configurations")):
+        file = model.folder / f"{name}.json"
+        content = json.loads(file.read_text())
+        file.write_text(json.dumps({k: v for k, v in content.items() if k != key}))
+        arguments = ["-m", str(model.folder), "-i", str(model.images), "--labels", str(model.images)]
+        assert main(["prune", *arguments, "-device", "cpu", "-o", str(tmp_path / "out")]) == 1
+        assert f"{file} has no {key}; expected a model folder written by" in capsys.readouterr().err
+        file.write_text(json.dumps(content))

@@ -14,6 +14,8 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from torch import nn
 
+from nnunet_ext import files
+from nnunet_ext.files import PREFIX, DiskFullError
 from nnunet_ext.inference.averaging import AverageOfNetworks
 from nnunet_ext.inference.export import export_model
 from nnunet_ext.trainers import nnUNetTrainerCPS
@@ -179,7 +181,8 @@ def test_both_predict_as_the_average_of_the_networks_does(model: Model, tmp_path
 def test_a_checkpoint_of_a_real_training_can_be_exported(tiny: TinyDataset, tmp_path):
     tiny.write_splits({"train": ["a"], "val": ["b"]})
     (tiny.preprocessed / "SemiSupervisedPlans_3d_fullres").mkdir()
-    (tiny.preprocessed / "SemiSupervisedPlans_3d_fullres" / "a.b2nd").write_bytes(b"")  # tells the form of the data
+    for name in "ab":
+        (tiny.preprocessed / "SemiSupervisedPlans_3d_fullres" / f"{name}.b2nd").write_bytes(b"")  # the form of the data
     plans = make_plans("SemiSupervisedPlans", stages=3) | {"continue_training": False}
     trainer = nnUNetTrainerCPS(plans, "3d_fullres", 0, dict(DATASET_JSON), torch.device("cpu"))
     trainer.initialize()
@@ -198,7 +201,7 @@ def test_a_checkpoint_of_a_real_training_can_be_exported(tiny: TinyDataset, tmp_
 def test_nothing_private_and_nothing_of_the_training_is_exported(model: Model, tmp_path, network):
     export_model(model.folder, tmp_path / "out", network)
     files = [p for p in (tmp_path / "out").rglob("*") if p.is_file()]
-    assert len(files) == 3 + (2 if network == "1" else 4)
+    assert len(files) == 4 + (2 if network == "1" else 4)
     for file in files:
         assert b"DOE_JANE" not in file.read_bytes()
     exported = json.loads((tmp_path / "out" / "dataset.json").read_text())
@@ -224,6 +227,7 @@ def test_archive_is_laid_out_for_stock_installation(model: Model, tiny: TinyData
             f"{EXPORTED_NAME}/dataset_fingerprint.json",
             f"{EXPORTED_NAME}/fold_0/checkpoint_final.pth",
             f"{EXPORTED_NAME}/fold_1/checkpoint_final.pth",
+            f"{EXPORTED_NAME}/nnunet_ext_export.json",
             f"{EXPORTED_NAME}/plans.json",
         ]
     install_model_from_zip_file(str(tmp_path / "new" / "model.zip"))
@@ -243,7 +247,7 @@ def test_what_is_there_is_replaced_only_if_asked_for(model: Model, tmp_path, nam
     assert export_model(model.folder, output, folds=[3], overwrite=True) == [3]
     if name == "out":
         assert [p.name for p in output.glob("fold_*")] == ["fold_3"]
-    assert [p.name for p in tmp_path.iterdir() if p.name.startswith(".export")] == []
+    assert [p.name for p in tmp_path.iterdir() if p.name.startswith((".export", PREFIX))] == []
 
 
 def test_an_empty_folder_needs_no_overwrite(model: Model, tmp_path):
@@ -272,7 +276,7 @@ def test_a_failed_export_leaves_what_was_there(model: Model, tmp_path):
     with pytest.raises(ValueError, match="cannot be loaded as a checkpoint"):
         export_model(model.folder, tmp_path / "out", overwrite=True)
     assert same(weights(tmp_path / "out", 0), model.networks[0, "1"].state_dict())
-    assert [p.name for p in tmp_path.iterdir() if p.name.startswith(".export")] == []
+    assert [p.name for p in tmp_path.iterdir() if p.name.startswith((".export", PREFIX))] == []
 
 
 def test_what_is_missing_is_named(model: Model, tmp_path):
@@ -321,3 +325,124 @@ def test_a_checkpoint_with_code_is_refused_and_not_run(model: Model, tmp_path):
         export_model(model.folder, tmp_path / "out")
     assert not (tmp_path / "ran").exists()
     assert not (tmp_path / "out").exists()
+
+
+FOREIGN = (
+    r"has no nnunet_ext_export\.json, .*and --overwrite replaces only what nnUNetv2_ext export wrote; remove it by"
+)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+@pytest.mark.parametrize("inside", ["fold_0", "fold_7", "fold_0/exported", "model.zip"])
+def test_nothing_inside_the_model_is_written(model: Model, inside):
+    before = contents(model.folder)
+    with pytest.raises(ValueError, match=f"{inside} lies inside the model .* that is to be exported; name another"):
+        export_model(model.folder, model.folder / inside, overwrite=True)
+    assert contents(model.folder) == before
+
+
+@pytest.mark.parametrize("name", ["raw", "note.zip", "note", "archive.zip"])
+def test_what_no_export_wrote_is_never_replaced(model: Model, tmp_path, name):
+    (tmp_path / "there" / "raw").mkdir(parents=True)
+    (tmp_path / "there" / "raw" / "a_0000.nii.gz").write_bytes(b"irreplaceable")
+    (tmp_path / "there" / "note.zip").write_text("mine")
+    (tmp_path / "there" / "note").write_text("mine")
+    with zipfile.ZipFile(tmp_path / "there" / "archive.zip", "w") as archive:
+        archive.writestr("thesis.txt", "mine")
+    before = contents(tmp_path / "there")
+    with pytest.raises(FileExistsError, match=FOREIGN):
+        export_model(model.folder, tmp_path / "there" / name, overwrite=True)
+    assert contents(tmp_path / "there") == before
+
+
+@pytest.mark.parametrize("change", ["a file more", "another checkpoint", "a link"])
+def test_what_was_added_to_an_export_is_not_lost(model: Model, tmp_path, change):
+    output = tmp_path / "out"
+    export_model(model.folder, output, folds=[0])
+    checkpoint = output / "fold_0" / "checkpoint_final.pth"
+    if change == "a file more":
+        (output / "fold_0" / "progress.png").write_bytes(b"trained here")
+    elif change == "another checkpoint":
+        torch.save({"trained": "here"}, checkpoint)
+    else:
+        moved = shutil.move(checkpoint, tmp_path / "elsewhere.pth")
+        checkpoint.symlink_to(moved)
+    before = contents(output)
+    with pytest.raises(FileExistsError, match=r"out holds fold_0/.*, which was put there or changed since, and"):
+        export_model(model.folder, output, overwrite=True)
+    assert contents(output) == before
+
+
+def test_an_export_of_a_version_without_a_record_is_removed_by_hand(model: Model, tmp_path):
+    export_model(model.folder, tmp_path / "out", folds=[0])
+    (tmp_path / "out" / "nnunet_ext_export.json").unlink()
+    with pytest.raises(FileExistsError, match=FOREIGN):
+        export_model(model.folder, tmp_path / "out", overwrite=True)
+
+
+def test_an_ending_in_capital_letters_makes_an_archive(model: Model, tmp_path):
+    for overwrite in (False, True):
+        export_model(model.folder, tmp_path / "model.ZIP", folds=[0], overwrite=overwrite)
+        assert f"{EXPORTED_NAME}/plans.json" in zipfile.ZipFile(tmp_path / "model.ZIP").namelist()
+
+
+def test_a_link_to_a_folder_stays_a_link(model: Model, tmp_path):
+    (tmp_path / "disk" / "out").mkdir(parents=True)
+    (tmp_path / "out").symlink_to(tmp_path / "disk" / "out")
+    assert export_model(model.folder, tmp_path / "out", folds=[0]) == [0]
+    assert (tmp_path / "out").is_symlink()
+    assert (tmp_path / "disk" / "out" / "plans.json").is_file()
+
+
+@pytest.mark.parametrize("key", ["dataset_name", "plans_name"])
+@pytest.mark.parametrize("name", ["../../../evil", "a/b", "..", "", "C:\\x", None])
+def test_names_that_lead_out_of_the_archive(model: Model, tmp_path, key, name):
+    (model.folder / "plans.json").write_text(json.dumps(PLANS | {key: name}))
+    with pytest.raises(ValueError, match=rf"plans.json has {key} .*, expected the plain name of a folder; correct"):
+        export_model(model.folder, tmp_path / "model.zip")
+    assert not (tmp_path / "model.zip").exists()
+
+
+def test_weights_that_do_not_fit_the_plans(model: Model, tmp_path):
+    file = model.folder / "fold_3" / "checkpoint_final.pth"
+    whole = checkpoint(model.networks[3, "1"], None)
+    weights = whole["network_weights"]
+    key = "decoder.seg_layers.0.weight"
+    shape = list(weights[key].shape)
+    for changed, difference in (
+        ({k: v for k, v in weights.items() if k != key}, f"lacks {key}"),
+        (weights | {"head.weight": torch.zeros(1)}, "has head.weight, which is one too many"),
+        (weights | {key: torch.zeros(7, *shape[1:])}, rf"has {key} of the shape \(7, .*, expected \(2, "),
+        (weights | {key: "no tensor"}, rf"has {key} of the shape \(\), expected \(2, "),
+    ):
+        torch.save(whole | {"network_weights": changed}, file)
+        with pytest.raises(ValueError, match=rf"{file} {difference}.*network_weights are not those of the network"):
+            export_model(model.folder, tmp_path / "out")
+        assert not (tmp_path / "out").exists()
+
+
+def test_a_full_disk_is_named_and_leaves_nothing(model: Model, tmp_path, monkeypatch):
+    def full(*_):
+        raise RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 64 vs 0")
+
+    monkeypatch.setattr(torch, "save", full)
+    monkeypatch.setattr(files, "_free_bytes", lambda _: 0)
+    with pytest.raises(DiskFullError, match=r"checkpoint_final\.pth cannot be written .*no room on its disk"):
+        export_model(model.folder, tmp_path / "place" / "out")
+    assert list((tmp_path / "place").iterdir()) == []
+
+
+def test_what_a_killed_export_left_is_swept(model: Model, tmp_path):
+    left = tmp_path / f"{PREFIX}{files._machine()}_999999999_0_out"
+    left.mkdir()
+    export_model(model.folder, tmp_path / "out", folds=[0])
+    assert not left.exists()
+
+
+def test_plans_that_are_no_json(model: Model, tmp_path):
+    (model.folder / "plans.json").write_text('{"dataset_name": ')
+    with pytest.raises(ValueError, match=r"plans.json is no JSON \(line 1, .*; expected a model folder written by"):
+        export_model(model.folder, tmp_path / "out")

@@ -1,11 +1,16 @@
 """Our options on an entry point that looks like nnU-Net's."""
 
 import argparse
+import re
 import sys
 
 import pytest
+import torch
+from inference.tiny_model import make_model
+from nnunetv2.inference import predict_from_raw_data
 
 from nnunet_ext.inference import ForcedSpacing, MaxVoxels, PredictionFailedError, Predictor, TargetSpacing
+from nnunet_ext.inference.predict_checks import check_command
 from nnunet_ext.inference.predict_options import run
 from nnunet_ext.inference.predictor import BadInputError
 
@@ -84,6 +89,64 @@ def test_the_depth_reaches_the_predictor(command):
     assert Predictor(device=made.device).prune_depth is None
 
 
+def test_trust_alone_is_no_option_that_changes_the_prediction(command):
+    assert command("--trust_model")["predictor"] is Stock
+    made = command("--trust_model", "--fast_export")["predictor"](device=__import__("torch").device("cpu"))
+    assert made.trust_model
+    assert not command("--fast_export")["predictor"](device=made.device).trust_model
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        ({"i": "{root}/nowhere"}, "-i {root}/nowhere is not there, expected a folder of images; name it"),
+        ({"i": "{root}/file"}, "-i {root}/file is a file, expected a folder of images; name it"),
+        ({"o": "{root}/file"}, "-o {root}/file cannot be a folder, because {root}/file is a file; name another place"),
+        ({"o": "{root}/file/out"}, "-o {root}/file/out cannot be a folder, because {root}/file is a file"),
+        (
+            {"prev_stage_predictions": "{root}/no"},
+            "-prev_stage_predictions {root}/no is not there, expected a folder of",
+        ),
+        ({"m": "{root}/no"}, "there is no model folder {root}/no; expected nnUNet_results/DATASET"),
+        ({"f": [0, 3]}, "has no fold_3/checkpoint_final.pth; it has the folds [0]"),
+        ({"f": ["first"]}, "-f must be folds, integers of 0 or more, or all, got 'first'"),
+        ({"chk": "best.pth"}, "has best.pth; finish the training, or name another by -chk"),
+        ({"device": "mps"}, "-device is mps, but torch finds none here; pass one that is there, e.g. -device cpu"),
+        ({"device": "tpu"}, "-device must be cpu, cuda or mps, got 'tpu'"),
+        ({"npp": -1}, "-npp must be a number of processes of 0 or more, got -1"),
+        ({"step_size": 0.0}, "-step_size must be above 0 and at most 1, got 0.0; the default is 0.5"),
+        ({"part_id": 2, "num_parts": 2}, "-part_id must lie in 0 to 1 (-num_parts - 1), got 2"),
+    ],
+)
+def test_what_is_missing_or_makes_no_sense_is_said_before_anything_is_written(tmp_path, change, text):
+    model = make_model(tmp_path)
+    (tmp_path / "file").write_text("mine")
+    given = {"i": str(model.images), "o": str(tmp_path / "new" / "out"), "m": str(model.folder), "f": [0]}
+    given |= {"chk": "checkpoint_final.pth", "device": "cpu", "npp": 3, "nps": 3, "step_size": 0.5}
+    given |= {"prev_stage_predictions": None}
+    check_command(argparse.Namespace(**given))
+    given |= {key: value.format(root=tmp_path) if isinstance(value, str) else value for key, value in change.items()}
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises((ValueError, OSError), match=re.escape(text.format(root=tmp_path))):
+        check_command(argparse.Namespace(**given))
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_command_is_looked_at_before_it_begins(monkeypatch, tmp_path, capsys):
+    model = make_model(tmp_path)
+    torch.save({"evil": print}, model.folder / "fold_0" / "checkpoint_final.pth")
+    names = vars(predict_from_raw_data) | {}
+    arguments = ["-i", model.images, "-o", tmp_path / "out", "-m", model.folder, "-f", "0", "-device", "cpu"]
+    monkeypatch.setattr(sys, "argv", ["predict", *map(str, arguments), "--fast_export"])
+    entry = getattr(predict_from_raw_data.predict_entry_point_modelfolder, "__wrapped__", None)
+    assert run(entry or predict_from_raw_data.predict_entry_point_modelfolder, names) == 1
+    error = capsys.readouterr().err
+    assert "checkpoint_final.pth cannot be loaded as a checkpoint of weights and plain values" in error
+    assert error.rstrip().endswith("if you trust whoever made it, pass --trust_model")
+    assert len(error.splitlines()) == 1
+    assert not (tmp_path / "out").exists()
+
+
 def test_parts_reach_the_predictor(command):
     found = command("--fast_export", "-part_id", "1", "-num_parts", "3")
     assert options_of(found["predictor"])[2] == (1, 3)
@@ -119,7 +182,8 @@ def test_help_shows_our_options_in_a_group_of_their_own(command, capsys):
     with pytest.raises(SystemExit):
         command("-h")
     _, _, ours = capsys.readouterr().out.partition("\nnnunet_ext:\n")
-    for name in ("--forced_spacing", "--target_spacing", "--max_voxels", "--fast_export", "--prune_depth"):
+    for name in ("forced_spacing", "target_spacing", "max_voxels", "fast_export", "prune_depth", "trust_model"):
+        name = f"--{name}"
         assert name in ours
 
 
@@ -129,8 +193,12 @@ def test_failed_cases_and_bad_input_are_said_and_decide_the_exit_status(command,
     assert "1 of 2 case(s) failed" in capsys.readouterr().err
     assert command("--fast_export", fails=BadInputError("no images"))["status"] == 1
     assert capsys.readouterr().err == "error: no images\n"
+    assert command("--fast_export", fails=RuntimeError("could not create a primitive"))["status"] == 1
+    assert capsys.readouterr().err == "error: could not create a primitive\n"
     with pytest.raises(KeyError):
         command("--fast_export", fails=KeyError("a mistake of ours"))
+    with pytest.raises(RuntimeError, match="of nnU-Net"):  # without our options everything is as it was
+        command("-i", "x", fails=RuntimeError("of nnU-Net"))
 
 
 def test_the_status_of_the_entry_point_is_passed_on(monkeypatch):

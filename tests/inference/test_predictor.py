@@ -16,8 +16,10 @@ from nnunetv2.preprocessing.preprocessors.default_preprocessor import DefaultPre
 from nnunetv2.preprocessing.resampling.default_resampling import compute_new_shape, resample_data_or_seg_to_shape
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
 
+from nnunet_ext import files
+from nnunet_ext.files import PREFIX
 from nnunet_ext.inference import ForcedSpacing, MaxVoxels, PredictionFailedError, Predictor, TargetSpacing
-from nnunet_ext.inference.exporting import PARTIAL, Handover, _machine
+from nnunet_ext.inference.exporting import Handover
 from nnunet_ext.inference.predictor import BadInputError
 
 KEEP = TargetSpacing(-1, -1, -1)  # our way of doing it, with nnU-Net's spacing
@@ -439,10 +441,10 @@ class TestBadCases:
         dead.wait()
         output = tmp_path / "out"
         folders = [
-            output / f"{PARTIAL}{host}_{pid}_x"
+            output / f"{PREFIX}{host}_{pid}_0_x"
             for host, pid in (
-                (_machine(), dead.pid),
-                (_machine(), os.getppid()),
+                (files._machine(), dead.pid),
+                (files._machine(), os.getppid()),
                 ("elsewhere", dead.pid),
             )
         ]
@@ -480,7 +482,7 @@ class TestBadCases:
         with pytest.raises(PredictionFailedError, match="an older result is still there; remove it before you use"):
             predict(model, tmp_path / "out", fast_export=True)
 
-    def test_a_report_that_cannot_be_written_costs_no_prediction(self, model, tmp_path, monkeypatch, capsys):
+    def test_a_report_that_cannot_be_written_costs_no_prediction(self, model, tmp_path, monkeypatch):
         from nnunet_ext.inference.report import SpacingReport
 
         def full(*_):
@@ -489,9 +491,11 @@ class TestBadCases:
         monkeypatch.setattr(SpacingReport, "add", full)
         for name in "ab":
             model.add(name, 1)
-        predict(model, tmp_path / "out", fast_export=True)
+        with pytest.raises(
+            PredictionFailedError, match=r"2 of 2.*\n  a: its label map is there and whole, but not its"
+        ):
+            predict(model, tmp_path / "out", fast_export=True)
         assert sorted(path.name for path in (tmp_path / "out").glob("*.nii.gz")) == ["a.nii.gz", "b.nii.gz"]
-        assert capsys.readouterr().out.count("spacing_report.json cannot be written: No space left on device") == 2
 
     def test_a_preprocessor_with_a_run_case_of_its_own_is_refused(self, model, monkeypatch):
         import nnunetv2.utilities.plans_handling.plans_handler as handler
@@ -565,3 +569,277 @@ def test_in_parallel_it_is_the_same(model, tmp_path):
         for case in CASES:
             found, expected = (read(tmp_path / run / f"{case}.nii.gz") for run in (name, "sequential"))
             np.testing.assert_array_equal(found, expected)
+
+
+def write_short(monkeypatch, ending, length):
+    """Let ITK write no more than some bytes and say nothing, as on a full disk; returns what it wrote."""
+    from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
+
+    written, original = [], SimpleITKIO.write_seg
+
+    def write(self, seg, name, properties):
+        original(self, seg, name, properties)
+        with open(name, "r+b") as file:
+            file.truncate(length)
+        written.append(Path(name).name)
+
+    assert ending in (".nii.gz", ".nii", ".mha", ".nrrd", ".gipl")
+    monkeypatch.setattr(SimpleITKIO, "write_seg", write)
+    return written
+
+
+class TestFullDisk:
+    @pytest.mark.parametrize("length", [0, 400])
+    @pytest.mark.parametrize("ending", [".nii.gz", ".nii", ".mha", ".nrrd", ".gipl"])
+    @pytest.mark.parametrize("options", [{"fast_export": True}, {"spacing": KEEP}])
+    def test_a_label_map_that_is_not_whole_stops_the_run(self, tmp_path, monkeypatch, ending, length, options):
+        model = make_model(tmp_path, file_ending=ending)
+        for seed, name in enumerate("abc"):
+            model.add(name, seed)
+        with monkeypatch.context() as patch:
+            written = write_short(patch, ending, length)
+            with pytest.raises(PredictionFailedError) as caught:
+                predict(model, tmp_path / "out", **options)
+        assert written == [f"a{ending}"]
+        assert str(caught.value).startswith("1 of 3 case(s) failed; 2 more were not begun.\n  a: ")
+        target = tmp_path / "out" / f"a{ending}"
+        assert f"{target} cannot be written ([Errno 28] what was written is not whole): no room" in str(caught.value)
+        assert caught.value.not_begun == ["b", "c"]
+        assert {path.name for path in (tmp_path / "out").iterdir()} == {
+            "plans.json",
+            "dataset.json",
+            "predict_from_raw_data_args.json",
+        }
+        predict(model, tmp_path / "out", overwrite=False, **options)
+        assert {path.name for path in (tmp_path / "out").glob(f"*{ending}")} == {f"{name}{ending}" for name in "abc"}
+
+    def test_an_older_result_stays(self, model, tmp_path, monkeypatch):
+        model.add("a", 1)
+        predict(model, tmp_path / "out", fast_export=True)
+        before = (tmp_path / "out" / "a.nii.gz").read_bytes()
+        write_short(monkeypatch, ".nii.gz", 0)
+        with pytest.raises(PredictionFailedError, match="an older result is still there"):
+            predict(model, tmp_path / "out", fast_export=True)
+        assert (tmp_path / "out" / "a.nii.gz").read_bytes() == before
+
+    def test_workers_say_so_too(self, model, tmp_path, monkeypatch):
+        model.add("a", 1)
+        monkeypatch.setattr(files, "_free_bytes", lambda _: 0)
+
+        def full(*_, **__):
+            raise RuntimeError("unexpected pos 64 vs 0")
+
+        monkeypatch.setattr(np, "savez_compressed", full)
+        with pytest.raises(
+            PredictionFailedError, match=r"a.nii.gz cannot be written \(unexpected pos.*: no room on its"
+        ):
+            predict(model, tmp_path / "out", spacing=KEEP, save_probabilities=True)
+        assert not list((tmp_path / "out").glob("a*"))
+
+    def test_a_report_without_room_stops_the_run(self, model, tmp_path, monkeypatch):
+        from nnunet_ext.inference.report import SpacingReport
+
+        def full(*_):
+            raise files.DiskFullError("spacing_report.json cannot be written")
+
+        for name in "ab":
+            model.add(name, 1)
+        monkeypatch.setattr(SpacingReport, "add", full)
+        with pytest.raises(PredictionFailedError, match="1 of 2 case.* 1 more were not begun") as caught:
+            predict(model, tmp_path / "out", fast_export=True)
+        assert caught.value.not_begun == ["b"]
+
+
+class TestRecords:
+    def report(self, folder, name="spacing_report"):
+        return json.loads((folder / f"{name}.json").read_text())["cases"]
+
+    @pytest.mark.parametrize("options", [{"fast_export": True}, {"spacing": KEEP}])
+    def test_a_killed_run_has_a_record_for_every_label_map(self, model, tmp_path, monkeypatch, capsys, options):
+        from nnunet_ext.inference.report import SpacingReport
+
+        for name in "ab":
+            model.add(name, 1)
+        with monkeypatch.context() as patch:  # killed before it came to its report
+            patch.setattr(SpacingReport, "add", lambda *_: None)
+            predict(model, tmp_path / "out", **options)
+        assert not (tmp_path / "out" / "spacing_report.json").exists()
+        model.add("c", 1)
+        capsys.readouterr()
+        predict(model, tmp_path / "out", overwrite=False, **options)
+        assert "without a record" not in capsys.readouterr().out
+        cases = self.report(tmp_path / "out")
+        assert sorted(cases) == ["a", "b", "c"]
+        for record in cases.values():
+            assert set(record["seconds"]) == {"reading", "preprocessing", "network", "resampling", "writing"}
+            assert record.keys() == cases["c"].keys()
+        assert not [path.name for path in (tmp_path / "out").iterdir() if path.name.startswith(".")]
+
+    def test_the_record_is_there_before_the_label_map(self, model, tmp_path, monkeypatch):
+        moved = []
+        original = os.replace
+        monkeypatch.setattr(os, "replace", lambda a, b: moved.append(Path(b).name) or original(a, b))
+        model.add("case", 1)
+        predict(model, tmp_path / "out", fast_export=True)
+        assert [name.startswith(".spacing_record_") for name in moved[-3:-1]] == [True, False]
+        assert moved[-2:] == ["case.nii.gz", "spacing_report.json"]
+
+    def test_a_part_leaves_the_records_of_the_others(self, model, tmp_path, monkeypatch, capsys):
+        from nnunet_ext.inference.report import SpacingReport
+
+        for name in "abcd":
+            model.add(name, 1)
+
+        def part(number, parts=2, overwrite=False):
+            predictor = model.predictor(Predictor, fast_export=True, part=(number, parts))
+            (tmp_path / "out").mkdir(exist_ok=True)
+            call = (str(model.images), str(tmp_path / "out"))
+            predictor.predict_from_files_sequential(*call, overwrite=overwrite)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(SpacingReport, "add", lambda *_: None)
+            part(1, overwrite=True)
+        part(0, overwrite=True)
+        part(0)
+        assert sorted(self.report(tmp_path / "out", "spacing_report_part_0_of_2")) == ["a", "c"]
+        part(1)
+        assert sorted(self.report(tmp_path / "out", "spacing_report_part_1_of_2")) == ["b", "d"]
+        capsys.readouterr()
+        part(0, 1)  # all at once, after parts
+        assert sorted(self.report(tmp_path / "out")) == ["a", "b", "c", "d"]
+        assert "Kept as they are" not in capsys.readouterr().out
+
+    def test_damaged_records_and_reports_are_as_if_they_were_not_there(self, model, tmp_path, capsys):
+        model.add("a", 1)
+        predict(model, tmp_path / "out", fast_export=True)
+        for text in ("{", "[]", '{"cases": []}', '{"cases": {"a": 3}}'):
+            (tmp_path / "out" / "spacing_report.json").write_text(text)
+            (tmp_path / "out" / ".spacing_record_1.json").write_text(text)
+            capsys.readouterr()
+            predict(model, tmp_path / "out", fast_export=True, overwrite=False)
+            assert "without a record of how: a" in capsys.readouterr().out
+
+
+class TestInputs:
+    def test_what_is_no_image_costs_no_other_case(self, model, tmp_path):
+        images = model.images
+        for name in ("a", "b", "c"):
+            model.add(name, 1)
+        (images / "no_channel.nii.gz").write_bytes(b"x")
+        (images / "b_0000.nii.gz").unlink()
+        (images / "b_0000.nii.gz").symlink_to(tmp_path / "nowhere.nii.gz")
+        (images / "d_0000.nii.gz").mkdir()
+        (images / "._a_0000.nii.gz").write_bytes(b"of macOS")
+        (images / "._a.nii.gz").write_bytes(b"of macOS")
+        (images / "notes.txt").write_text("mine")
+        with pytest.raises(PredictionFailedError) as caught:
+            predict(model, tmp_path / "out", fast_export=True)
+        assert caught.value.failures == {
+            "b": f"{images}/b_0000.nii.gz is a link that leads nowhere, expected an image; replace or remove it",
+            "d": f"{images}/d_0000.nii.gz is a folder, expected an image; replace or remove it",
+            "no_channel.nii.gz": f"{images}/no_channel.nii.gz has no channel number, expected CASE_0000.nii.gz; rename "
+            "or remove it",
+        }
+        assert str(caught.value).startswith("3 of 5 case(s) failed; the others are done and kept.")
+        assert sorted(path.name for path in (tmp_path / "out").glob("*.nii.gz")) == ["a.nii.gz", "c.nii.gz"]
+
+    def test_nothing_but_what_is_no_image(self, model, tmp_path):
+        (model.images / "a.nii.gz").write_bytes(b"x")
+        with pytest.raises(PredictionFailedError, match="1 of 1 case"):
+            predict(model, tmp_path / "out", fast_export=True)
+
+    def test_each_part_names_what_is_wrong_with_its_own(self, model, tmp_path):
+        for name in "abcd":
+            (model.images / f"{name}.nii.gz").write_bytes(b"x")
+        for part, names in ((0, ["a.nii.gz", "c.nii.gz"]), (1, ["b.nii.gz", "d.nii.gz"])):
+            predictor = model.predictor(Predictor, fast_export=True, part=(part, 2))
+            with pytest.raises(PredictionFailedError) as caught:
+                predictor.predict_from_files_sequential(str(model.images), str(tmp_path / "out"))
+            assert sorted(caught.value.failures) == names
+
+    def test_a_folder_that_is_none(self, model, tmp_path):
+        predictor = model.predictor(Predictor, fast_export=True)
+        (tmp_path / "file").write_text("x")
+        for name, text in (("nowhere", "is not there"), ("file", "is a file")):
+            with pytest.raises(BadInputError, match=f"{name} {text}, expected a folder of images named CASE_0000"):
+                predictor.predict_from_files_sequential(str(tmp_path / name), str(tmp_path / "out"))
+        assert not (tmp_path / "out").exists()
+
+    @pytest.mark.parametrize(
+        ("found", "expected"), [(["0000"], 2), (["0000", "0001", "0002"], 2), (["0000", "0001"], 1)]
+    )
+    def test_another_number_of_channels_is_one_sentence(self, tmp_path, found, expected):
+        model = make_model(tmp_path)
+        content = json.loads((model.folder / "dataset.json").read_text())
+        content["channel_names"] = {str(channel): f"c{channel}" for channel in range(expected)}
+        for channel in reversed(found):
+            model.add("case", 1).rename(model.images / f"case_{channel}.nii.gz")
+        predictor = model.predictor(Predictor, fast_export=True)
+        predictor.dataset_json = content
+        with pytest.raises(PredictionFailedError) as caught:
+            predictor.predict_from_files_sequential(str(model.images), str(tmp_path / "out"))
+        there = ", ".join(f"case_{channel}.nii.gz" for channel in found)
+        wanted = ", ".join(f"case_{channel:04d}.nii.gz" for channel in range(expected))
+        assert caught.value.failures["case"].startswith(
+            f"case has the channel file(s) {there}, expected {expected}: {wanted} (channel_names in dataset.json); add"
+        )
+
+
+class RunsCode:
+    def __init__(self, marker: Path) -> None:
+        self.marker = marker
+
+    def __reduce__(self):
+        return Path.touch, (self.marker,)
+
+
+class TestTrust:
+    def test_code_in_any_fold_is_not_run(self, model, tmp_path):
+        file = model.folder / "fold_0" / "checkpoint_final.pth"
+        content = torch.load(file, weights_only=False)
+        (model.folder / "fold_1").mkdir()
+        torch.save(content | {"logging": RunsCode(tmp_path / "ran")}, model.folder / "fold_1" / file.name)
+
+        def start(**options):
+            made = Predictor(device=torch.device("cpu"), allow_tqdm=False, **options)
+            made.initialize_from_trained_model_folder(str(model.folder), (0, 1), file.name)
+            return made
+
+        for options in ({"fast_export": True}, {"spacing": ForcedSpacing()}):
+            with pytest.raises(BadInputError, match=r"fold_1/checkpoint_final\.pth cannot be .* pass --trust_model$"):
+                start(**options)
+        assert not (tmp_path / "ran").exists()
+        assert len(start(fast_export=True, trust_model=True).list_of_parameters) == 2
+        assert (tmp_path / "ran").exists()
+
+    def test_a_program_in_the_plans_is_not_started(self, model, tmp_path, monkeypatch):
+        plans = json.loads((model.folder / "plans.json").read_text())
+        kwargs = plans["configurations"]["3d_fullres"]["architecture"]["arch_kwargs"]
+        kwargs |= {"nonlin": "subprocess.Popen", "nonlin_kwargs": {"args": ["touch", str(tmp_path / "ran")]}}
+        (model.folder / "plans.json").write_text(json.dumps(plans))
+        with pytest.raises(BadInputError, match=r"the plans name 'subprocess.Popen' as nonlin.* pass --trust_model$"):
+            model.predictor(Predictor, fast_export=True)
+        assert not (tmp_path / "ran").exists()
+
+    def test_classes_of_a_trusted_model_may_be_the_users(self, model):
+        plans = json.loads((model.folder / "plans.json").read_text())
+        kwargs = plans["configurations"]["3d_fullres"]["architecture"]["arch_kwargs"]
+        kwargs |= {"nonlin": f"{OwnActivation.__module__}.OwnActivation", "nonlin_kwargs": {}}
+        (model.folder / "plans.json").write_text(json.dumps(plans))
+        with pytest.raises(BadInputError, match="OwnActivation' as nonlin"):
+            model.predictor(Predictor, fast_export=True)
+        made = model.predictor(Predictor, fast_export=True, trust_model=True)
+        assert any(type(module).__name__ == "OwnActivation" for module in made.network.modules())
+
+    def test_damaged_files_are_one_sentence(self, model):
+        (model.folder / "plans.json").write_text("{")
+        with pytest.raises(BadInputError, match=r"plans.json is no JSON \(line 1, "):
+            model.predictor(Predictor, fast_export=True)
+        (model.folder / "fold_0" / "checkpoint_final.pth").write_bytes(b"PK no checkpoint")
+        (model.folder / "plans.json").write_text(json.dumps({"configurations": {}}))
+        with pytest.raises(BadInputError, match=r"checkpoint_final.pth cannot be loaded as a checkpoint"):
+            model.predictor(Predictor, fast_export=True)
+
+
+class OwnActivation(torch.nn.ReLU):
+    """A layer that is none of torch's."""

@@ -10,11 +10,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from data.tiny_dataset import LABELS, make_plans, scan, write_image
 
+from nnunet_ext import files
 from nnunet_ext.inference import profiling
 from nnunet_ext.inference.profile_figure import draw_profile
 from nnunet_ext.inference.profile_inputs import ProfileInputs, find_inputs
+from nnunet_ext.inference.profile_record import versions
 from nnunet_ext.inference.profile_settings import SETTINGS, Setting
 from nnunet_ext.inference.profile_table import format_profile
 from nnunet_ext.inference.profiling import ProfileOptions, failed, predict_command, profile
@@ -42,6 +45,12 @@ if "--fast_export" in arguments:
 """
 FAST, STOCK = SETTINGS["fast_export"], SETTINGS["stock"]
 OWN = {name: Setting(name, (f"--{name}",)) for name in ("fail", "lazy")}
+
+CHECKPOINT = {
+    "network_weights": {},
+    "trainer_name": "nnUNetTrainer",
+    "init_args": {"configuration": "3d_fullres"},
+}
 
 
 @dataclass(frozen=True)
@@ -85,7 +94,7 @@ def place(tmp_path: Path) -> Place:
     model = tmp_path / "model"
     for fold in (0, 1):
         (model / f"fold_{fold}").mkdir(parents=True)
-        (model / f"fold_{fold}" / "checkpoint_final.pth").touch()
+        torch.save(CHECKPOINT, model / f"fold_{fold}" / "checkpoint_final.pth")
     content = {"labels": LABELS, "channel_names": {"0": "CT"}, "file_ending": ".nii.gz"}
     (model / "dataset.json").write_text(json.dumps(content))
     (model / "plans.json").write_text(json.dumps(make_plans()))
@@ -300,3 +309,68 @@ def test_missing_inputs_are_named(place: Place):
     (model / "plans.json").write_text("{")
     with pytest.raises(ValueError, match=r"plans\.json is no JSON"):
         find_inputs(model, images)
+
+
+class RunsCode:
+    def __init__(self, marker: Path) -> None:
+        self.marker = marker
+
+    def __reduce__(self):
+        return Path.touch, (self.marker,)
+
+
+def test_no_command_is_started_on_a_model_that_holds_code(place: Place):
+    file = place.root / "model" / "fold_1" / "checkpoint_final.pth"
+    torch.save(CHECKPOINT | {"logging": RunsCode(place.root / "ran")}, file)
+    with pytest.raises(ValueError, match=r"fold_1/checkpoint_final\.pth cannot be loaded .*, pass --trust_model$"):
+        profile(place.inputs, [STOCK], place.options)
+    assert not (place.root / "ran").exists()
+    assert not (place.root / "out").exists()
+    trusting = replace(place.options, trust_model=True)
+    assert "measured" in profile(place.inputs, [STOCK], trusting)["settings"]["stock"]
+    assert "--trust_model" in predict_command(place.inputs, FAST, trusting)
+    assert "--trust_model" not in predict_command(place.inputs, FAST, place.options)
+
+
+def test_no_command_is_started_on_plans_that_name_a_program(place: Place):
+    plans = make_plans()
+    plans["configurations"]["3d_fullres"]["architecture"]["arch_kwargs"]["nonlin"] = "subprocess.Popen"
+    (place.root / "model" / "plans.json").write_text(json.dumps(plans))
+    with pytest.raises(ValueError, match="the plans name 'subprocess.Popen' as nonlin.*pass --trust_model$"):
+        profile(place.inputs, [STOCK], place.options)
+    assert not (place.root / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "content",
+    [{"settings": {"scans": {}}}, {"settings": {"scans": {"flags": []}}}, {"settings": ["scans"]}, {"version": 3}],
+)
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_profile_of_another_program_clears_nothing(place: Place, content, overwrite):
+    (place.root / "out" / "scans").mkdir(parents=True)
+    (place.root / "out" / "scans" / "a.nii.gz").write_bytes(b"irreplaceable")
+    (place.root / "out" / "profile.json").write_text(json.dumps(content))
+    with pytest.raises(
+        FileExistsError, match=r"profile\.json was not written by nnUNetv2_ext profile; name another pl"
+    ):
+        profile(place.inputs, [STOCK], replace(place.options, overwrite=overwrite))
+    assert (place.root / "out" / "scans" / "a.nii.gz").is_file()
+    assert json.loads((place.root / "out" / "profile.json").read_text()) == content
+
+
+def test_what_a_killed_profile_left_is_swept(place: Place):
+    left = place.root / "out" / f"{files.PREFIX}{files._machine()}_999999999_0_profile.json"
+    left.parent.mkdir()
+    left.write_text("half")
+    profile(place.inputs, [STOCK], replace(place.options, overwrite=True))
+    assert not left.exists()
+
+
+def test_packages_without_metadata_have_no_version(monkeypatch: pytest.MonkeyPatch):
+    from importlib import metadata
+
+    def version(name):
+        raise metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(metadata, "version", version)
+    assert versions()["monai"] == "unknown"

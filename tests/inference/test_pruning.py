@@ -15,7 +15,7 @@ from nnunetv2.preprocessing.preprocessors.default_preprocessor import DefaultPre
 
 from nnunet_ext.inference import Predictor
 from nnunet_ext.inference.predictor import BadInputError
-from nnunet_ext.inference.pruning import load_pruned, write_pruned
+from nnunet_ext.inference.pruning import load_pruned, pruned_network, write_pruned
 from nnunet_ext.networks import NestedAttentionUNet
 from nnunet_ext.trainers import find_trainer
 from nnunet_ext.training.architecture import NESTED
@@ -121,8 +121,28 @@ def test_what_is_missing_is_one_line(model, tmp_path):
     content = torch.load(file, weights_only=False)
     del content["network_weights"]["decoder.ups.0_1.weight"]
     torch.save(content, file)
-    with pytest.raises(BadInputError, match="lacks decoder.ups.0_1.weight, which the network of .*plans.json has"):
+    with pytest.raises(BadInputError, match="lacks decoder.ups.0_1.weight: its network_weights are not those of"):
         predictor(model, folder=other, prune_depth=1)
+    content["network_weights"]["decoder.ups.0_1.weight"] = torch.zeros(3)
+    torch.save(content, file)
+    with pytest.raises(BadInputError, match=r"has decoder.ups.0_1.weight of the shape \(3,\), expected"):
+        predictor(model, folder=other, prune_depth=1)
+
+
+def test_plans_that_name_a_program_start_none(model, tmp_path):
+    other = tmp_path / "other"
+    shutil.copytree(model.folder, other)
+    plans = json.loads((other / "plans.json").read_text())
+    architecture = plans["configurations"]["3d_fullres"]["architecture"]["arch_kwargs"]
+    architecture |= {"nonlin": "subprocess.Popen", "nonlin_kwargs": {"args": ["touch", str(tmp_path / "ran")]}}
+    (other / "plans.json").write_text(json.dumps(plans))
+    with pytest.raises(BadInputError, match="the plans name 'subprocess.Popen' as nonlin, expected a network or a lay"):
+        predictor(model, folder=other, prune_depth=1)
+    with pytest.raises(ValueError, match="the plans name 'subprocess.Popen' as nonlin"):
+        write_pruned(other, tmp_path / "written", 1)
+    with pytest.raises(ValueError, match="the plans name 'subprocess.Popen' as nonlin"):
+        pruned_network(plans, "3d_fullres", json.loads((other / "dataset.json").read_text()), 1)
+    assert not (tmp_path / "ran").exists()
 
 
 class OwnPreprocessor(DefaultPreprocessor):
@@ -166,6 +186,33 @@ def test_a_pruned_model_predicts_without_the_option(model, tmp_path):
     with pytest.raises(FileExistsError, match="exists; pass --overwrite"):
         write_pruned(model.folder, tmp_path / "pruned", 1)
     assert write_pruned(model.folder, tmp_path / "pruned", 2, folds=[1], overwrite=True) == [1]
+    assert not (tmp_path / "pruned" / "fold_0").exists()
+
+
+@pytest.mark.parametrize("inside", ["fold_0", "pruned"])
+def test_no_pruned_model_is_written_into_the_model(model, inside):
+    before = sorted(model.folder.rglob("*"))
+    with pytest.raises(ValueError, match=f"{inside} lies inside the model .*; name another place"):
+        write_pruned(model.folder, model.folder / inside, 1, overwrite=True)
+    assert sorted(model.folder.rglob("*")) == before
+
+
+def test_only_what_was_pruned_before_is_replaced(model, tmp_path):
+    (tmp_path / "raw").mkdir()
+    (tmp_path / "raw" / "a_0000.nii.gz").write_bytes(b"irreplaceable")
+    export = tmp_path / "export"
+    write_pruned(model.folder, export, 1)
+    (export / "nnunet_ext_prune.json").rename(export / "nnunet_ext_export.json")
+    for place in (tmp_path / "raw", export):
+        with pytest.raises(
+            FileExistsError, match=r"has no nnunet_ext_prune\.json, .* --overwrite_written replaces only"
+        ):
+            write_pruned(model.folder, place, 1, overwrite=True)
+    assert (tmp_path / "raw" / "a_0000.nii.gz").read_bytes() == b"irreplaceable"
+    with pytest.raises(
+        ValueError, match="a pruned model is written as a folder, got .*m.ZIP; nnUNetv2_export_model_to"
+    ):
+        write_pruned(model.folder, tmp_path / "m.ZIP", 1)
 
 
 def test_folds_are_found_as_nnunet_finds_them(model):

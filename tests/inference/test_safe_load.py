@@ -1,10 +1,11 @@
+import zipfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from nnunet_ext.inference.safe_load import load_checkpoint
+from nnunet_ext.inference.safe_load import check_weights, load_checkpoint
 
 WHOLE = {"network_weights": {"w": torch.zeros(1)}, "trainer_name": "nnUNetTrainer", "init_args": {}}
 
@@ -39,7 +40,12 @@ def test_code_in_a_checkpoint_is_refused_and_not_run(tmp_path, place):
         "alone": evil,
     }[place]
     torch.save(content, tmp_path / "c.pth")
-    with pytest.raises(ValueError, match=r"c\.pth cannot be loaded as a checkpoint of weights and plain values"):
+    message = (
+        r"c\.pth cannot be loaded as a checkpoint of weights and plain values \(it also holds \S+, which may run code"
+    )
+    with pytest.raises(
+        ValueError, match=rf"{message}\); if you trust whoever made it, set nnUNet_ext_trust_weights=1$"
+    ):
         load_checkpoint(tmp_path / "c.pth")
     assert not marker.exists()
     torch.load(tmp_path / "c.pth", weights_only=False)
@@ -49,7 +55,9 @@ def test_code_in_a_checkpoint_is_refused_and_not_run(tmp_path, place):
 @pytest.mark.parametrize("content", [b"", b"no checkpoint", b"PK\x03\x04 half"])
 def test_a_damaged_file(tmp_path, content):
     (tmp_path / "c.pth").write_bytes(content)
-    with pytest.raises(ValueError, match=r"c\.pth cannot be loaded"):
+    with pytest.raises(
+        ValueError, match=r"c\.pth cannot be loaded .*; it is damaged or something else, so copy or tra"
+    ):
         load_checkpoint(tmp_path / "c.pth")
 
 
@@ -69,3 +77,55 @@ def test_a_file_of_weights_alone(tmp_path):
     torch.save([1, 2], tmp_path / "c.pth")
     with pytest.raises(ValueError, match="expected a checkpoint of nnUNetv2_train"):
         load_checkpoint(tmp_path / "c.pth")
+
+
+def rename_global(path: Path, old: str, new: str) -> None:
+    """Write a checkpoint as another numpy would have, which has the same function elsewhere."""
+    with zipfile.ZipFile(path) as archive:
+        entries = {one: archive.read(one) for one in archive.namelist()}
+    for name in entries:
+        if name.endswith("data.pkl"):
+            assert old.encode() in entries[name]
+            entries[name] = entries[name].replace(old.encode(), new.encode())
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
+        for name, data in entries.items():
+            archive.writestr(name, data)
+
+
+@pytest.mark.parametrize("module", ["numpy.core.multiarray", "numpy._core.multiarray"])
+def test_scalars_of_numpy_1_and_2(tmp_path, module):
+    torch.save(WHOLE | {"_best_ema": np.float64(0.5)}, tmp_path / "c.pth")
+    own = np.float64(0).__reduce__()[0].__module__
+    rename_global(tmp_path / "c.pth", f"c{own}\nscalar", f"c{module}\nscalar")
+    assert load_checkpoint(tmp_path / "c.pth")["_best_ema"] == 0.5
+    assert torch.load(tmp_path / "c.pth", weights_only=False)["_best_ema"] == 0.5  # stock reads both
+
+
+def test_checkpoints_of_before_torch_1_6_are_read_though_they_cannot_be_mapped(tmp_path):
+    torch.save(WHOLE, tmp_path / "c.pth", _use_new_zipfile_serialization=False)
+    assert torch.equal(load_checkpoint(tmp_path / "c.pth", mapped=True)["network_weights"]["w"], torch.zeros(1))
+
+
+def test_the_oldest_torch_is_named(tmp_path, monkeypatch):
+    torch.save(WHOLE, tmp_path / "c.pth")
+    monkeypatch.delattr(torch.serialization, "safe_globals")
+    with pytest.raises(RuntimeError, match=r"cannot load checkpoints safely; use torch 2\.5 or later"):
+        load_checkpoint(tmp_path / "c.pth")
+
+
+@pytest.mark.parametrize("by", ["argument", "environment"])
+def test_trusted_checkpoints_run_what_is_in_them(tmp_path, monkeypatch, by):
+    torch.save(WHOLE | {"logging": RunsCode(tmp_path / "ran")}, tmp_path / "c.pth")
+    if by == "environment":
+        monkeypatch.setenv("nnUNet_ext_trust_weights", "1")
+    load_checkpoint(tmp_path / "c.pth", trusted=True if by == "argument" else None)
+    assert (tmp_path / "ran").exists()
+
+
+def test_files_that_stock_will_load_are_checked_and_the_way_out_is_said(tmp_path):
+    torch.save({"network_weights": {}}, tmp_path / "good.pth")
+    torch.save({"network_weights": RunsCode(tmp_path / "ran")}, tmp_path / "bad.pth")
+    check_weights([tmp_path / "good.pth"], "say so", ("network_weights",))
+    with pytest.raises(ValueError, match=r"bad\.pth cannot be loaded .*; if you trust whoever made it, say so$"):
+        check_weights([tmp_path / "good.pth", tmp_path / "bad.pth"], "say so", ("network_weights",))
+    assert not (tmp_path / "ran").exists()

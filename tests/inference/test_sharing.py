@@ -30,7 +30,7 @@ def test_our_preprocessor_becomes_stocks_in_a_copy():
     del before["configurations"]["3d_fullres"]["preprocessor_name"]
     assert shared == before
     shared["configurations"]["2d"]["spacing"][0] = 99
-    assert plans["configurations"]["2d"]["spacing"][0] == 1
+    assert plans["configurations"]["2d"]["spacing"] == before["configurations"]["2d"]["spacing"]
 
 
 def test_twice_is_once():

@@ -22,6 +22,7 @@ TINY_2D = "2d_tiny"
 TRAINER = "nnUNetTrainerCPS_2epochs_2iterations"
 PRIVATE = "archive_of_Jane_Doe"  # folder of an unlabelled scan; nothing that is passed on may mention it
 SHAPE = (24, 28, 24)
+SITE = Path(__file__).parent / "site"  # sitecustomize.py and matplotlibrc, for every command
 SPACING = (1.0, 1.0, 1.5)  # mm, SimpleITK's order: as all cases have the same, nothing is resampled
 
 # Runs commands one after another in one interpreter, because importing nnU-Net takes longer than what is tested.
@@ -49,6 +50,19 @@ for arguments in json.loads(sys.argv[1]):
 print()
 print("RESULTS" + json.dumps(results))
 """
+
+
+# Fixtures of a session are made once by each worker of xdist. Tests that share an expensive one go to one worker; those
+# of no group go to the one that has time. The first name that a test needs decides.
+GROUPS = {"trained": "trained", "blobs": "prepared", "bare": "prepared", "wheel": "wheel"}
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    for item in items:
+        groups = [group for name, group in GROUPS.items() if name in getattr(item, "fixturenames", ())]
+        if groups and item.config.pluginmanager.hasplugin("xdist"):
+            item.add_marker(pytest.mark.xdist_group(groups[0]))
 
 
 @dataclass(frozen=True)
@@ -99,8 +113,13 @@ class Workspace:
         """Folder of a trained model."""
         return Path(self.environment()["nnUNet_results"]) / self.dataset / f"{trainer}__{plans}__{configuration}"
 
-    def environment(self, **variables: str) -> dict[str, str]:
-        """Variables for a command: nothing of nnU-Net from outside, few processes, no compilation."""
+    def environment(self, real_spawn: bool = False, **variables: str) -> dict[str, str]:
+        """Variables for a command: nothing of nnU-Net from outside, few processes, no compilation.
+
+        Args:
+            real_spawn: Workers are new interpreters, as in real use; otherwise they are forked, which takes less time.
+            variables: On top of the usual ones.
+        """
         kept = {key: value for key, value in os.environ.items() if not key.startswith(("nnUNet_", "NNUNET_EXT_"))}
         own = {
             "nnUNet_raw": str(self.root / "raw"),
@@ -112,30 +131,35 @@ class Workspace:
             "OMP_NUM_THREADS": "1",
             "OMP_WAIT_POLICY": "PASSIVE",  # nnU-Net starts a thread a core all the same; on a busy machine they spin
             "ARCHIVE": str(self.root / PRIVATE),
+            "MATPLOTLIBRC": str(SITE),
+            "PYTHONPATH": os.pathsep.join(filter(None, [str(SITE), kept.get("PYTHONPATH")])),
+            "TESTS_FORK_INSTEAD_OF_SPAWN": "0" if real_spawn else "1",
         }
         return kept | own | dict(self.variables) | variables
 
-    def run(self, *command: object, status: int = 0, **variables: str) -> Done:
+    def run(self, *command: object, status: int = 0, real_spawn: bool = False, **variables: str) -> Done:
         """Run a command of this environment.
 
         Args:
             command: Its name and arguments.
             status: Expected exit status.
+            real_spawn: As in :meth:`environment`.
             variables: Environment variables on top of the usual ones.
         """
-        return self.call(find_command(str(command[0])), *command[1:], status=status, **variables)
+        program = find_command(str(command[0]))
+        return self.call(program, *command[1:], status=status, real_spawn=real_spawn, **variables)
 
-    def run_in_turn(self, *commands: Sequence[object], **variables: str) -> list[Done]:
+    def run_in_turn(self, *commands: Sequence[object], real_spawn: bool = False, **variables: str) -> list[Done]:
         """Run commands one after another in one new interpreter, whatever their exit statuses."""
         arguments = json.dumps([[str(word) for word in command] for command in commands])
-        done = self.call(sys.executable, "-c", _ONE_AFTER_ANOTHER, arguments, **variables)
+        done = self.call(sys.executable, "-c", _ONE_AFTER_ANOTHER, arguments, real_spawn=real_spawn, **variables)
         return [Done(*result) for result in json.loads(done.output.rpartition("\nRESULTS")[2])]
 
-    def call(self, *command: object, status: int = 0, **variables: str) -> Done:
+    def call(self, *command: object, status: int = 0, real_spawn: bool = False, **variables: str) -> Done:
         """Run any program, as :meth:`run` does."""
         process = subprocess.run(
             [str(word) for word in command],
-            env=self.environment(**variables),
+            env=self.environment(real_spawn, **variables),
             cwd=self.root,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
@@ -152,13 +176,14 @@ class Workspace:
         configurations: Sequence[str] = ("3d_fullres",),
         status: int = 0,
         more: Sequence[object] = (),
+        real_spawn: bool = False,
         **variables: str,
     ) -> Done:
         """Plan and preprocess with as few processes as possible."""
         processes = ("-npfp", 1, "-np", 1, "--no_pbar", *more)
         fixed = ("nnUNetv2_plan_and_preprocess", "-d", self.number, "-c", *configurations, *processes)
         variables = {"nnUNet_n_proc_DA": "1", **variables}  # stock planning takes it for a number of threads, not 0
-        return self.run(*fixed, "-pl", planner, status=status, **variables)
+        return self.run(*fixed, "-pl", planner, status=status, real_spawn=real_spawn, **variables)
 
     def train(self, configuration: str, *more: object, trainer: str = TRAINER, plans: str = PLANS) -> list[object]:
         """Return the command that trains fold 0 on the CPU."""
@@ -297,7 +322,11 @@ class Prepared:
 
 @pytest.fixture(scope="session")
 def prepared(blobs: Workspace) -> Prepared:
-    """The dataset planned and preprocessed for 3D and 2D, and the plans with small configurations."""
+    """The dataset planned and preprocessed for 3D and 2D, and the plans with small configurations.
+
+    With spawned workers on the first worker of xdist; the second one needs what it makes, and fork makes the same.
+    """
+    real_spawn = os.environ.get("PYTEST_XDIST_WORKER", "gw0") == "gw0"
     scans = [blobs.raw / "imagesUnlabeled" / f"extra_{number}_0000.nii.gz" for number in (1, 2)]
     sound = [scan.read_bytes() for scan in scans]
     scans[0].write_bytes(b"no image")
@@ -305,7 +334,7 @@ def prepared(blobs: Workspace) -> Prepared:
     hole[3, 4, 5] = np.nan
     write_image(hole, scans[1])
     configurations = ("3d_fullres", "2d")
-    broken = blobs.plan_and_preprocess("SemiSupervisedPlanner", configurations, status=1, more=GLOBAL)
+    broken = blobs.plan_and_preprocess("SemiSupervisedPlanner", configurations, 1, GLOBAL, real_spawn)
     cases = blobs.preprocessed / f"{PLANS}_3d_fullres_unlabeled"
     finished = {path.name: path.stat().st_mtime_ns for path in cases.glob("*.b2nd")}
     for scan, content in zip(scans, sound, strict=True):
@@ -327,8 +356,8 @@ class Trained:
 
 @pytest.fixture(scope="session")
 def trained(blobs: Workspace, prepared: Prepared) -> Trained:
-    """A short CPS training in 3D; tests must leave its files as they are."""
-    return Trained(blobs, blobs.model(), blobs.run(*blobs.train(TINY)))
+    """A short CPS training in 3D, with spawned workers; tests must leave its files as they are."""
+    return Trained(blobs, blobs.model(), blobs.run(*blobs.train(TINY), real_spawn=True))
 
 
 @pytest.fixture(scope="session")
@@ -336,5 +365,5 @@ def predicted(trained: Trained) -> Path:
     """The test images predicted by ``nnUNetv2_predict`` with the CPS model, through spawned workers."""
     output = trained.workspace.root / "predicted"
     model = ("-d", trained.workspace.number, "-c", TINY, "-p", PLANS, "-tr", TRAINER, "-f", 0)
-    trained.workspace.run(*trained.workspace.predict(output, *model, "-npp", 1, "-nps", 1))
+    trained.workspace.run(*trained.workspace.predict(output, *model, "-npp", 1, "-nps", 1), real_spawn=True)
     return output

@@ -44,8 +44,10 @@ class Exported:
 def without_plugin(trained, tmp_path_factory):
     """The workspace with an environment in which nnunet_ext cannot be imported."""
     folder = tmp_path_factory.mktemp("without")
-    (folder / "sitecustomize.py").write_text(WITHOUT_PLUGIN)
-    path = os.pathsep.join(filter(None, [str(folder), os.environ.get("PYTHONPATH")]))
+    path = trained.workspace.environment()["PYTHONPATH"]
+    usual = (Path(path.split(os.pathsep)[0]) / "sitecustomize.py").read_text()  # Python imports the first one alone
+    (folder / "sitecustomize.py").write_text(usual + WITHOUT_PLUGIN)
+    path = os.pathsep.join([str(folder), path])
     variables = {"PYTHONPATH": path, "NNUNET_EXT_DISABLE": "1", "nnUNet_results": str(folder / "results")}
     return replace(trained.workspace, variables=variables)
 
@@ -101,7 +103,7 @@ def test_plugin_is_really_missing_also_in_spawned_workers(without_plugin):
         "            print('worker:', error)\n"
         "    import nnunet_ext\n"
     )
-    done = without_plugin.call(sys.executable, "-c", code, status=1)
+    done = without_plugin.call(sys.executable, "-c", code, status=1, real_spawn=True)
     assert "worker: No module named 'nnunet_ext'" in done.output
     assert done.last_line == "ModuleNotFoundError: No module named 'nnunet_ext'"
 

@@ -56,6 +56,7 @@ def test_commands_in_turn(trained, predicted, tmp_path):
         from_model(trained, tmp_path / "parts", "--max_voxels", 9000, *sequential),
         (*by_name, "-o", tmp_path / "parts", "--max_voxels", 9000, "-num_parts", 2, "-part_id", 1, *sequential),
         ("nnUNetv2_predict", "-h"),
+        real_spawn=True,  # of the one command with processes
     )
     assert [one.status for one in done] == [0] * 7, "\n".join(one.output for one in done if one.status)
     for case in CASES:
@@ -166,7 +167,8 @@ def test_a_killed_run_is_continued(trained, tmp_path):
         start_new_session=True,
     )
     deadline = time.monotonic() + 120
-    while not (output / "case_1.nii.gz").is_file() and time.monotonic() < deadline:
+    report = output / "spacing_report.json"  # written after the prediction
+    while not (report.is_file() and '"case_1"' in report.read_text()) and time.monotonic() < deadline:
         time.sleep(0.05)
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
@@ -181,5 +183,4 @@ def test_a_killed_run_is_continued(trained, tmp_path):
     names = sorted(path.name for path in output.glob("*.nii.gz"))
     assert names == [f"case_{number}.nii.gz" for number in range(8)]
     assert not list(output.glob(".partial_*"))
-    report = json.loads((output / "spacing_report.json").read_text())["cases"]
-    assert sorted(report) == [f"case_{number}" for number in range(8)]
+    assert sorted(json.loads(report.read_text())["cases"]) == [f"case_{number}" for number in range(8)]

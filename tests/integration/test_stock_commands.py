@@ -218,16 +218,16 @@ class TestTraining:
 
 
 class TestContinuing:
-    TRAINER = "nnUNetTrainerCPS_12epochs_2iterations"
-    # The worst moment: the checkpoint of the fifth epoch is written, but not yet under its name.
+    TRAINER = "nnUNetTrainerCPS_4epochs_2iterations"
+    # The worst moment: the checkpoint of the third epoch is written, but not yet under its name.
     DIE_WHILE_SAVING = """
 import os, signal
-from nnunet_ext.trainers import nnUNetTrainerCPS_12epochs_2iterations as Original
+from nnunet_ext.trainers import nnUNetTrainerCPS_4epochs_2iterations as Original
 
 
-class nnUNetTrainerCPS_12epochs_2iterations(Original):
+class nnUNetTrainerCPS_4epochs_2iterations(Original):
     def save_checkpoint(self, filename):
-        if self.current_epoch == 4:
+        if self.current_epoch == 2:
             os.replace = lambda source, target: os.kill(os.getpid(), signal.SIGKILL)
         super().save_checkpoint(filename)
 """
@@ -238,21 +238,21 @@ class nnUNetTrainerCPS_12epochs_2iterations(Original):
         fold = blobs.model(self.TRAINER) / "fold_0"
         blobs.run(*command, status=-signal.SIGKILL, nnUNet_extTrainer=str(tmp_path))
         killed = load_checkpoint(fold / "checkpoint_latest.pth")
-        assert killed["current_epoch"] == 4
+        assert killed["current_epoch"] == 2
         assert not (fold / "checkpoint_final.pth").exists()
 
         done = blobs.run(*command, "--c")
-        assert re.findall(r"Epoch (\d+) ?\n", done.output) == [str(epoch) for epoch in range(4, 12)]
+        assert re.findall(r"Epoch (\d+) ?\n", done.output) == [str(epoch) for epoch in range(2, 4)]
         assert {path.name for path in fold.glob("*.pth")} == {"checkpoint_best.pth", "checkpoint_final.pth"}
         kept = re.compile(r"checkpoint_(best|final)\.pth|progress\.png|debug\.json|training_log_.*\.txt|validation.*")
         assert [path.name for path in fold.iterdir() if not kept.fullmatch(path.name)] == []
 
         curves = load_checkpoint(fold / "checkpoint_final.pth")["logging"]
-        assert {key: len(values) for key, values in curves.items()} == dict.fromkeys(curves, 12)
+        assert {key: len(values) for key, values in curves.items()} == dict.fromkeys(curves, 4)
         assert set(CURVES) < set(curves)
-        assert curves["cps_lambda"] == pytest.approx([0.5 * min(1, (epoch + 1) / 6) for epoch in range(12)])
+        assert curves["cps_lambda"] == pytest.approx([0.25, 0.5, 0.5, 0.5])
         for key in CURVES:
-            assert curves[key][:4] == killed["logging"][key]
+            assert curves[key][:2] == killed["logging"][key]
         assert np.isfinite(curves["cps_loss"]).all()
 
 

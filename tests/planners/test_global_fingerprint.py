@@ -279,7 +279,7 @@ def test_warnings_name_the_case(tiny: TinyDataset, capsys):
     write_image(tiny.raw / "imagesUnlabeled" / "flat_0000.nii.gz", np.full(scan(0).shape, 7, np.int16))
     write_image(tiny.raw / "imagesUnlabeled" / "thin_0000.nii.gz", integer_scan(3)[:1])
     write_image(tiny.raw / "imagesUnlabeled" / "bright_0000.nii.gz", 50 * integer_scan(3))
-    write_image(tiny.raw / "imagesUnlabeled" / "coarse_0000.nii.gz", integer_scan(3), spacing=(4, 1, 1))
+    write_image(tiny.raw / "imagesUnlabeled" / "coarse_0000.nii.gz", integer_scan(3), spacing=(8, 0.9, 0.8))
     turned = (-1, 0, 0, 0, 1, 0, 0, 0, 1)
     write_image(tiny.raw / "imagesUnlabeled" / "turned_0000.nii.gz", integer_scan(3), direction=turned)
     extractor().run()
@@ -290,7 +290,7 @@ def test_warnings_name_the_case(tiny: TinyDataset, capsys):
         ("one slice", "thin: shape (1, 16, 14)"),
         ("CT values that are no integers", "decimals"),
         ("intensities unlike the others", "bright: channel CT: 99 % in"),
-        ("spacing unlike the others", "coarse: 4 x 1 x 1 mm, median 1 x 1 x 1 mm"),
+        ("spacing unlike the others", "coarse: 8 x 0.9 x 0.8 mm, median 2.4 x 0.9 x 0.8 mm"),
         ("orientation unlike the others", "turned: RPS, most are LPS"),
     ):
         paragraph = text.split(f"WARNING: {kind}")[1].split("WARNING:")[0]

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from batchgenerators.utilities.file_and_folder_operations import load_pickle
-from data.tiny_dataset import NAME, TinyDataset, make_plans, scan, set_environment, write_image
+from data.tiny_dataset import NAME, SPACING, TinyDataset, make_plans, scan, set_environment, write_image
 from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
 from nnunetv2.preprocessing.preprocessors.default_preprocessor import DefaultPreprocessor
 from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
@@ -170,7 +170,7 @@ def test_labelled_cases_are_checked_as_in_the_fingerprint(tiny: TinyDataset):
     smaller = write_image(tiny.raw / "b.nii.gz", np.ones((12, 16, 13), np.uint8))
     data, segmentation, properties = read_labelled((str(image),), str(label), SimpleITKIO, 1)
     assert data.shape == segmentation.shape == (1, 12, 16, 14)
-    assert properties["spacing"] == [1, 1, 1]
+    assert properties["spacing"] == pytest.approx(SPACING)
     with pytest.raises(ValueError, match=rf"{smaller} has shape \(12, 16, 13\), but its image has \(12, 16, 14\)"):
         read_labelled((str(image),), str(smaller), SimpleITKIO, 1)
     smaller.write_bytes(b"no image")

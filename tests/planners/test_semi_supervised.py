@@ -47,6 +47,13 @@ def planned(tiny: TinyDataset) -> TinyDataset:
     return tiny
 
 
+def narrow(planner: ExperimentPlanner) -> ExperimentPlanner:
+    """Let it plan narrow networks with few stages, which take less time to look at."""
+    planner.UNet_base_num_features = 4
+    planner.UNet_featuremap_min_edge_length = 8
+    return planner
+
+
 def read(tiny: TinyDataset, name: str) -> dict:
     return json.loads((tiny.preprocessed / f"{name}.json").read_text())
 
@@ -171,7 +178,7 @@ def unlabelled_only(tiny: TinyDataset, number: int = 3) -> None:
     for seed in range(number):
         tiny.add_unlabeled(f"u{seed}", seed)
     tiny.write_dataset_json(numTraining=0)
-    shapes = {"spacings": [[1.0] * 3] * number, "shapes_after_crop": [[120, 160, 140]] * number}
+    shapes = {"spacings": [[1.0] * 3] * number, "shapes_after_crop": [[48, 56, 48]] * number}
     change_fingerprint(
         tiny, **shapes, unlabeled_spacings=shapes["spacings"], unlabeled_shapes_after_crop=shapes["shapes_after_crop"]
     )
@@ -180,17 +187,15 @@ def unlabelled_only(tiny: TinyDataset, number: int = 3) -> None:
 
 def test_unlabelled_only_counts_images_for_the_batch_and_keeps_the_2d_batch_at_twelve(planned: TinyDataset):
     unlabelled_only(planned, 40)
-    planner = SemiSupervisedPlannerResEncM(777)
-    planner.UNet_base_num_features = 4  # a narrow network leaves room for a large batch
+    planner = narrow(SemiSupervisedPlannerResEncM(777))  # leaves room for a large batch
     plans = planner.plan_experiment()
     assert plans["spacing_source"] == "all"
     assert plans["configurations"]["2d"]["batch_size"] == 12
     assert plans["configurations"]["3d_fullres"]["batch_size"] > 2
     labelled = planned.add_labelled("l", 0)
     planned.write_dataset_json(dataset={"l": {"images": [str(labelled[0])], "label": str(labelled[1])}}, numTraining=1)
-    change_fingerprint(planned, spacings=[[1.0] * 3], shapes_after_crop=[[120, 160, 140]])
-    planner = SemiSupervisedPlannerResEncM(777)
-    planner.UNet_base_num_features = 4
+    change_fingerprint(planned, spacings=[[1.0] * 3], shapes_after_crop=[[48, 56, 48]])
+    planner = narrow(SemiSupervisedPlannerResEncM(777))
     with_label = planner.plan_experiment()
     assert with_label["configurations"]["2d"]["batch_size"] > 12  # one labelled case and 40 others: nnU-Net's rule
 
@@ -223,16 +228,14 @@ def test_residual_encoders_plan_as_stock_does_under_their_own_names(planned: Tin
 
 
 def test_an_explicit_memory_target_is_the_total_of_a_cps_step(planned: TinyDataset, capsys):
-    shape = {"shapes_after_crop": [[120, 160, 140]] * 2, "unlabeled_shapes_after_crop": []}
+    shape = {"shapes_after_crop": [[48, 56, 48]] * 2, "unlabeled_shapes_after_crop": []}
     change_fingerprint(planned, **shape)
-    free = SemiSupervisedPlanner(777)
-    free.UNet_base_num_features = 8
+    free = narrow(SemiSupervisedPlanner(777))
     free_plan = free.plan_experiment()["configurations"]["3d_fullres"]
     needed = free.cps_memory(free_plan) / 2**30
     assert "3d_fullres: " in capsys.readouterr().out
     target = free.memory_reserve_gb + needed / 2
-    tight = SemiSupervisedPlanner(777, gpu_memory_target_in_gb=target, plans_name="TightPlans")
-    tight.UNet_base_num_features = 8
+    tight = narrow(SemiSupervisedPlanner(777, gpu_memory_target_in_gb=target, plans_name="TightPlans"))
     plans = tight.plan_experiment()
     for configuration in plans["configurations"].values():
         assert tight.cps_memory(configuration) / 2**30 <= target - tight.memory_reserve_gb

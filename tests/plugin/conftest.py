@@ -1,5 +1,6 @@
 """Interpreters of their own for what a running pytest has already settled, and a small stand-in for nnU-Net."""
 
+import functools
 import os
 import subprocess
 import sys
@@ -32,17 +33,17 @@ FAKE_NNUNET = {
 }
 
 
-@pytest.fixture
-def run(tmp_path: Path) -> Run:
-    """Run Python in an interpreter of its own, without variables of nnU-Net or the plugin from outside."""
+@pytest.fixture(scope="session")
+def run_in() -> Run:
+    """Run Python in a folder and an interpreter of its own, without variables of nnU-Net or the plugin from outside."""
 
-    def run(*arguments: str, check: bool = True, **variables: str) -> subprocess.CompletedProcess[str]:
+    def run_in(folder: Path, *arguments: str, check: bool = True, **variables: str) -> subprocess.CompletedProcess[str]:
         ignored = ("nnUNet_", "NNUNET_EXT_", "PYTHONPATH")
         environment = {key: value for key, value in os.environ.items() if not key.startswith(ignored)}
         done = subprocess.run(
             [sys.executable, *arguments],
             env={**environment, **variables},
-            cwd=tmp_path,
+            cwd=folder,
             capture_output=True,
             text=True,
             timeout=300,
@@ -50,7 +51,13 @@ def run(tmp_path: Path) -> Run:
         assert not check or done.returncode == 0, done.stderr
         return done
 
-    return run
+    return run_in
+
+
+@pytest.fixture
+def run(run_in: Run, tmp_path: Path) -> Run:
+    """Run Python in a temporary folder, as ``run_in`` does."""
+    return functools.partial(run_in, tmp_path)
 
 
 @pytest.fixture

@@ -49,9 +49,3 @@ def test_passes_arguments_result_and_activation(run, tmp_path):
     )
     done = run("-S", "script.py", PYTHONPATH=NO_STARTUP_LINE)
     assert done.stdout.strip() == "(['command', '-x', '1'], ('spawn', 'multiprocessing.spawn', 'waiting'))"
-
-
-def test_exit_status_of_the_command_is_passed_on(run):
-    done = run("-m", "nnunet_ext", "nnUNetv2_train", "--no-such-flag", check=False)
-    assert done.returncode == 2
-    assert "nnUNetv2_train: error:" in done.stderr

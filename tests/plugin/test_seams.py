@@ -4,6 +4,7 @@ import sys
 from types import ModuleType, SimpleNamespace
 
 import pytest
+import torch
 
 from nnunet_ext.plugin import (
     compat,
@@ -57,29 +58,6 @@ def test_find_class_answers_like_stock_otherwise(find_class, name, where, expect
     assert find_class("folder", name, where, None, verbose=False) is expected
 
 
-def test_stock_callers_ask_with_the_modules_of_the_table(run):
-    code = """
-import inspect, nnunetv2.experiment_planning.plan_and_preprocess_api as api
-from nnunetv2.utilities.plans_handling import plans_handler
-from nnunet_ext.plugin.seam_find_class import CLASSES
-for module, where in ((api, "nnunetv2.experiment_planning"), (plans_handler, "nnunetv2.preprocessing")):
-    assert f'current_module="{where}")' in inspect.getsource(module) and where in CLASSES
-folder = api.nnunetv2.__path__[0] + "/experiment_planning"
-find = api.recursive_find_python_class
-assert find(folder, "NoSuchPlanner", current_module="nnunetv2.experiment_planning") is None
-planner = find(folder, "ResEncUNetPlanner", current_module="nnunetv2.experiment_planning")
-assert planner is find.__wrapped__(folder, "ResEncUNetPlanner", current_module="nnunetv2.experiment_planning")
-assert planner.__name__ == "ResEncUNetPlanner"
-for name in CLASSES["nnunetv2.experiment_planning"]:
-    assert find(folder, name, current_module="nnunetv2.experiment_planning").__name__ == name
-for name in CLASSES["nnunetv2.preprocessing"]:
-    folder = api.nnunetv2.__path__[0] + "/preprocessing"
-    assert find(folder, name, current_module="nnunetv2.preprocessing").__name__ == name
-print("fine")
-"""
-    assert run("-c", code).stdout.splitlines()[-1] == "fine"
-
-
 @pytest.fixture
 def find_trainer(monkeypatch):
     def recursive_find_trainer_class_by_name(trainer_name):
@@ -125,38 +103,6 @@ def test_find_trainer_explains_a_malformed_name_without_stocks_error_above(find_
 def test_find_trainer_passes_other_errors_on(find_trainer):
     with pytest.raises(RuntimeError, match="module is broken"):
         find_trainer("broken")
-
-
-def test_users_own_trainer_folder_wins(run, tmp_path):
-    folder = tmp_path / "trainers"
-    folder.mkdir()
-    (folder / "mine.py").write_text(
-        "from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer\n\n\n"
-        "class nnUNetTrainerCPS(nnUNetTrainer):\n    mine = True\n"
-    )
-    code = (
-        "from nnunetv2.run.run_training import recursive_find_trainer_class_by_name as find;"
-        f"assert find.{compat.MARKER}; found = find('nnUNetTrainerCPS');"
-        "print(found.__module__, found.mine, find('nnUNetTrainer').__module__)"
-    )
-    done = run("-c", code, nnUNet_extTrainer=str(folder))
-    assert done.stdout.splitlines()[-1] == "mine True nnunetv2.training.nnUNetTrainer.nnUNetTrainer"
-
-
-def test_names_of_ours_are_found_composed_or_explained_by_the_stock_lookup(run):
-    code = """
-from nnunetv2.run.run_training import recursive_find_trainer_class_by_name as find
-for name in ("nnUNetTrainerCPS", "nnUNetTrainerCPS_3epochs"):
-    assert find(name).__name__ == name and find(name) is find(name)
-for name in ("nnUNetTrainerNobodyHas", "SomethingElse", "nnUNetTrainerCPS_CPS"):
-    try:
-        find(name)
-    except Exception as error:
-        print(type(error).__name__, str(error)[:40])
-"""
-    *_, unknown, foreign, malformed = run("-c", code).stdout.splitlines()
-    assert unknown == foreign == "RuntimeError Could not find requested nnunet trainer "
-    assert malformed.startswith("ValueError ")
 
 
 def entries(result=None):
@@ -239,15 +185,49 @@ def load():
     return module.maybe_load_checkpoint
 
 
+@pytest.fixture
+def weights(tmp_path) -> str:
+    torch.save({"network_weights": {}}, tmp_path / "weights.pth")
+    return str(tmp_path / "weights.pth")
+
+
 def trainer_with_callback() -> SimpleNamespace:
     calls: list = []
     return SimpleNamespace(calls=calls, after_pretrained_weights=lambda path: calls.append(("ours", path)))
 
 
-def test_pretrained_callback_runs_after_stock(load):
+def test_pretrained_callback_runs_after_stock(load, weights):
     trainer = trainer_with_callback()
-    load(trainer, False, False, "weights.pth")
-    assert trainer.calls == [("stock", False, False, "weights.pth"), ("ours", "weights.pth")]
+    load(trainer, False, False, weights)
+    assert trainer.calls == [("stock", False, False, weights), ("ours", weights)]
+
+
+class RunsCode:
+    def __init__(self, marker) -> None:
+        self.marker = marker
+
+    def __reduce__(self):
+        return type(self.marker).touch, (self.marker,)
+
+
+@pytest.mark.parametrize("kind", ["by its hooks", "by its base", "stock"])
+def test_pretrained_weights_with_code_are_refused_for_our_trainers(load, tmp_path, monkeypatch, kind):
+    file = str(tmp_path / "evil.pth")
+    torch.save({"network_weights": RunsCode(tmp_path / "ran")}, file)
+    trainer = trainer_with_callback() if kind == "by its hooks" else SimpleNamespace(calls=[])
+    if kind == "by its base":
+        part = type("SomePart", (), {"__module__": "nnunet_ext.trainers.some"})
+        trainer = type("nnUNetTrainerMine", (SimpleNamespace, part), {})(calls=[])
+    if kind != "stock":
+        with pytest.raises(ValueError, match=r"evil\.pth cannot be loaded .* made it, set nnUNet_ext_trust_weights=1$"):
+            load(trainer, False, False, file)
+        assert trainer.calls == []
+        with pytest.raises(FileNotFoundError, match="there is no checkpoint .*nowhere"):
+            load(trainer, False, False, str(tmp_path / "nowhere"))
+        monkeypatch.setenv("nnUNet_ext_trust_weights", "1")
+    load(trainer, False, False, file)
+    assert trainer.calls[0] == ("stock", False, False, file)
+    assert not (tmp_path / "ran").exists()
 
 
 @pytest.mark.parametrize(

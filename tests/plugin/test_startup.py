@@ -173,29 +173,6 @@ def test_late_activation_without_copies_is_silent(run, fake_nnunet):
     assert run("-S", "-c", code, PYTHONPATH=f"{fake_nnunet}:{root}").stderr == ""
 
 
-def test_every_seam_is_active_on_the_installed_nnunetv2(run):
-    code = f"""
-import pickle
-import nnunetv2.run.run_training as training, nnunetv2.inference.predict_from_raw_data as prediction
-import nnunetv2.experiment_planning.plan_and_preprocess_entrypoints as entries
-import nnunetv2.utilities.find_objects as objects
-from nnunet_ext.plugin.startup import SEAMS, status
-assert [(module, state) for _, module, state in status()] == [(module, "active") for module in SEAMS], status()
-for function in (
-    training.maybe_load_checkpoint, training.recursive_find_trainer_class_by_name,
-    prediction.recursive_find_trainer_class_by_name, objects.recursive_find_python_class,
-    entries.plan_and_preprocess_entry, entries.preprocess_entry, entries.extract_fingerprint_entry,
-    prediction.predict_entry_point, prediction.predict_entry_point_modelfolder,
-):
-    assert function.{compat.MARKER} and pickle.loads(pickle.dumps(function)) is function
-pickle.loads(pickle.dumps(training.run_ddp))
-print("fine")
-"""
-    done = run("-c", code)
-    assert done.stdout.splitlines()[-1] == "fine"
-    assert "nnunet_ext:" not in done.stderr
-
-
 def test_table_names_the_modules_that_compat_describes():
     targets = (*compat.SINGLE_TARGETS, *compat.PREPROCESSING_ENTRIES, *compat.PREDICT_ENTRIES)
     assert set(startup.SEAMS) == {target.module for target in targets}

@@ -12,6 +12,14 @@ from reference import tiny
 from nnunet_ext.training.composition import find_trainer
 
 LENGTH, STEPS = "_4epochs_2iterations", 2
+CASES = [  # Dice per sample in 3D, and over the batch in 2D
+    ("nnUNetTrainerCPS", "3d_fullres"),
+    ("nnUNetTrainerCPS", "2d"),
+    ("nnUNetTrainerCPS_CWCD", "2d"),
+    ("nnUNetTrainerCWCD_IFECurvature", "2d"),
+    ("nnUNetTrainerIFEEntropy", "3d_fullres"),
+    ("nnUNetTrainerCPS_ANUNet", "2d"),
+]
 
 
 def fixed_batch(trainer, size):
@@ -41,13 +49,26 @@ def part(batch, rank, size):
     }
 
 
-def run(rank, world, folder, name, configuration, output):
+def run(rank, world, folder, output):
+    """Train all of ``CASES`` one after another, as one of ``world`` processes, and keep what rank 0 has then."""
     torch.set_num_threads(1)
-    for kind in ("raw", "preprocessed", "results"):
-        os.environ[f"nnUNet_{kind}"] = os.path.join(folder, kind)
     os.environ["nnUNet_compile"] = "0"
     if world > 1:
         dist.init_process_group("gloo", init_method=f"file://{folder}/meeting_point", rank=rank, world_size=world)
+    for number, (name, configuration) in enumerate(CASES):
+        for kind in ("raw", "preprocessed", "results"):
+            os.environ[f"nnUNet_{kind}"] = os.path.join(folder, str(number), kind)
+        found = train(name, configuration, rank, world, os.path.join(folder, str(number)))
+        if rank == 0:
+            torch.save(found, os.path.join(folder, str(number), output))
+    if world > 1:
+        dist.barrier()
+        dist.destroy_process_group()
+        os._exit(0)  # on busy machines gloo's threads can abort a process that shuts down in the usual way
+
+
+def train(name, configuration, rank, world, folder):
+    """Return weights of both networks and the curves, on rank 0."""
     plans = tiny.plans() | {"continue_training": False}
     trainer = find_trainer(name + LENGTH)(plans, configuration, 0, tiny.dataset_json(), torch.device("cpu"))
     trainer.current_epoch = 2  # lambda 0.5
@@ -59,35 +80,39 @@ def run(rank, world, folder, name, configuration, output):
     mine = batch if world == 1 else part(batch, rank, 2)
     outputs = [trainer.train_step(mine) for _ in range(STEPS)]
     values = trainer.monitor.epoch(outputs, 0.5, trainer.is_ddp) if "CPS" in name else {}
-    if rank == 0:
-        path = os.path.join(folder, "c.pth")
-        trainer.save_checkpoint(path)
-        checkpoint = torch.load(path, weights_only=False)
-        second = checkpoint["nnunet_ext_cps"]["network_weights"] if "CPS" in name else {}
-        torch.save([checkpoint["network_weights"], second, values], output)
-    if world > 1:
-        dist.barrier()
-        dist.destroy_process_group()
-        os._exit(0)  # on busy machines gloo's threads can abort a process that shuts down in the usual way
+    if rank > 0:
+        return None
+    path = os.path.join(folder, "c.pth")
+    trainer.save_checkpoint(path)
+    checkpoint = torch.load(path, weights_only=False)
+    second = checkpoint["nnunet_ext_cps"]["network_weights"] if "CPS" in name else {}
+    return checkpoint["network_weights"], second, values
 
 
-@pytest.mark.parametrize(
-    ("name", "configuration"),  # Dice per sample in 3D, and over the batch in 2D
-    [
-        ("nnUNetTrainerCPS", "3d_fullres"),
-        ("nnUNetTrainerCPS", "2d"),
-        ("nnUNetTrainerCPS_CWCD", "2d"),
-        ("nnUNetTrainerCWCD_IFECurvature", "2d"),
-        ("nnUNetTrainerIFEEntropy", "3d_fullres"),
-        ("nnUNetTrainerCPS_ANUNet", "2d"),
-    ],
-)
-def test_two_processes_equal_one_with_the_joint_batch(environment, name, configuration):
-    tiny.make(environment, configurations=(configuration,))
-    joint, split = (str(environment / name) for name in ("joint.pt", "split.pt"))
-    run(0, 1, str(environment), name, configuration, joint)
-    mp.spawn(run, args=(2, str(environment), name, configuration, split), nprocs=2)
-    expected, found = (torch.load(file, weights_only=False) for file in (joint, split))
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """The folder with what one process and two gave for each case: one pair for all, as each imports for seconds."""
+    folder = tmp_path_factory.mktemp("ddp")
+    for number, (_, configuration) in enumerate(CASES):
+        tiny.make(folder / str(number), configurations=(configuration,))
+    with pytest.MonkeyPatch.context() as patch:
+        for kind in ("raw", "preprocessed", "results"):
+            patch.setenv(f"nnUNet_{kind}", "")
+        patch.setenv("nnUNet_compile", "0")
+        patch.setenv("nnUNet_n_proc_DA", "0")
+        for name in ("nnUNet_ext_seed", "nnUNet_ext_cpu_bf16", "nnUNet_extTrainer"):
+            patch.delenv(name, raising=False)
+        threads = torch.get_num_threads()
+        run(0, 1, str(folder), "joint.pt")
+        torch.set_num_threads(threads)
+        mp.spawn(run, args=(2, str(folder), "split.pt"), nprocs=2)
+    return folder
+
+
+@pytest.mark.parametrize("case", CASES, ids="-".join)
+def test_two_processes_equal_one_with_the_joint_batch(trained, case):
+    folder = trained / str(CASES.index(case))
+    expected, found = (torch.load(folder / file, weights_only=False) for file in ("joint.pt", "split.pt"))
     for one, two in zip(expected[:2], found[:2], strict=True):
         for key in one:
             torch.testing.assert_close(two[key], one[key], rtol=1e-5, atol=1e-6)

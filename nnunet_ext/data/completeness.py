@@ -1,0 +1,197 @@
+"""Whether the file of an image is whole, looked at without nnU-Net's readers.
+
+ITK reads what is missing of a NIfTI file as 0, puts 1 mm in the place of a voxel size that is no number, turns NaN into
+0, and says nothing of it. What the readers of other formats refuse themselves is left to them.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import os
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import nibabel
+import numpy as np
+
+COPY_AGAIN = "copy it again, or remove it"
+_CHUNK = 2**20  # bytes
+_GZIP_MAGIC = b"\x1f\x8b"
+_GZIP, _ZLIB = 31, 15  # of zlib: which wrapping to expect, with its checksum
+_META_BYTES = {
+    **dict.fromkeys(("MET_CHAR", "MET_UCHAR"), 1),
+    **dict.fromkeys(("MET_SHORT", "MET_USHORT"), 2),
+    **dict.fromkeys(("MET_INT", "MET_UINT", "MET_FLOAT"), 4),
+    **dict.fromkeys(("MET_LONG_LONG", "MET_ULONG_LONG", "MET_DOUBLE"), 8),
+}
+_GIPL_BYTES = {7: 1, 8: 1, 15: 2, 16: 2, 31: 4, 32: 4, 64: 4, 65: 8}
+_GIPL_HEADER = 256  # bytes
+
+
+def check_complete(path: str | Path) -> None:
+    """Look at a whole image file: its length against its header, its checksums, and what its reader would hide.
+
+    Args:
+        path: Image or label map in a format that nnU-Net reads.
+
+    Raises:
+        ValueError: If the file is no regular one, is cut off or damaged, or is a NIfTI file with complex voxels, a
+            voxel size that is none, or NaN or infinite values; names it, and says what to do.
+    """
+    path = str(path)
+    if not os.path.isfile(path):
+        what = "a folder" if os.path.isdir(path) else "no regular file" if os.path.exists(path) else "missing"
+        link = ", a link that leads nowhere" if os.path.islink(path) and not os.path.exists(path) else ""
+        raise ValueError(f"{path} cannot be read (it is {what}{link}); replace or remove it")
+    if path.endswith((".nii", ".nii.gz")):
+        _check_nifti(path)
+    elif path.endswith(".mha"):
+        _check_meta_image(path)
+    elif path.endswith(".gipl"):
+        _check_gipl(path)
+
+
+def _check_nifti(path: str) -> None:
+    with open(path, "rb") as file:
+        packed = file.read(2) == _GZIP_MAGIC
+        file.seek(0)
+        chunks = _unpacked(file, path, _GZIP) if packed else iter(lambda: file.read(_CHUNK), b"")
+        start = _read_start(chunks)
+        header = _nifti_header(start, path)
+        first, wanted, stored = _nifti_layout(header, path)
+        _check_voxel_size(header, path)
+        if not packed and stored.kind != "f":  # its length says all
+            _check_length(path, os.path.getsize(path), first + wanted)
+            return
+        found, finite = _look_through(itertools.chain([start], chunks), first, wanted, stored)
+    _check_length(path, found, first + wanted)
+    if not finite:
+        raise ValueError(f"{path} has NaN or infinite values; replace them by values that mean something")
+
+
+def _read_start(chunks: Iterator[bytes]) -> bytes:
+    """Return enough of a file for the header of NIfTI-1 and 2."""
+    start = b""
+    for chunk in chunks:
+        start += chunk
+        if len(start) >= 1024:
+            break
+    return start
+
+
+def _nifti_header(start: bytes, path: str) -> Any:
+    try:
+        size = int(np.frombuffer(start[:4], "<i4")[0])
+        second = size in (540, int(np.array(540, "<i4").byteswap()))
+        kind: Any = nibabel.Nifti2Header if second else nibabel.Nifti1Header
+        return kind(start[: kind.sizeof_hdr], check=False)
+    except Exception as error:  # what nibabel raises at a damaged header is of many kinds
+        raise ValueError(f"{path} cannot be read (it has no NIfTI header); {COPY_AGAIN}") from error
+
+
+def _nifti_layout(header: Any, path: str) -> tuple[int, int, np.dtype]:
+    """Return where the voxels begin, how many bytes they take, and their type."""
+    shape = [int(n) for n in header["dim"][1 : 1 + int(header["dim"][0])]]
+    try:
+        stored: np.dtype = header.get_data_dtype()
+    except Exception as error:
+        raise ValueError(f"{path} has voxels of an unknown type ({int(header['datatype'])}); convert it") from error
+    if stored.kind not in "iuf":
+        raise ValueError(
+            f"{path} has complex or coloured voxels ({stored}), expected real numbers; save e.g. the magnitude, or one "
+            "file a channel"
+        )
+    if not shape or len(shape) > 7 or min(shape) < 1:
+        raise ValueError(f"{path} has the dimensions {shape} in its header, which is damaged; {COPY_AGAIN}")
+    first = max(int(header["vox_offset"]), header.single_vox_offset)
+    return first, math.prod(shape) * stored.itemsize, stored
+
+
+def _check_voxel_size(header: Any, path: str) -> None:
+    count = min(3, int(header["dim"][0]))
+    sizes = [float(size) for size in header["pixdim"][1 : 1 + count]]
+    used = [size for size, voxels in zip(sizes, header["dim"][1 : 1 + count], strict=True) if voxels > 1]
+    if not all(math.isfinite(size) and size != 0 for size in used):
+        raise ValueError(
+            f"{path} has the voxel size {' x '.join(f'{size:g}' for size in sizes)} mm in its header, expected "
+            "positive numbers; correct the header"
+        )
+
+
+def _look_through(chunks: Iterator[bytes], first: int, wanted: int, stored: np.dtype) -> tuple[int, bool]:
+    """Return how many bytes there are, and whether all voxels are finite."""
+    floats = stored.kind == "f" and stored.itemsize <= 8
+    found, finite, rest = 0, True, b""
+    for chunk in chunks:
+        if floats:
+            inside = chunk[max(0, first - found) : max(0, first + wanted - found)]
+            values = rest + inside
+            whole = len(values) // stored.itemsize * stored.itemsize
+            finite = finite and bool(np.isfinite(np.frombuffer(values[:whole], stored)).all())
+            rest = values[whole:]
+        found += len(chunk)
+    return found, finite
+
+
+def _check_length(path: str, found: int, expected: int) -> None:
+    if found < expected:
+        raise ValueError(
+            f"{path} ends after {found} of {expected} bytes (unpacked, if it is packed), so that a part of the image "
+            f"is missing; {COPY_AGAIN}"
+        )
+
+
+def _unpacked(file: BinaryIO, path: str, wrapping: int) -> Iterator[bytes]:
+    """Yield what a gzip or zlib stream holds, and check its checksum at the end of it."""
+    unpacking = zlib.decompressobj(wrapping)
+    packed = file.read(_CHUNK)
+    try:
+        while True:
+            piece = unpacking.decompress(packed, _CHUNK)  # bounded: zeros unpack to a thousand times their size
+            yield piece
+            if not unpacking.eof:
+                packed = unpacking.unconsumed_tail or file.read(_CHUNK)
+                if not packed and not piece:
+                    raise ValueError(f"{path} is cut off (its packed data has no end); {COPY_AGAIN}")
+                continue
+            packed = unpacking.unused_data or file.read(_CHUNK)
+            if wrapping != _GZIP or packed[:2] != _GZIP_MAGIC:
+                return
+            unpacking = zlib.decompressobj(wrapping)  # written in parts
+    except zlib.error as error:
+        raise ValueError(f"{path} is damaged ({error}); {COPY_AGAIN}") from error
+
+
+def _check_meta_image(path: str) -> None:
+    with open(path, "rb") as file:
+        fields: dict[str, str] = {}
+        for line in iter(file.readline, b""):
+            key, _, value = line.decode("latin-1").partition("=")
+            fields[key.strip()] = value.strip()
+            if key.strip() == "ElementDataFile":
+                break
+        size = _META_BYTES.get(fields.get("ElementType", ""))
+        if fields.get("ElementDataFile") != "LOCAL" or size is None or "DimSize" not in fields:
+            return  # the reader's business
+        shape = [int(n) for n in fields["DimSize"].split()]
+        wanted = math.prod(shape) * size * int(fields.get("ElementNumberOfChannels", "1"))
+        if fields.get("CompressedData", "").lower() == "true":
+            found = sum(len(chunk) for chunk in _unpacked(file, path, _ZLIB))
+        else:
+            found = os.path.getsize(path) - file.tell()
+    _check_length(path, found, wanted)
+
+
+def _check_gipl(path: str) -> None:
+    with open(path, "rb") as file:
+        header = file.read(_GIPL_HEADER)
+    if len(header) < _GIPL_HEADER:
+        _check_length(path, len(header), _GIPL_HEADER)
+    shape = np.frombuffer(header[:8], ">u2")
+    size = _GIPL_BYTES.get(int(np.frombuffer(header[8:10], ">u2")[0]))
+    if size is not None:
+        wanted = math.prod(int(n) for n in shape if n) * size
+        _check_length(path, os.path.getsize(path), _GIPL_HEADER + wanted)
