@@ -22,7 +22,7 @@ from nnunet_ext.data.failures import LABELLED, UNLABELLED, Failure, record
 from nnunet_ext.data.plans import load_configuration
 from nnunet_ext.data.pool import WorkerDiedError, map_isolated
 from nnunet_ext.data.preprocess import preprocess_unlabeled
-from nnunet_ext.data.reading import describe, one_line, read_checked
+from nnunet_ext.data.reading import describe, read_checked, read_labels
 from nnunet_ext.data.splits import hidden_cases
 from nnunet_ext.data.unlabeled import find_unlabeled_cases, labelled_cases, usable_labelled, where_looked
 from nnunet_ext.files import DiskFullError, only_here, whole_files
@@ -170,15 +170,7 @@ def read_labelled(
         ValueError: Names the file that is wrong, what was expected and what to do.
     """
     data, properties = read_checked(images, reader_class, channels, strict=False)
-    try:
-        segmentation, _ = reader_class().read_seg(label)
-    except Exception as error:
-        raise ValueError(f"{label} cannot be read ({one_line(error)}); replace or remove it") from error
-    if segmentation.shape[1:] != data.shape[1:]:
-        raise ValueError(
-            f"{label} has shape {segmentation.shape[1:]}, but its image has {data.shape[1:]}; they must lie on the "
-            "same grid"
-        )
+    segmentation = read_labels(label, reader_class, data.shape[1:])
     return data, segmentation, properties
 
 

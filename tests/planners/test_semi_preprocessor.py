@@ -174,7 +174,7 @@ def test_labelled_cases_are_checked_as_in_the_fingerprint(tiny: TinyDataset):
     with pytest.raises(ValueError, match=rf"{smaller} has shape \(12, 16, 13\), but its image has \(12, 16, 14\)"):
         read_labelled((str(image),), str(smaller), SimpleITKIO, 1)
     smaller.write_bytes(b"no image")
-    with pytest.raises(ValueError, match=rf"{smaller} cannot be read \(.*\); replace or remove it"):
+    with pytest.raises(ValueError, match=rf"{smaller} cannot be read \(.*\); .* remove it"):
         read_labelled((str(image),), str(smaller), SimpleITKIO, 1)
     with pytest.raises(ValueError, match=r"has 1 channel\(s\), expected 2"):
         read_labelled((str(image),), str(label), SimpleITKIO, 2)
