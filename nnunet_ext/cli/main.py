@@ -30,21 +30,31 @@ def main(argv: Sequence[str] | None = None) -> int:
     Args:
         argv: Arguments without the program's name; None takes those of the process.
     """
-    parser = argparse.ArgumentParser(prog="nnUNetv2_ext", description=__doc__)
-    parser.add_argument("--version", action="version", version=f"nnunetv2-ext {__version__}")
-    subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for name, summary in COMMANDS.items():
-        module = import_module(f"nnunet_ext.cli.{name}")
-        subparser = subparsers.add_parser(name, help=summary, description=module.__doc__)
-        module.add_arguments(subparser)
-        subparser.set_defaults(run=module.run)
-    arguments = parser.parse_args(argv)
+    words = list(sys.argv[1:] if argv is None else argv)
+    arguments = _parser(words).parse_args(words)
     try:
         return int(arguments.run(arguments))
     except (ValueError, OSError, RuntimeError) as error:
         # Wrong input is reported in a sentence; a traceback is for our own mistakes.
         print(f"nnUNetv2_ext {arguments.command}: error: {error}", file=sys.stderr)
         return 1
+
+
+def _parser(words: Sequence[str]) -> argparse.ArgumentParser:
+    """Return the parser; of the subcommands, only the one that is named is imported and gets its arguments."""
+    parser = argparse.ArgumentParser(prog="nnUNetv2_ext", description=__doc__)
+    parser.add_argument("--version", action="version", version=f"nnunetv2-ext {__version__}")
+    subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    named = next((word for word in words if not word.startswith("-")), None)
+    for name, summary in COMMANDS.items():
+        if name != named:
+            subparsers.add_parser(name, help=summary)
+            continue
+        module = import_module(f"nnunet_ext.cli.{name}")
+        subparser = subparsers.add_parser(name, help=summary, description=module.__doc__)
+        module.add_arguments(subparser)
+        subparser.set_defaults(run=module.run)
+    return parser
 
 
 if __name__ == "__main__":

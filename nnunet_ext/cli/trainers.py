@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 
-from nnunet_ext.training.composition import COMMON, PARTS
+from nnunet_ext.training.composition import COMMON, PARTS, summary_of
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -14,14 +14,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def trainers_and_parts() -> dict[str, list[dict[str, str]]]:
-    """Return names and one-line summaries of the common trainers and of the parts."""
-    from nnunet_ext.training.composition import find_trainer
-
-    rows = []
-    for name in COMMON:
-        doc = (getattr(find_trainer(name), "__doc__", None) or "").strip()
-        rows.append({"name": name, "summary": doc.splitlines()[0] if doc else ""})
-    return {"trainers": rows, "parts": [{"name": part.name, "summary": part.summary} for part in PARTS]}
+    """Return names and one-line summaries of the trainers that are listed, and of the parts."""
+    trainers = [{"name": name, "summary": summary_of(name)} for name in COMMON]
+    return {"trainers": trainers, "parts": [{"name": part.name, "summary": part.summary} for part in PARTS]}
 
 
 def run(arguments: argparse.Namespace) -> int:

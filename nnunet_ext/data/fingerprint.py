@@ -112,7 +112,7 @@ class CaseTable:
             for path in (self.folder / kind).glob("[!.]*.npz"):
                 if path not in wanted:
                     path.unlink(missing_ok=True)
-        for folder in (self.folder, self.folder / "samples"):
+        for folder in (self.folder.parent, self.folder, self.folder / "samples"):
             sweep_all(folder)
 
     def alone(self) -> contextlib.AbstractContextManager[None]:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import blosc2
 from nnunetv2.paths import nnUNet_raw
 from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
 
@@ -148,6 +150,42 @@ def labelled_names(trainer: Any) -> list[str]:
             f"into imagesTr and labelsTr and run {labelled_command(trainer)}"
         )
     return sorted(infer_dataset_class(str(folder)).get_identifiers(str(folder)))
+
+
+def check_labelled_cases(trainer: Any, names: Iterable[str]) -> None:
+    """Check that the preprocessed labelled cases are whole; only the heads of their files are read.
+
+    Args:
+        trainer: Names the folder, and the command for the message.
+        names: The cases that are used.
+
+    Raises:
+        RuntimeError: If a file is missing or damaged; names it and the command that makes it again.
+    """
+    folder = Path(trainer.preprocessed_dataset_folder)
+    for name in names:
+        if (folder / f"{name}.npz").is_file():  # the format of earlier versions of nnU-Net
+            continue
+        problem = _labelled_damage(folder, name)
+        if problem is not None:
+            raise RuntimeError(f"{problem}; to make the labelled cases again, run: {labelled_command(trainer)}")
+
+
+def _labelled_damage(folder: Path, name: str) -> str | None:
+    shapes = []
+    for file in (folder / f"{name}.b2nd", folder / f"{name}_seg.b2nd"):
+        if not file.is_file():
+            return f"{file} is missing"
+        try:
+            shapes.append(tuple(blosc2.open(urlpath=str(file), mode="r").shape))
+        except Exception as error:  # whatever blosc2 says of a file that is none of its own
+            return f"{file} is damaged ({error})"
+    if shapes[0][1:] != shapes[1][1:]:
+        return f"{folder / name}_seg.b2nd has shape {shapes[1]}, but the image has {shapes[0]}"
+    properties = folder / f"{name}.pkl"
+    if not properties.is_file() or properties.stat().st_size == 0:
+        return f"{properties} is {'empty' if properties.is_file() else 'missing'}"
+    return None
 
 
 def labelled_command(trainer: Any) -> str:

@@ -9,7 +9,10 @@ __all__ = list(COMMON)
 
 def __getattr__(name: str) -> Any:
     if name.startswith("nnUNetTrainer"):
-        trainer = find_trainer(name)
+        try:
+            trainer = find_trainer(name)
+        except ValueError as error:  # of a name that begins like ours; hasattr must answer False
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}: {error}") from error
         if trainer is not None:
             return trainer
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,4 +1,4 @@
-"""The common combinations, written out: found by reading, by import and by ``nnUNet_extTrainer``."""
+"""Combinations that are used most, written out for readers; the others are made of the same table of parts alike."""
 
 from __future__ import annotations
 

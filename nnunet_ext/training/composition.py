@@ -8,10 +8,11 @@ of the results and is looked up again at inference, so one training has exactly 
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
-from typing import Any
+from typing import Any, cast
 
 BASE = "nnUNetTrainer"
 
@@ -67,13 +68,42 @@ PARTS = (
     ),
 )
 
+
+def _combinations() -> tuple[tuple[Part, ...], ...]:
+    """Return every combination of parts that carry no number, those of few parts first."""
+    found: list[tuple[Part, ...]] = [()]
+    for group in sorted({part.group for part in PARTS if not part.has_number}):
+        of_group = [part for part in PARTS if part.group == group]
+        found += [(*chosen, part) for chosen in found for part in of_group]
+    return tuple(sorted(found[1:], key=len))
+
+
+def _word(part: Part, number: int) -> str:
+    return re.sub(r"<.>", str(number), part.name)
+
+
+def canonical_name(parts: Sequence[tuple[Part, int]]) -> str:
+    """Write the name of parts that are in order."""
+    joint = "_" if parts[0][0].has_number else ""
+    return BASE + joint + "_".join(_word(part, number) for part, number in parts)
+
+
+# What is listed, and found by those who look for classes that exist: import, and nnU-Net's search of a folder.
 COMMON = (
-    "nnUNetTrainerCPS",
+    *(canonical_name([(part, 0) for part in parts]) for parts in _combinations()),
     "nnUNetTrainerCPS_100epochs",
     "nnUNetTrainerCPS_250epochs",
-    "nnUNetTrainerCWCD",
-    "nnUNetTrainerCPS_CWCD",
 )
+
+
+def summary_of(name: str) -> str:
+    """Return one line on a trainer of ours: what the table says of its part, or the parts that it is made of."""
+    parts = _parse(name, _tokens(name) or [])
+    return _described(parts) if len(parts) == 1 else " + ".join(_word(part, number) for part, number in parts)
+
+
+def _described(parts: Sequence[tuple[Part, int]]) -> str:
+    return "; ".join(re.sub(r"\bN\b|\bM\b", str(number), part.summary) for part, number in parts)
 
 
 def find_trainer(name: str) -> type | None:
@@ -131,13 +161,6 @@ def _parse(name: str, tokens: list[str]) -> tuple[tuple[Part, int], ...]:
     return ordered
 
 
-def canonical_name(parts: tuple[tuple[Part, int], ...]) -> str:
-    """Write the name of parts that are in order."""
-    words = [re.sub(r"<.>", str(number), part.name) for part, number in parts]
-    joint = "_" if parts[0][0].has_number else ""
-    return BASE + joint + "_".join(words)
-
-
 def _grammar() -> str:
     known = ", ".join(part.name for part in PARTS)
     return (
@@ -148,16 +171,21 @@ def _grammar() -> str:
 
 @cache
 def _compose(name: str, parts: tuple[tuple[Part, int], ...]) -> type:
-    """Make the class, the last part outermost; the common ones are written out and taken from there."""
-    if name in COMMON:
-        return _load(f"nnunet_ext.trainers.common:{name}")
+    """Make the class, the last part outermost; some are written out and taken from there."""
+    written_out = getattr(import_module("nnunet_ext.trainers.common"), name, None)
+    if written_out is not None:
+        return cast(type, written_out)
+    return type(name, bases_of(parts), {"__module__": "nnunet_ext.trainers", "__doc__": f"{_described(parts)}."})
+
+
+def bases_of(parts: Sequence[tuple[Part, int]]) -> tuple[type, ...]:
+    """Return the base classes of a trainer of parts that are in order, the last part first."""
     bases: list[Any] = []
     for part, number in reversed(parts):
         target = _load(part.target)
         bases.append(target(number) if part.has_number else target)
     bases += [_load("nnunet_ext.trainers.base:ExtPart"), _load("nnunetv2.training.nnUNetTrainer.nnUNetTrainer:" + BASE)]
-    summary = "; ".join(re.sub(r"\bN\b|\bM\b", str(number), part.summary) for part, number in parts)
-    return type(name, tuple(bases), {"__module__": "nnunet_ext.trainers", "__doc__": f"{summary}."})
+    return tuple(bases)
 
 
 def _load(target: str) -> Any:

@@ -1,6 +1,7 @@
 import json
 import re
 import shutil
+import subprocess
 import sys
 from collections.abc import Callable
 from importlib import metadata
@@ -52,6 +53,37 @@ def test_each_command_explains_itself(command: Command, name):
     status, out, _ = command(name, "--help")
     assert status == 0
     assert out.startswith(f"usage: nnUNetv2_ext {name}")
+
+
+def test_help_and_the_list_of_trainers_import_nothing_heavy():
+    code = """
+import contextlib, io, sys
+from nnunet_ext.cli.main import COMMANDS, main
+
+heavy = {}
+for arguments in (["-h"], *([name, "-h"] for name in COMMANDS), ["trainers"], ["trainers", "--json"]):
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(SystemExit):
+        main(arguments)
+    found = [name for name in ("torch", "nnunetv2", "scipy", "matplotlib", "SimpleITK") if name in sys.modules]
+    if found:
+        heavy[" ".join(arguments)] = found
+print(heavy)
+print([name for name in COMMANDS if f"nnunet_ext.cli.{name}" in sys.modules] == list(COMMANDS))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.stdout.splitlines() == ["{}", "True"], done.stderr
+
+
+def test_a_command_imports_no_other_command():
+    code = """
+import sys
+from nnunet_ext.cli.main import main
+
+main(["trainers"])
+print([name for name in sys.modules if name.startswith("nnunet_ext.cli.")])
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.stdout.splitlines()[-1] == "['nnunet_ext.cli.main', 'nnunet_ext.cli.trainers']", done.stderr
 
 
 def test_version(command: Command):

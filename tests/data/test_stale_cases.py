@@ -28,13 +28,13 @@ def test_a_corrected_spacing_of_a_tiff_is_noticed(tiny: TinyDataset):
     folder.mkdir()
     for name in ("a", "b"):
         tifffile.imwrite(folder / f"{name}_0000.tif", scan(1))
-        (folder / f"{name}.json").write_text('{"spacing": [1.0, 1.0, 1.0]}')
+        (folder / f"{name}.json").write_text('{"spacing": [2.4, 0.9, 0.8]}')
     target = run().folder
-    (folder / "a.json").write_text('{"spacing": [2.0, 1.0, 1.0]}')
+    (folder / "a.json").write_text('{"spacing": [4.8, 0.9, 0.8]}')
     summary = run()
     assert (summary.done, summary.kept) == (["a"], ["b"])
     assert json.loads((target / "a.json").read_text())["shape"] == [1, 24, 15, 12]
-    (folder / "b.json").unlink()  # the spacing is 1 without it, but that is for the reader to know
+    (folder / "b.json").unlink()  # what the spacing is without it, is for the reader to know
     assert run().done == ["b"]
 
 

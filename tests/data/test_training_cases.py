@@ -11,7 +11,7 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 from nnunet_ext.data.preprocess import preprocess_unlabeled
 from nnunet_ext.data.signature import digest
-from nnunet_ext.data.training_cases import labelled_names, unlabeled_dataset
+from nnunet_ext.data.training_cases import check_labelled_cases, labelled_names, unlabeled_dataset
 
 COMMAND = "nnUNetv2_ext preprocess_unlabeled -d Dataset777_Tiny -p nnUNetPlans -c 3d_fullres"
 
@@ -246,3 +246,29 @@ def test_a_dataset_without_labelled_cases_is_named(tiny: TinyDataset):
         for ending in (".b2nd", "_seg.b2nd", ".pkl"):
             (folder / f"{name}{ending}").write_bytes(b"")
     assert labelled_names(trainer(tiny)) == ["a", "b"]
+
+
+@pytest.mark.parametrize(
+    ("file", "harm", "problem"),
+    [
+        ("a.b2nd", cut, r"a\.b2nd is damaged \("),
+        ("a_seg.b2nd", cut, r"a_seg\.b2nd is damaged \("),
+        ("a_seg.b2nd", other_shape, r"a_seg\.b2nd has shape \(1, 12, 15, 11\), but the image has \(1, 12, 15, 12\)"),
+        ("a.pkl", Path.unlink, r"a\.pkl is missing"),
+        ("a.pkl", lambda file: file.write_bytes(b""), r"a\.pkl is empty"),
+        ("a_seg.b2nd", Path.unlink, r"a_seg\.b2nd is missing"),
+    ],
+)
+def test_a_damaged_labelled_case_is_named_with_the_command(tiny: TinyDataset, file, harm, problem):
+    folder = tiny.preprocessed / "nnUNetPlans_3d_fullres"
+    folder.mkdir()
+    for name in ("a", "b"):
+        for ending in (".b2nd", "_seg.b2nd"):
+            blosc2.asarray(np.ones((1, 12, 15, 12), np.float32), urlpath=str(folder / f"{name}{ending}"))
+        (folder / f"{name}.pkl").write_bytes(b"properties")
+    check_labelled_cases(trainer(tiny), ["a", "b"])
+    harm(folder / file)
+    command = "nnUNetv2_preprocess -d 777 -plans_name nnUNetPlans -c 3d_fullres"
+    with pytest.raises(RuntimeError, match=rf"{folder}/{problem}.*; to make the labelled cases again, run: {command}"):
+        check_labelled_cases(trainer(tiny), ["a", "b"])
+    check_labelled_cases(trainer(tiny), ["b"])

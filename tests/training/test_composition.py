@@ -1,11 +1,16 @@
 """Trainer names."""
 
+import itertools
 import pickle
+import re
+from pathlib import Path
 
 import pytest
 
 import nnunet_ext.trainers as trainers
-from nnunet_ext.training.composition import COMMON, find_trainer
+import nnunet_ext.trainers.common as common
+from nnunet_ext.training import composition
+from nnunet_ext.training.composition import COMMON, PARTS, find_trainer
 
 
 @pytest.mark.parametrize(
@@ -58,12 +63,62 @@ def test_malformed_names_are_explained(name, message):
         find_trainer(name)
 
 
-def test_common_trainers_are_written_out():
-    import nnunet_ext.trainers.common as common
+def test_every_combination_without_a_length_is_listed_once():
+    expected = {
+        "nnUNetTrainer" + "_".join(word for word in words if word)
+        for words in itertools.product(
+            ("", "CPS"), ("", "CWCD", "GDL", "DWCE"), ("", "ANUNet", "IFECurvature", "IFEEntropy")
+        )
+    } - {"nnUNetTrainer"}
+    assert set(COMMON) == expected | {"nnUNetTrainerCPS_100epochs", "nnUNetTrainerCPS_250epochs"}
+    assert len(COMMON) == len(set(COMMON)) == 33
 
-    assert set(COMMON) == {n for n in vars(common) if n.startswith("nnUNetTrainer") and n != "nnUNetTrainer"}
-    for name in COMMON:
-        assert find_trainer(name) is getattr(common, name)
+
+def test_the_list_follows_the_table_of_parts(monkeypatch):
+    new = composition.Part("Mean", "nowhere:Mean", 0, "a mean teacher")
+    monkeypatch.setattr(composition, "PARTS", (*PARTS, new))
+    names = {composition.canonical_name([(part, 0) for part in parts]) for parts in composition._combinations()}
+    assert {"nnUNetTrainerMean", "nnUNetTrainerMean_CWCD_ANUNet"} < names
+    assert "nnUNetTrainerCPS_Mean" not in names
+
+
+def test_what_is_written_out_is_what_the_table_says():
+    written_out = [name for name in vars(common) if name.startswith("nnUNetTrainer") and name != "nnUNetTrainer"]
+    assert set(written_out) < set(COMMON)
+    for name in written_out:
+        trainer = getattr(common, name)
+        assert find_trainer(name) is trainer
+        assert trainer.__bases__ == composition.bases_of(composition._parse(name, composition._tokens(name)))
+
+
+@pytest.mark.parametrize("name", COMMON)
+def test_all_that_is_listed_can_be_imported_and_pickled(name):
+    trainer = getattr(trainers, name)
+    assert name in dir(trainers)
+    assert trainer.__name__ == name
+    assert pickle.loads(pickle.dumps(trainer)) is trainer is find_trainer(name)
+
+
+DOCS = Path(__file__).parents[2]
+
+
+@pytest.mark.skipif(not (DOCS / "docs" / "trainers.md").is_file(), reason="no documentation beside the tests")
+def test_documentation_follows_the_table():
+    rows = re.findall(r"^\| (`[^|]+) \|", (DOCS / "docs" / "trainers.md").read_text(), re.MULTILINE)
+    parts = [name for row in rows for name in re.findall(r"`([^`]+)`", row)]
+    assert parts[: len(PARTS)] == [part.name for part in PARTS]
+    rows = re.findall(r"^\| (`nnUNetTrainer[^|]+) \|", (DOCS / "README.md").read_text(), re.MULTILINE)
+    names = [name for row in rows for name in re.findall(r"`([^`]+)`", row)]
+    assert all(find_trainer(name) is not None for name in names)
+    alone = {part.name for part in PARTS if not part.has_number}
+    assert alone <= {name.removeprefix("nnUNetTrainer") for name in names}
+
+
+@pytest.mark.parametrize("name", ["nnUNetTrainerCPSFoo", "nnUNetTrainerCPS_foo", "nnUNetTrainer_CPS"])
+def test_a_malformed_name_is_no_attribute_and_says_why(name):
+    assert not hasattr(trainers, name)
+    with pytest.raises(AttributeError, match=f"no attribute '{name}': .*nnUNetTrainerCPS"):
+        getattr(trainers, name)
 
 
 def test_unknown_attribute_of_the_package():
