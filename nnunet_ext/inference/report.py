@@ -97,7 +97,10 @@ class SpacingReport:
         self.content["cases"] = {case: known[case] for case in sorted(done & known.keys())}
         if self.content["cases"]:
             self._save(self.content["cases"])
-        said.append(f"{len(to_do)} of {len(outputs)} cases are to be predicted.")
+        said.append(  # in nnU-Net's words
+            "overwrite was set to False, so I am only working on cases that haven't been predicted yet. That's "
+            f"{len(to_do)} cases."
+        )
         return to_do, said + _predicted_otherwise(done, known, how)
 
     def _earlier(self) -> dict[str, dict[str, Any]]:

@@ -665,7 +665,7 @@ class TestGoingOn:
         said = capsys.readouterr().out
         assert f"a is predicted again: {output}/a.nii.gz is empty" in said
         assert f"b is predicted again: {output}/b.nii.gz is cut off" in said
-        assert "2 of 4 cases are to be predicted." in said
+        assert "That's 2 cases." in said
         assert "without a record of how: c, d" in said
         assert {name: (output / f"{name}.nii.gz").read_bytes() for name in "abcd"} == whole
         assert (output / "c.nii.gz").stat().st_mtime_ns == before
@@ -677,7 +677,7 @@ class TestGoingOn:
         assert (tmp_path / "out" / "a.npz").is_file()
         capsys.readouterr()
         predict(model, tmp_path / "out", spacing=KEEP, overwrite=False, save_probabilities=True)
-        assert "0 of 1 cases are to be predicted." in capsys.readouterr().out
+        assert "That's 0 cases." in capsys.readouterr().out
 
 
 class TestRecords:
