@@ -77,6 +77,7 @@ def export_model(
         files.write_json(built / "plans.json", for_inference(plans))
         files.write_json(built / "dataset.json", without_private_keys(dataset_json))
         copy_fingerprint(model, built)
+        check_target(model, output, overwrite)  # somebody may have come meanwhile
     return written
 
 

@@ -208,4 +208,5 @@ def write_pruned(
         files.write_json(built / "plans.json", for_inference(pruned.plans))
         files.write_json(built / "dataset.json", without_private_keys(pruned.dataset_json))
         copy_fingerprint(model, built)
+        check_target(model, output, overwrite, "prune", "--overwrite_written")  # somebody may have come meanwhile
     return written

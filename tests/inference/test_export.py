@@ -435,6 +435,20 @@ def test_a_full_disk_is_named_and_leaves_nothing(model: Model, tmp_path, monkeyp
     assert list((tmp_path / "place").iterdir()) == []
 
 
+def test_what_appears_meanwhile_is_not_replaced(model: Model, tmp_path, monkeypatch):
+    original, output = torch.save, tmp_path / "out"
+
+    def save(*arguments):
+        original(*arguments)
+        output.mkdir(exist_ok=True)
+        (output / "notes.txt").write_text("mine")
+
+    monkeypatch.setattr(torch, "save", save)
+    with pytest.raises(FileExistsError, match="out exists; pass --overwrite"):
+        export_model(model.folder, output, folds=[0])
+    assert [path.name for path in output.iterdir()] == ["notes.txt"]
+
+
 def test_what_a_killed_export_left_is_swept(model: Model, tmp_path):
     left = tmp_path / f"{PREFIX}{files._machine()}_999999999_0_out"
     left.mkdir()
