@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from fractions import Fraction
@@ -19,6 +18,7 @@ from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
 from nnunet_ext.data.intensity import IntensityStatistics
 from nnunet_ext.data.reading import describe, read_checked, read_labels
 from nnunet_ext.data.signature import case_source
+from nnunet_ext.files import DiskFullError, whole
 
 VERSION = 2  # of the files; others are made anew
 PERCENTAGES = (0.5, 5.0, 25.0, 50.0, 75.0, 95.0, 99.5)
@@ -102,6 +102,7 @@ def analyze(
         samples: File and number of the foreground voxels a channel that nnU-Net's own statistics draw (with a label).
 
     Raises:
+        DiskFullError: If what was found cannot be written for lack of room.
         ValueError: Names the file that is wrong, what was expected and what to do.
     """
     files = (*images, label) if label is not None else images
@@ -124,6 +125,8 @@ def analyze(
         if label is not None:
             _analyze_foreground(case, data, box, label, reader_class, samples)
         save(case, Path(target))
+    except DiskFullError:  # not the scan's fault
+        raise
     except Exception as error:
         raise ValueError(describe(error, files)) from error
 
@@ -149,7 +152,8 @@ def _analyze_foreground(
         drawn, _ = DatasetFingerprintExtractor.collect_foreground_intensities(
             segmentation[where], data[where], num_samples=samples[1]
         )
-        _replace_by(Path(samples[0]), np.array(drawn))
+        with whole(samples[0]) as temporary, open(temporary, "wb") as file:
+            np.save(file, np.array(drawn), allow_pickle=False)
 
 
 def _orientation(properties: dict[str, Any]) -> str | None:
@@ -175,7 +179,7 @@ def case_file(folder: Path, name: str) -> Path:
 
 
 def save(case: CaseStatistics, path: Path) -> None:
-    """Write a case (numpy arrays and JSON, no pickle), under a temporary name first."""
+    """Write a case (numpy arrays and JSON, no pickle), whole or not at all."""
     arrays = {}
     metadata = {key: value for key, value in vars(case).items() if key not in ("images", "foreground")}
     for group, statistics in (("images", case.images), ("foreground", case.foreground or [])):
@@ -192,14 +196,8 @@ def save(case: CaseStatistics, path: Path) -> None:
                 }
             )
     metadata |= {"version": VERSION, "labelled": case.foreground is not None}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            np.savez_compressed(file, metadata=np.array(json.dumps(metadata)), **arrays)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with whole(path) as temporary, open(temporary, "wb") as file:
+        np.savez_compressed(file, metadata=np.array(json.dumps(metadata)), **arrays)
 
 
 def load(path: Path, source: dict[str, Any] | None = None) -> CaseStatistics | None:
@@ -245,14 +243,6 @@ def _statistics(entry: dict[str, Any], arrays: dict[str, np.ndarray]) -> Intensi
         total=Fraction(int(entry["total"][0]), int(entry["total"][1])),
         squares=Fraction(int(entry["squares"][0]), int(entry["squares"][1])),
     )
-
-
-def _replace_by(path: Path, array: np.ndarray) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with open(temporary, "wb") as file:
-        np.save(file, array, allow_pickle=False)
-    os.replace(temporary, path)
 
 
 def merge(cases: Iterable[list[IntensityStatistics]]) -> list[IntensityStatistics]:

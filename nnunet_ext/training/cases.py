@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from nnunet_ext.data.splits import FILE, check_splits, load_splits
-from nnunet_ext.data.training_cases import labelled_names
+from nnunet_ext.data.training_cases import check_labelled_cases, labelled_names
 
 _FOLDS = 5  # that nnU-Net makes where there is no file of splits
 
@@ -16,13 +16,15 @@ def refuse_unfit_cases(trainer: Any) -> None:
 
     Raises:
         FileNotFoundError: If no labelled case is preprocessed.
+        RuntimeError: If a preprocessed case is damaged.
         ValueError: If the split names unknown cases or none, or there are too few for nnU-Net to draw one.
     """
     names = labelled_names(trainer)
-    if trainer.fold == "all":
-        return
     preprocessed = Path(trainer.preprocessed_dataset_folder_base)
     check_splits(preprocessed, trainer.fold, names)
+    check_labelled_cases(trainer, _used(preprocessed, trainer.fold, names))
+    if trainer.fold == "all":
+        return
     has_file = (preprocessed / FILE).is_file()
     if not has_file and len(names) < _FOLDS:
         raise ValueError(
@@ -34,3 +36,11 @@ def refuse_unfit_cases(trainer: Any) -> None:
             f"{preprocessed / FILE} has no fold {trainer.fold}, for which nnU-Net would draw one of its own, and that "
             f"needs at least 2 labelled cases, got {len(names)}; train with fold all"
         )
+
+
+def _used(preprocessed: Path, fold: int | str, names: list[str]) -> list[str]:
+    """Return the labelled cases of a fold; all where nnU-Net draws the split itself."""
+    splits = load_splits(preprocessed)
+    if not isinstance(fold, int) or fold >= len(splits):
+        return names
+    return [*splits[fold].get("train", ()), *splits[fold].get("val", ())]
