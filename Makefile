@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 DEMO ?= nnunet_ext_demo
 # Tests run side by side on two cores, so each process keeps to one thread. Commands of nnU-Net set the threads
 # themselves, and threads that spin while they wait are slow on a machine that others use too.
-PYTEST := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -n 2
+PYTEST := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -n 2 --dist loadfile
 
 .PHONY: help setup demo test test-all checked unit integration lint types fix check bench bench-accuracy clean
 
@@ -26,16 +26,16 @@ demo: $(STAMP)  ## phantoms, two trainings with the stock commands, and a report
 test: checked unit integration  ## lint, types, unit and integration tests
 
 test-all: checked unit  ## the slow ones as well
-	$(PYTEST) --dist loadgroup -m "(integration or slow) and not gpu"
+	$(PYTEST) -m "(integration or slow) and not gpu"
 
 checked: $(STAMP)
 	$(MAKE) -j2 lint types
 
 unit: $(STAMP)  ## unit tests alone
-	$(PYTEST) --dist loadfile -m "not integration and not slow and not gpu"
+	$(PYTEST) -m "not integration and not slow and not gpu"
 
 integration: $(STAMP)  ## tests that drive the stock commands
-	$(PYTEST) --dist loadgroup -m "integration and not slow"
+	$(PYTEST) -m "integration and not slow"
 
 lint: $(STAMP)  ## ruff and codespell
 	$(BIN)/ruff check .

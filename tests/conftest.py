@@ -4,16 +4,23 @@ from pathlib import Path
 import pytest
 import torch
 
-sys.path.insert(0, str(Path(__file__).parent))  # for tests/reference and tests/budget.py
+sys.path.insert(0, str(Path(__file__).parent))  # for tests/reference and the modules here
 
 import budget
+import groups
 
 
 def pytest_configure(config):
     budget.register(config)
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    return groups.scheduler(config, log) if config.getvalue("dist") == "loadfile" else None
+
+
 def pytest_collection_modifyitems(items):
+    groups.check(items)
     if not torch.cuda.is_available():
         for item in items:
             if item.get_closest_marker("gpu"):

@@ -1,8 +1,9 @@
 """What happens to cases that are finished but no longer right, and to runs that meet each other or a full disk."""
 
 import json
-import multiprocessing
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import blosc2
@@ -108,28 +109,23 @@ def test_what_killed_runs_left_is_swept(tiny: TinyDataset):
     assert alive.exists()
 
 
-def _hold(folder: str, held, done) -> None:
-    from nnunet_ext.files import only_here
-
-    with only_here(folder, "preprocessed"):
-        held.set()
-        done.wait(60)
+HOLD = """
+import sys
+from nnunet_ext.files import only_here
+with only_here(sys.argv[1], "preprocessed"):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
 
 
 def test_a_second_run_is_refused_at_once_and_nothing_is_lost(tiny: TinyDataset):
     tiny.add_unlabeled("a", 1)
     folder = run().folder
-    context = multiprocessing.get_context("fork")
-    held, done = context.Event(), context.Event()
-    other = context.Process(target=_hold, args=(str(folder), held, done))
-    other.start()
-    try:
-        assert held.wait(60)
+    command = [sys.executable, "-c", HOLD, str(folder)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        assert other.stdout.readline() == b"held\n"
         with pytest.raises(files.BusyError, match=rf"{folder} is being preprocessed by process {other.pid} on "):
             preprocess_unlabeled(777, "nnUNetPlans", "3d_fullres", 1, clean=True, show_progress_bar=False)
-    finally:
-        done.set()
-        other.join()
     assert finished_cases(folder) == ["a"]
     assert run().kept == ["a"]
 

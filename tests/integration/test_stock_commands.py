@@ -61,7 +61,7 @@ class TestPreparing:
         assert "LABELLED cases that failed" not in output
         unreadable, hole = (str(blobs.raw / "imagesUnlabeled" / f"extra_{n}_0000.nii.gz") for n in (1, 2))
         assert re.search(
-            rf"extra_1 \[fingerprint, 3d_fullres, 2d\]: {re.escape(unreadable)} cannot be read \(.+\); replace or",
+            rf"extra_1 \[fingerprint, 3d_fullres, 2d\]: {re.escape(unreadable)} cannot be read \(.+\); copy it again",
             output,
         )
         assert f"extra_2 [fingerprint, 3d_fullres, 2d]: {hole} has NaN or infinite values" in output
@@ -199,7 +199,7 @@ class TestTraining:
         file = blobs.preprocessed / f"{PLANS}.json"
         plans = json.loads(file.read_text())
         plans["plans_name"] = "LowPlans"
-        low = {"inherits_from": "3d_tiny", "data_identifier": "LowPlans_3d_lowres", "spacing": [2.0, 1.5, 1.5]}
+        low = {"inherits_from": "3d_tiny", "data_identifier": "LowPlans_3d_lowres", "spacing": [3.0, 1.4, 1.4]}
         plans["configurations"]["3d_lowres"] = low | {"next_stage": "3d_cascade_fullres"}
         plans["configurations"]["3d_cascade_fullres"] = {"inherits_from": "3d_tiny", "previous_stage": "3d_lowres"}
         (blobs.preprocessed / "LowPlans.json").write_text(json.dumps(plans))
@@ -275,7 +275,7 @@ def refused(trained, tmp_path_factory) -> Refused:
         "3d_lowres": {"inherits_from": "3d_tiny"},
         "3d_cascade_fullres": {"inherits_from": "3d_tiny", "previous_stage": "3d_lowres"},
         "3d_unprepared": {"inherits_from": "3d_tiny", "data_identifier": "OddPlans_3d_unprepared"},
-        "3d_changed": {"inherits_from": "3d_tiny", "spacing": [1.5, 1.0, 1.25]},
+        "3d_changed": {"inherits_from": "3d_tiny", "spacing": [2.5, 0.9, 1.0]},
     }
     (folder / "OddPlans.json").write_text(json.dumps(plans))
     (folder / "OddPlans_3d_unprepared").symlink_to(folder / f"{PLANS}_3d_fullres")
