@@ -17,28 +17,33 @@ OF_TRAINING = ("network_weights", "trainer_name", "init_args")
 _FOREIGN = re.compile(
     r"(?:Unsupported global: GLOBAL|Unsupported class|unrecognized function) (\S+)"
 )  # in torch's errors
-_SCALAR_MODULES = ("numpy.core.multiarray", "numpy._core.multiarray")  # up to numpy 1, and from numpy 2 on
+_NUMPY_MODULES = ("numpy.core.multiarray", "numpy._core.multiarray")  # up to numpy 1, and from numpy 2 on
+_NUMBERS = ("?", *np.typecodes["AllInteger"], "f2", "f4", "f8")
 
 
-def _scalar_of(module: str) -> Callable[..., Any]:
-    """Return numpy's maker of scalars under the name that it has in one of numpy's versions.
+def _under_all_names(make: Callable[..., Any], name: str) -> list[Callable[..., Any]]:
+    """Return a function of numpy's under the names that it has in numpy's versions.
 
-    torch looks allowed functions up by module and name, and numpy moved this one: a checkpoint has the name of the
-    numpy that wrote it. torch 2.5 takes no pairs of function and name, so the function itself carries the name.
+    torch looks allowed functions up by module and name, and numpy moved these: a checkpoint has the name of the numpy
+    that wrote it. torch 2.5 takes no pairs of function and name, so the function itself carries the name.
     """
-    make: Any = np.float64(0).__reduce__()[0]  # type: ignore[call-arg]
 
-    def scalar(*arguments: Any) -> Any:
-        return make(*arguments)
+    def named(module: str) -> Callable[..., Any]:
+        def function(*arguments: Any) -> Any:
+            return make(*arguments)
 
-    scalar.__module__, scalar.__qualname__ = module, "scalar"
-    return scalar
+        function.__module__, function.__name__, function.__qualname__ = module, name, name
+        return function
+
+    return [named(module) for module in _NUMPY_MODULES]
 
 
 def _allowed() -> list[Any]:
-    """What nnU-Net's checkpoints hold beside tensors and plain values: numpy scalars in the curves."""
-    kinds = {type(np.dtype(t)) for t in (np.float16, np.float32, np.float64, np.int32, np.int64)}
-    return [*map(_scalar_of, _SCALAR_MODULES), np.dtype, *kinds]
+    """What nnU-Net's checkpoints hold beside tensors and plain values: numbers and arrays of numpy, in the curves."""
+    scalar: Any = np.float64(0).__reduce__()[0]  # type: ignore[call-arg]
+    array: Any = np.zeros(1).__reduce__()[0]
+    kinds = {type(np.dtype(number)) for number in _NUMBERS}
+    return [*_under_all_names(scalar, "scalar"), *_under_all_names(array, "_reconstruct"), np.ndarray, np.dtype, *kinds]
 
 
 def load_checkpoint(

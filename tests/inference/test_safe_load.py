@@ -30,6 +30,19 @@ def test_numpy_scalars_and_devices_are_plain_values(tmp_path):
     assert loaded["_best_ema"] == 0.5
 
 
+def test_arrays_are_plain_values_and_arrays_of_objects_are_not(tmp_path):
+    arrays = [np.arange(3.0), np.zeros((2, 2), np.uint8), np.array([True, False]), np.float32([1, 2])]
+    torch.save(WHOLE | {"logging": {"mine": arrays}}, tmp_path / "c.pth")
+    for loaded, array in zip(load_checkpoint(tmp_path / "c.pth")["logging"]["mine"], arrays, strict=True):
+        np.testing.assert_array_equal(loaded, array)
+        assert loaded.dtype == array.dtype
+    marker = tmp_path / "ran"
+    torch.save(WHOLE | {"logging": np.array([RunsCode(marker)], object)}, tmp_path / "c.pth")
+    with pytest.raises(ValueError, match="cannot be loaded as a checkpoint of weights and plain values"):
+        load_checkpoint(tmp_path / "c.pth")
+    assert not marker.exists()
+
+
 @pytest.mark.parametrize("place", ["beside", "in the weights", "alone"])
 def test_code_in_a_checkpoint_is_refused_and_not_run(tmp_path, place):
     marker = tmp_path / "ran"
