@@ -21,17 +21,20 @@ def run(arguments: argparse.Namespace) -> int:
     """Draw."""
     import torch
 
+    from nnunet_ext.files import sweep
     from nnunet_ext.inference.attention_figure import draw, load_network, look
     from nnunet_ext.inference.middle_patch import channels_of_case
     from nnunet_ext.inference.model_folder import find_folds, read_model_json
+    from nnunet_ext.inference.predict_checks import check_device
 
+    check_device(arguments.device)
     fold = find_folds(arguments.m, None if arguments.f is None else [arguments.f], arguments.chk)[0]
     plans, dataset_json = (read_model_json(arguments.m / f"{name}.json") for name in ("plans", "dataset"))
     network, model = load_network(arguments.m, plans, dataset_json, arguments.m / f"fold_{fold}" / arguments.chk)
     case, images = channels_of_case(arguments.i, dataset_json["file_ending"])
     image, maps = look(network, model, images, torch.device(arguments.device))
     target = arguments.o if arguments.o.suffix.lower() == ".png" else arguments.o / f"{case}.png"
-    target.parent.mkdir(parents=True, exist_ok=True)
+    sweep(target.parent)
     title = f"{case}, patch in the middle\n{arguments.m.name}, fold {fold}"
     draw(target, title, image, maps, arguments.level)
     for one in maps:

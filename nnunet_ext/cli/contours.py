@@ -43,6 +43,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Draw; the exit status is 1 if a file failed."""
     from tqdm import tqdm
 
+    from nnunet_ext.files import sweep
     from nnunet_ext.training.contour_figure import Band, LabelNames
     from nnunet_ext.training.contours import band_iterations
 
@@ -53,6 +54,9 @@ def run(arguments: argparse.Namespace) -> int:
     files = sorted(path for path in arguments.i.iterdir() if path.name.endswith(ENDINGS))
     if not files:
         raise FileNotFoundError(f"{arguments.i} has no label files (expected one of {', '.join(ENDINGS)})")
+    if arguments.o.resolve() == arguments.i.resolve():
+        raise ValueError(f"{arguments.o} holds the label files, which pictures might replace; give another folder (-o)")
+    sweep(arguments.o)
     if arguments.o.is_dir() and any(arguments.o.iterdir()) and not arguments.overwrite:
         raise FileExistsError(f"{arguments.o} is not empty; give another folder, or --overwrite")
     readers = _readers(files)
@@ -140,14 +144,18 @@ def _read(file: Path, reader: Any, segmentation: bool) -> tuple[Any, list[float]
 
 def _plans(file: Path, name: str) -> tuple[Any, Any]:
     """Return the plans and a configuration of them."""
-    from batchgenerators.utilities.file_and_folder_operations import load_json
     from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+    from nnunet_ext.files import read_json
 
     if not file.is_file():
         raise FileNotFoundError(
             f"{file} is no file; -p takes the plans file, e.g. nnUNet_preprocessed/DATASET/nnUNetPlans.json"
         )
-    manager = PlansManager(load_json(str(file)))
+    content = read_json(file, "-p takes a plans file of nnU-Net")
+    if "configurations" not in content:
+        raise ValueError(f'{file} has no "configurations"; -p takes a plans file of nnU-Net')
+    manager = PlansManager(content)
     if name not in manager.available_configurations:
         raise ValueError(
             f"{file} has no configuration {name}; -c takes one of {', '.join(manager.available_configurations)}"

@@ -20,10 +20,13 @@ def run(arguments: argparse.Namespace) -> int:
     """Draw."""
     import torch
 
+    from nnunet_ext.files import sweep
     from nnunet_ext.inference.enhancement_figure import draw, load_network, look
     from nnunet_ext.inference.middle_patch import channels_of_case
     from nnunet_ext.inference.model_folder import find_folds, read_model_json
+    from nnunet_ext.inference.predict_checks import check_device
 
+    check_device(arguments.device)
     fold = find_folds(arguments.m, None if arguments.f is None else [arguments.f], arguments.chk)[0]
     plans, dataset_json = (read_model_json(arguments.m / f"{name}.json") for name in ("plans", "dataset"))
     checkpoint = arguments.m / f"fold_{fold}" / arguments.chk
@@ -31,7 +34,7 @@ def run(arguments: argparse.Namespace) -> int:
     case, images = channels_of_case(arguments.i, dataset_json["file_ending"])
     stages = look(network, model, images, torch.device(arguments.device))
     target = arguments.o if arguments.o.suffix.lower() == ".png" else arguments.o / f"{case}.png"
-    target.parent.mkdir(parents=True, exist_ok=True)
+    sweep(target.parent)
     draw(target, f"{case}: {stages[0].score}, patch in the middle, {arguments.m.name}, fold {fold}", stages)
     for stage in stages:
         chosen = stage.ranking[: stage.selected]

@@ -11,6 +11,7 @@ import json
 import shlex
 import sys
 from pathlib import Path
+from typing import Any
 
 from nnunet_ext.cli.values import fold as _fold
 from nnunet_ext.cli.values import model_folder, positive_int
@@ -74,6 +75,7 @@ def run(arguments: argparse.Namespace) -> int:
         format_depths,
         link_validation_cases,
     )
+    from nnunet_ext.inference.model_folder import check_plain_name
     from nnunet_ext.inference.model_folder import read_model_json as read_json
     from nnunet_ext.inference.profiling import check_device
     from nnunet_ext.inference.pruning import write_pruned
@@ -87,10 +89,9 @@ def run(arguments: argparse.Namespace) -> int:
     _check_written(arguments, model, output)
     images, labels = arguments.i, arguments.labels
     if images is None:
-        dataset, ending = (
-            read_json(model / "plans.json")["dataset_name"],
-            read_json(model / "dataset.json")["file_ending"],
-        )
+        dataset: Any = read_json(model / "plans.json").get("dataset_name")
+        check_plain_name(dataset, "dataset_name", model / "plans.json")
+        ending = read_json(model / "dataset.json")["file_ending"]
         images, labels = link_validation_cases(dataset, arguments.f, output / "validation_cases", ending)
     options = PruneOptions(
         output,

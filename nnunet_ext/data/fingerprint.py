@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import shutil
@@ -32,7 +33,7 @@ from nnunet_ext.data.unlabeled import (
     usable_labelled,
     where_looked,
 )
-from nnunet_ext.files import DiskFullError, only_here, read_json, write_json
+from nnunet_ext.files import DiskFullError, naming_full_disk, only_here, read_json, write_json
 
 FILE = "dataset_fingerprint.json"
 FOLDER = "fingerprint_cases"
@@ -112,7 +113,7 @@ class CaseTable:
             for path in (self.folder / kind).glob("[!.]*.npz"):
                 if path not in wanted:
                     path.unlink(missing_ok=True)
-        for folder in (self.folder, self.folder / "samples"):
+        for folder in (self.folder.parent, self.folder, self.folder / "samples"):
             sweep_all(folder)
 
     def alone(self) -> contextlib.AbstractContextManager[None]:
@@ -155,6 +156,24 @@ def samples_file(table: CaseTable, name: str, number: int) -> Path:
     return table.folder / "samples" / f"{hashlib.sha256(source.encode()).hexdigest()}.npy"
 
 
+def _analyze(*arguments: Any) -> None:
+    """Call :func:`analyze`; a full disk is not put down to the scan.
+
+    Raises:
+        DiskFullError: If what was found cannot be written for lack of room.
+    """
+    try:
+        analyze(*arguments)
+    except ValueError as error:
+        cause = error.__cause__
+        if isinstance(cause, OSError) and (
+            isinstance(cause, DiskFullError) or cause.errno in (errno.ENOSPC, errno.EDQUOT)
+        ):
+            with naming_full_disk(arguments[4]):
+                raise cause from None
+        raise
+
+
 def read_cases(
     table: CaseTable,
     num_processes: int,
@@ -186,7 +205,7 @@ def read_cases(
             draw = None if file.is_file() else (str(file), samples)
         if draw is not None or table.kept(kind, name) is None:
             tasks[f"{kind}/{name}"] = (files, label, table.reader_class, channels, str(table.path(kind, name)), draw)
-    with contextlib.closing(map_isolated(analyze, tasks, num_processes)) as results:
+    with contextlib.closing(map_isolated(_analyze, tasks, num_processes)) as results:
         bar = tqdm(results, "Extracting dataset fingerprint", len(tasks), disable=not show_progress_bar or not tasks)
         for task, _, error in bar:
             if isinstance(error, DiskFullError):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from matplotlib.figure import Figure
 
 from nnunet_ext.data.case_statistics import CaseStatistics
 from nnunet_ext.data.intensity import IntensityStatistics
+from nnunet_ext.files import whole
 
 COLOURS = {"labelled": "#0072b2", "unlabelled": "#e69f00", "foreground": "#009e73"}
 _BINS = 160
@@ -77,12 +77,8 @@ def plain_style() -> Iterator[None]:
 
 def save_figure(figure: Figure, path: Path) -> None:
     """Write a figure as PNG; the file is complete or not there."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
+    with whole(path) as temporary:
         figure.savefig(temporary, format="png", dpi=110)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _draw_intensities(axes: Axes, name: str, groups: list[tuple[str, IntensityStatistics]]) -> None:

@@ -99,8 +99,8 @@ def map_isolated(
             saved += result[2] is None
             yield result
     if saved:
-        say = f"{deaths} time(s) {WORKER_DIED}; {saved} case(s) were repeated one at a time with success. To save that"
-        tqdm.write(f"{say} time, {remedy}.", file=sys.stderr)
+        text = f"{deaths} time(s) {WORKER_DIED}; {saved} case(s) were repeated one at a time with success"
+        tqdm.write(f"{text}. If it happens again: {remedy}.", file=sys.stderr)
 
 
 def _until_broken(

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import blosc2
 from nnunetv2.paths import nnUNet_raw
 from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
+from tqdm import tqdm
 
 from nnunet_ext.data import dataset as store
 from nnunet_ext.data.signature import changed_plans, plans_signature, source_signature
@@ -39,9 +43,9 @@ def unlabeled_dataset(trainer: Any) -> store.UnlabeledDataset:
         )
     if not names:
         failed = store.failed_cases(folder)
+        where = f"\n{where_looked(_raw_folder(trainer))}" if nnUNet_raw.is_set() else ""
         raise FileNotFoundError(
-            f"no preprocessed unlabelled case in {folder}.{_reasons(folder, list(failed))} Run: {command}\n"
-            f"{where_looked(_raw_folder(trainer))}"
+            f"no preprocessed unlabelled case in {folder}.{_reasons(folder, list(failed))} Run: {command}{where}"
         )
     _refuse_stale(trainer, folder, {name: found[name] or {} for name in names}, command)
     _log_number(trainer, folder, names, hidden, command)
@@ -70,37 +74,44 @@ def _refuse_stale(trainer: Any, folder: Path, cases: dict[str, dict[str, Any]], 
 
 
 def _log_number(trainer: Any, folder: Path, names: list[str], hidden: set[str], command: str) -> None:
-    """Say how many unlabelled cases are used, and name those of the raw dataset that are not, where it is there."""
+    """Say how many unlabelled cases are used, and name those of the raw dataset that are not, where it is there.
+
+    The log lies in the model's folder, which names no patient, so names go to stderr only.
+    """
     withheld = f", {len(hidden)} of them labelled ones whose labels this fold withholds" if hidden else ""
     try:
         raw = _raw_folder(trainer)
         cases, failures = find_unlabeled_cases(raw, load_dataset_json(raw), hidden)
     except (OSError, ValueError, RuntimeError) as error:
         trainer.print_to_log_file(
-            f"Unlabelled cases: {len(names)} used{withheld}. They could not be compared with the raw dataset ({error})"
+            f"Unlabelled cases: {len(names)} used{withheld}. They could not be compared with the raw dataset."
         )
+        _name(trainer, [f"  {error}"])
         return
-    total = len(cases.keys() | {failure.case for failure in failures})
-    trainer.print_to_log_file(f"Unlabelled cases: {len(names)} used, of {total} in {raw}{withheld}")
-    missing = sorted(cases.keys() - set(names))
-    if missing or failures:
-        reasons = store.failed_cases(folder) | {failure.case: failure.reason for failure in failures}
-        lines = [
-            f"  {name}: {reasons.get(name, 'not preprocessed yet')}"
-            for name in sorted({*missing, *(failure.case for failure in failures)})
-        ]
+    reasons = store.failed_cases(folder) | {failure.case: failure.reason for failure in failures}
+    missing = sorted({*cases, *(failure.case for failure in failures)} - set(names))
+    total = len(missing) + len(names)
+    trainer.print_to_log_file(f"Unlabelled cases: {len(names)} used, of {total} in the raw dataset{withheld}")
+    if missing:
         trainer.print_to_log_file(
-            f"WARNING: {len(lines)} unlabelled case(s) are NOT trained on. To preprocess them: {command}\n"
-            + _listed(lines, "\n")
+            f"WARNING: {len(missing)} unlabelled case(s) are NOT trained on (named on stderr). To preprocess them: "
+            f"{command}"
         )
+        _name(trainer, [f"  {name}: {reasons.get(name, 'not preprocessed yet')}" for name in missing])
     changed = [
         name for name in names if name in cases and _scan_changed(store.read_metadata(folder, name), cases[name])
     ]
     if changed:
         trainer.print_to_log_file(
-            f"WARNING: the scans of {len(changed)} unlabelled case(s) changed since they were preprocessed "
-            f"({_listed(changed, ', ')}). To do them again: {command}"
+            f"WARNING: the scans of {len(changed)} unlabelled case(s) changed since they were preprocessed (named on "
+            f"stderr). To do them again: {command}"
         )
+        _name(trainer, [f"  {name}" for name in changed])
+
+
+def _name(trainer: Any, lines: list[str]) -> None:
+    if trainer.local_rank == 0:
+        tqdm.write(_listed(lines, "\n"), file=sys.stderr)
 
 
 def _scan_changed(metadata: dict[str, Any] | None, case: UnlabeledCase) -> bool:
@@ -148,6 +159,42 @@ def labelled_names(trainer: Any) -> list[str]:
             f"into imagesTr and labelsTr and run {labelled_command(trainer)}"
         )
     return sorted(infer_dataset_class(str(folder)).get_identifiers(str(folder)))
+
+
+def check_labelled_cases(trainer: Any, names: Iterable[str]) -> None:
+    """Check that the preprocessed labelled cases are whole; only the heads of their files are read.
+
+    Args:
+        trainer: Names the folder, and the command for the message.
+        names: The cases that are used.
+
+    Raises:
+        RuntimeError: If a file is missing or damaged; names it and the command that makes it again.
+    """
+    folder = Path(trainer.preprocessed_dataset_folder)
+    for name in names:
+        if (folder / f"{name}.npz").is_file():  # the format of earlier versions of nnU-Net
+            continue
+        problem = _labelled_damage(folder, name)
+        if problem is not None:
+            raise RuntimeError(f"{problem}; to make the labelled cases again, run: {labelled_command(trainer)}")
+
+
+def _labelled_damage(folder: Path, name: str) -> str | None:
+    shapes = []
+    for file in (folder / f"{name}.b2nd", folder / f"{name}_seg.b2nd"):
+        if not file.is_file():
+            return f"{file} is missing"
+        try:
+            shapes.append(tuple(blosc2.open(urlpath=str(file), mode="r").shape))
+        except Exception as error:  # whatever blosc2 says of a file that is none of its own
+            return f"{file} is damaged ({error})"
+    if shapes[0][1:] != shapes[1][1:]:
+        return f"{folder / name}_seg.b2nd has shape {shapes[1]}, but the image has {shapes[0]}"
+    properties = folder / f"{name}.pkl"
+    if not properties.is_file() or properties.stat().st_size == 0:
+        return f"{properties} is {'empty' if properties.is_file() else 'missing'}"
+    return None
 
 
 def labelled_command(trainer: Any) -> str:

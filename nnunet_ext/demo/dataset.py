@@ -1,17 +1,18 @@
 """The phantoms as an nnU-Net raw data set: few labelled cases, many unlabelled ones, labelled test cases."""
 
 import json
-import os
 from pathlib import Path
 
 import SimpleITK
 from tqdm import tqdm
 
+from nnunet_ext import files
 from nnunet_ext.demo.phantom import LABELS, make_phantom
 
 DATASET_ID = 901
 DATASET_NAME = f"Dataset{DATASET_ID}_PhantomCT"
 FILE_ENDING = ".nii.gz"
+_FOLDERS = ("imagesTr", "labelsTr", "imagesUnlabeled", "imagesTs", "labelsTs")
 # Each group counts from a number of its own, so that a case stays the same when another group grows.
 _FIRST_INDEX = {"labeled": 0, "unlabeled": 10_000, "test": 20_000}
 
@@ -35,6 +36,9 @@ def write_dataset(raw_folder: Path, seed: int = 0, labeled: int = 5, unlabeled: 
         ValueError: If the folder holds a phantom data set made with other arguments.
     """
     folder = raw_folder / DATASET_NAME
+    for used in (folder, *(folder / name for name in _FOLDERS)):
+        files.sweep(used)
+    files.remove(folder / "unfinished")  # where killed runs once left what they wrote
     counts = {"labeled": labeled, "unlabeled": unlabeled, "test": test}
     _claim(folder, {"seed": seed, **counts})
     cases = [(group, number) for group, count in counts.items() for number in range(count)]
@@ -45,17 +49,15 @@ def write_dataset(raw_folder: Path, seed: int = 0, labeled: int = 5, unlabeled: 
 
 def write_atomically(path: Path, text: str) -> None:
     """Write a text file that is either complete or not there."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".part")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
+    with files.whole(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
 
 
 def _claim(folder: Path, made_with: dict[str, int]) -> None:
     """Write dataset.json first: it records what the cases are made with."""
     path = folder / "dataset.json"
     if path.is_file():
-        found = json.loads(path.read_text(encoding="utf-8")).get("phantom")
+        found = files.read_json(path, "remove it: it is written again").get("phantom")
         if found != made_with:
             raise ValueError(f"{folder} holds phantoms made with {found}, expected {made_with}; use another folder")
         return
@@ -83,15 +85,12 @@ def _write_case(folder: Path, group: str, number: int, seed: int) -> None:
     if image_path.is_file() and (label_path is None or label_path.is_file()):
         return
     image, segmentation = make_phantom(seed, _FIRST_INDEX[group] + number).to_images()
-    _write_image(image, image_path, folder)
+    _write_image(image, image_path)
     if label_path:
-        _write_image(segmentation, label_path, folder)
+        _write_image(segmentation, label_path)
 
 
-def _write_image(image: SimpleITK.Image, path: Path, folder: Path) -> None:
-    # nnU-Net takes every file with the right ending for a case, so unfinished ones lie where it does not look
-    temporary = folder / "unfinished" / path.name
-    for parent in (temporary.parent, path.parent):
-        parent.mkdir(parents=True, exist_ok=True)
-    SimpleITK.WriteImage(image, str(temporary))
-    os.replace(temporary, path)
+def _write_image(image: SimpleITK.Image, path: Path) -> None:
+    # nnU-Net takes every file with the right ending for a case, so an unfinished one lies in a folder of its own
+    with files.whole_files(path.parent) as folder:
+        SimpleITK.WriteImage(image, str(folder / path.name))

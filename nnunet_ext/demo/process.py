@@ -1,12 +1,11 @@
 """Run one stock command: its output goes to a log, its progress to the terminal, its time and memory into a record."""
 
-import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from nnunet_ext.demo.dataset import write_atomically
+from nnunet_ext import files
 from nnunet_ext.inference import command
 from nnunet_ext.inference.usage import tree_memory_mb
 
@@ -36,7 +35,7 @@ class Usage:
 
     def save(self, path: Path, **more: object) -> None:
         """Write the record, with ``more`` beside it."""
-        write_atomically(path, json.dumps({**asdict(self), **more}, indent=2))
+        files.write_json(path, {**asdict(self), **more})
 
 
 def find_command(name: str) -> str:

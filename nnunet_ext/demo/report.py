@@ -1,6 +1,5 @@
 """What the demo found: a table, two figures and the same numbers as JSON."""
 
-import json
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from nnunet_ext import files
 from nnunet_ext.demo.dataset import FILE_ENDING, write_atomically
 from nnunet_ext.demo.figures import OverlayRow, dice_figure, overlay_figure, read_slices
 from nnunet_ext.demo.phantom import LABELS
@@ -115,7 +115,7 @@ def compare(baseline: Path, candidate: Path) -> Comparison:
 
 
 def _dice_by_case(summary: Path) -> dict[str, list[float]]:
-    content = json.loads(summary.read_text(encoding="utf-8"))
+    content = files.read_json(summary, "evaluate the predictions again with nnUNetv2_evaluate_folder")
     return {
         Path(case["prediction_file"]).name.removesuffix(FILE_ENDING): [
             float(case["metrics"][str(LABELS[organ])]["Dice"]) for organ in ORGANS
@@ -159,17 +159,18 @@ def write_report(folder: Path, dataset: Path, baseline: Method, candidate: Metho
     table = markdown_table(comparison, baseline, candidate)
     sentence = verdict(comparison, baseline.title, candidate.title)
     titles = (baseline.title, candidate.title)
-    dice_figure(ORGANS, comparison.baseline, comparison.candidate, titles).savefig(
-        folder / "dice_per_organ.png", dpi=130
-    )
+    files.sweep(folder)
+    dice = dice_figure(ORGANS, comparison.baseline, comparison.candidate, titles)
     rows = _overlay_rows(comparison, dataset, (baseline, candidate))
-    overlay_figure(rows, ("CT", "ground truth", *titles)).savefig(folder / "overlays.png", dpi=130)
+    overlays = overlay_figure(rows, ("CT", "ground truth", *titles))
+    for name, figure in (("dice_per_organ.png", dice), ("overlays.png", overlays)):
+        with files.whole(folder / name) as temporary:
+            figure.savefig(temporary, dpi=130)
     for method in (baseline, candidate):
         if method.curves.is_file():
-            shutil.copyfile(method.curves, folder / f"progress_{method.title.lower()}.png")
-    write_atomically(
-        folder / "report.json", json.dumps(_numbers(comparison, baseline, candidate, setup, sentence), indent=2)
-    )
+            with files.whole(folder / f"progress_{method.title.lower()}.png") as temporary:
+                shutil.copyfile(method.curves, temporary)
+    files.write_json(folder / "report.json", _numbers(comparison, baseline, candidate, setup, sentence))
     write_atomically(folder / "report.md", _page(table, sentence, setup, sorted(folder.glob("*.png"))))
     print(f"\n{table}\n\n{sentence}\n\nIn {folder}:")
     for path in sorted(folder.iterdir()):

@@ -3,15 +3,17 @@
 import json
 import os
 import platform
+import shlex
 import shutil
 import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from nnunet_ext.demo.dataset import DATASET_ID, DATASET_NAME, write_atomically, write_dataset
+from nnunet_ext import files
+from nnunet_ext.demo.dataset import DATASET_ID, DATASET_NAME, write_dataset
 from nnunet_ext.demo.process import DemoError, Usage, run_command
 from nnunet_ext.demo.progress import PredictionBar, StageBar, TrainingBar
 from nnunet_ext.demo.report import Method, write_report
@@ -90,7 +92,7 @@ def run_demo(
             device=device or detect_device(),
         )
         run_stages(output.absolute(), settings, overwrite)
-    except DemoError as error:
+    except (DemoError, files.DiskFullError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
@@ -139,22 +141,41 @@ def claim_folder(output: Path, settings: DemoSettings, overwrite: bool) -> None:
     record = output / _SETTINGS_FILE
     if output.exists() and not output.is_dir():
         raise DemoError(f"{output} is a file; name a folder")
+    files.sweep(output)
     if record.is_file():
-        if not overwrite and json.loads(record.read_text(encoding="utf-8")) == asdict(settings):
-            return
         if not overwrite:
-            raise DemoError(_other_settings(output, record, settings))
+            found = _read(record, "pass --overwrite to begin anew, or name another folder")
+            if found == asdict(settings):
+                return
+            raise DemoError(_other_settings(output, found, settings))
         for name in _OWN_FOLDERS:
             shutil.rmtree(output / name, ignore_errors=True)
     elif taken := [name for name in _OWN_FOLDERS if (output / name).exists()]:
         raise DemoError(f"{output} holds {', '.join(taken)}, and not from a demo; name another folder")
     elif output.is_dir() and any(output.iterdir()) and not overwrite:
         raise DemoError(f"{output} is not empty and holds no demo; pass --overwrite to use it, or name another folder")
-    write_atomically(record, json.dumps(asdict(settings), indent=2))
+    files.write_json(record, asdict(settings))
 
 
-def _other_settings(output: Path, record: Path, settings: DemoSettings) -> str:
-    found, wanted = json.loads(record.read_text(encoding="utf-8")), asdict(settings)
+def _read(path: Path, remedy: str) -> dict[str, Any]:
+    """Read a JSON file; raise DemoError if it is damaged."""
+    try:
+        content: dict[str, Any] = files.read_json(path, remedy)
+    except ValueError as error:
+        raise DemoError(str(error)) from error
+    return content
+
+
+def _version(package: str) -> str:
+    """Return the version of a package, also where a source tree without metadata is used."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "unknown"
+
+
+def _other_settings(output: Path, found: dict[str, Any], settings: DemoSettings) -> str:
+    wanted = asdict(settings)
     changed = [f"{key} {found.get(key)} (now {value})" for key, value in wanted.items() if found.get(key) != value]
     remedy = "pass --overwrite to begin anew, or name another folder"
     return f"{output} holds a demo with other settings: {', '.join(changed)}; {remedy}"
@@ -211,7 +232,7 @@ class _Demo:
     def _record(self, name: str) -> dict[str, Any]:
         """What is known of a stage: nothing where it never ran."""
         path = self._record_path(name)
-        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        return _read(path, "remove it: the stage is then done again") if path.is_file() else {}
 
     def _title(self, name: str) -> str:
         names = [stage for stage, _ in self.stages]
@@ -252,10 +273,10 @@ class _Demo:
         if not plans.is_file():
             log = self.output / "logs" / f"{name}.log"
             raise DemoError(f"planning ended without {plans}; what it printed is in {log}")
-        write_atomically(plans, json.dumps(with_demo_configuration(json.loads(plans.read_text())), indent=4))
+        files.write_json(plans, with_demo_configuration(_read(plans, "remove it and run again")), indent=4)
         cases = [f"labeled_{number:03d}" for number in range(self.settings.labeled)]
         split = [{"train": cases[:-1], "val": cases[-1:]}]
-        write_atomically(self.preprocessed / "splits_final.json", json.dumps(split, indent=4))
+        files.write_json(self.preprocessed / "splits_final.json", split, indent=4)
 
     def _train(self, name: str, usage: Usage) -> None:
         trainer = self.settings.trainer(_method(name))
@@ -318,11 +339,14 @@ class _Demo:
         setup = {
             **asdict(self.settings),
             "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} CPU cores",
-            "nnunetv2": version("nnunetv2"),
-            "torch": version("torch"),
+            "nnunetv2": _version("nnunetv2"),
+            "torch": _version("torch"),
             "precision": "bfloat16" if self.settings.device == "cpu" and cpu_has_bf16_units() else "nnU-Net's own",
             "commands": [
-                f"nnUNetv2_train {DATASET_ID} {CONFIGURATION} {FOLD} -p {PLANS} -tr {m.trainer}" for m in methods
+                shlex.join(
+                    ["nnUNetv2_train", str(DATASET_ID), CONFIGURATION, str(FOLD), "-p", PLANS, "-tr", method.trainer]
+                )
+                for method in methods
             ],
         }
         write_report(self.output / "report", self.dataset, methods[0], methods[1], setup)

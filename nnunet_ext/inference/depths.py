@@ -26,7 +26,7 @@ from nnunet_ext.inference.profile_table import align
 from nnunet_ext.inference.profiling import ProfileOptions, failed, profile
 from nnunet_ext.inference.pruning import depth_of, pruned_network
 from nnunet_ext.inference.safe_load import load_checkpoint
-from nnunet_ext.training.trust import check_classes, trusted_by_environment
+from nnunet_ext.training.trust import check_classes
 
 ACCURACY = ("dice", "iou", "precision", "recall")
 FILE, PICTURE = "prune.json", "prune.png"
@@ -134,7 +134,7 @@ def check_model(model: Path, fold: int | str, checkpoint: str) -> str:
     """
     find_folds(model, [fold], checkpoint)
     file = model / f"fold_{fold}" / checkpoint
-    loaded = load_checkpoint(file, mapped=True, trusted=trusted_by_environment())
+    loaded = load_checkpoint(file, mapped=True)
     configuration: str = loaded["init_args"]["configuration"]
     plans = read_model_json(model / "plans.json")
     depth_of(plans, configuration, f"the model {model}")

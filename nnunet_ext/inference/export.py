@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+from torch import nn
 
 from nnunet_ext import files
 from nnunet_ext.inference.model_folder import building, check_plain_name, check_target, copy_fingerprint, find_folds
 from nnunet_ext.inference.model_folder import read_model_json as read_json
 from nnunet_ext.inference.safe_load import load_checkpoint
+from nnunet_ext.training.architecture import build, check_fit
 from nnunet_ext.training.sharing import for_inference, without_private_keys
 
 __all__ = ["check_target", "export_model", "find_folds", "read_json"]
@@ -65,7 +68,7 @@ def export_model(
             checkpoint = load_checkpoint(file)
             _check_architecture(plans, dataset_json, checkpoint, configuration, file)
             for weights in _weights(checkpoint, network, file):
-                check_fit(plans, dataset_json, configuration, weights, file)
+                check_fit(_expected_network(plans, dataset_json, configuration), weights, file)
                 number = len(written) if network == "both" else fold
                 target = built / f"fold_{number}" / "checkpoint_final.pth"
                 target.parent.mkdir()
@@ -74,6 +77,7 @@ def export_model(
         files.write_json(built / "plans.json", for_inference(plans))
         files.write_json(built / "dataset.json", without_private_keys(dataset_json))
         copy_fingerprint(model, built)
+        check_target(model, output, overwrite)  # somebody may have come meanwhile
     return written
 
 
@@ -118,43 +122,15 @@ def _check_architecture(
         )
 
 
-def check_fit(
-    plans: dict[str, Any], dataset_json: dict[str, Any], configuration: str, weights: Mapping[str, Any], file: Path
-) -> None:
-    """Refuse weights that are not those of the network in plans.
-
-    Args:
-        plans: Of the model.
-        dataset_json: Of the model.
-        configuration: Name.
-        weights: By name.
-        file: That they are from, for the message.
-
-    Raises:
-        ValueError: If they do not fit; names the first difference.
-    """
+def _expected_network(plans: dict[str, Any], dataset_json: dict[str, Any], configuration: str) -> nn.Module:
+    """Return the network that stock prediction will build, without memory for its weights."""
     import torch
     from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
     from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
-
-    from nnunet_ext.training.architecture import build
 
     manager = PlansManager(plans)
     own = manager.get_configuration(configuration)
     channels = determine_num_input_channels(manager, own, dataset_json)
     heads = manager.get_label_manager(dataset_json).num_segmentation_heads
     with torch.device("meta"):
-        expected = build(own.configuration["architecture"], channels, heads, False).state_dict()
-    difference = None
-    for key in dict.fromkeys([*expected, *weights]):
-        if key not in weights:
-            difference = f"{key} is missing"
-        elif key not in expected:
-            difference = f"{key} is one too many"
-        elif (shape := tuple(getattr(weights[key], "shape", ()))) != tuple(expected[key].shape):
-            difference = f"{key} has the shape {shape}, expected {tuple(expected[key].shape)}"
-        if difference is not None:
-            raise ValueError(
-                f"the network_weights of {file} do not fit the network of plans.json and dataset.json beside it "
-                f"({difference}); restore the files of this training"
-            )
+        return build(own.configuration["architecture"], channels, heads, False)

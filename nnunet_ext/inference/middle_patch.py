@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from nnunet_ext.inference.case import Model, prepare
 from nnunet_ext.inference.safe_load import load_checkpoint
 from nnunet_ext.inference.spacing import PlansSpacing
-from nnunet_ext.training.architecture import build
+from nnunet_ext.training.architecture import build, check_fit
 
 
 def load_network(
@@ -48,6 +48,7 @@ def load_network(
     case_model = Model(manager, configuration, dataset_json)
     heads = manager.get_label_manager(dataset_json).num_segmentation_heads
     network = build(configuration.configuration["architecture"], case_model.channels, heads, False)
+    check_fit(network, content["network_weights"], checkpoint)
     network.load_state_dict(content["network_weights"])
     return network.eval(), case_model
 

@@ -156,7 +156,7 @@ def record_name(command: str) -> str:
 
 def _write_record(built: Path, command: str) -> None:
     written = {path.relative_to(built).as_posix(): path.stat().st_size for path in built.rglob("*") if path.is_file()}
-    record = {"command": command, "nnunet_ext": __version__, "files": dict(sorted(written.items()))}
+    record = {"command": command, "version": __version__, "files": dict(sorted(written.items()))}
     files.write_json(built / record_name(command), record)
 
 

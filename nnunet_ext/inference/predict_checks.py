@@ -11,6 +11,7 @@ from nnunet_ext.inference.model_folder import find_folds, read_model_json
 from nnunet_ext.inference.safe_load import check_weights, load_checkpoint
 from nnunet_ext.training.trust import check_classes, trusted_by_environment
 
+OUR_FLAGS = frozenset({"--forced_spacing", "--target_spacing", "--max_voxels", "--fast_export", "--prune_depth"})
 TRUST_FLAG = "--trust_model"
 _REMEDY = f"pass {TRUST_FLAG}"
 

@@ -66,7 +66,28 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group(
         "nnunet_ext", "options of the plugin; with none of them the prediction is nnU-Net's own (docs/inference.md)"
     )
-    spacings = group.add_mutually_exclusive_group()
+    _add_spacings(group.add_mutually_exclusive_group())
+    group.add_argument(
+        "--fast_export",
+        action="store_true",
+        help="make the same label map without interpolating logits where the winner is known",
+    )
+    group.add_argument(
+        "--prune_depth",
+        type=_depth,
+        metavar="N",
+        default=None,
+        help="cut a network trained with ANUNet at depth N: only what that depth needs is built, loaded and run "
+        "(nnUNetv2_ext prune compares the depths)",
+    )
+    group.add_argument(
+        "--trust_model",
+        action="store_true",
+        help="with another of these options: load the model as nnU-Net does, even if that runs code in it",
+    )
+
+
+def _add_spacings(spacings: Any) -> None:
     paper, released = (" ".join(f"{value:g}" for value in values) for values in (PAPER_SPACING, RELEASED_SPACING))
     spacings.add_argument(
         "--forced_spacing",
@@ -96,24 +117,6 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         default=None,
         help="resample to the finest spacing, but not finer than the plans' one, at which the volume has at most N "
         "voxels",
-    )
-    group.add_argument(
-        "--fast_export",
-        action="store_true",
-        help="make the same label map without interpolating logits where the winner is known",
-    )
-    group.add_argument(
-        "--prune_depth",
-        type=_depth,
-        metavar="N",
-        default=None,
-        help="cut a network trained with ANUNet at depth N: only what that depth needs is built, loaded and run "
-        "(nnUNetv2_ext prune compares the depths)",
-    )
-    group.add_argument(
-        "--trust_model",
-        action="store_true",
-        help="with another of these options: load the model as nnU-Net does, even if that runs code in it",
     )
 
 

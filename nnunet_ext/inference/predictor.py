@@ -244,13 +244,9 @@ class Predictor(nnUNetPredictor):
         folder = Path(outputs) if isinstance(outputs, str) else Path(outputs[0]).parent if outputs else None
         if folder is not None:
             self._describe_run(folder, call)
+        # which are done already is looked at here
         images_of, names, previous = self._manage_input_and_output_lists(
-            source,
-            outputs,
-            call["folder_with_segs_from_prev_stage"],
-            call["overwrite"],
-            *part,
-            call["save_probabilities"],
+            source, outputs, call["folder_with_segs_from_prev_stage"], True, *part
         )
         tasks = [
             Task(tuple(str(image) for image in images), seg, None if output is None else str(output))
@@ -258,12 +254,10 @@ class Predictor(nnUNetPredictor):
         ]
         report = None if folder is None else SpacingReport(folder, part)
         if report is not None and not call["overwrite"]:
-            cut = len(self.dataset_json["file_ending"]) + len("_0000")
-            of_all = outputs if isinstance(outputs, list) else [Path(images[0]).name[:-cut] for images in source]
-            mine = None if part[1] == 1 else {Path(name).name for name in of_all[part[0] :: part[1]]}
-            to_do = {Path(task.output).name for task in tasks if task.output}
-            for line in report.go_on(self.dataset_json["file_ending"], mine, to_do, self.describe_options()):
-                print(line)
+            ending, probabilities = self.dataset_json["file_ending"], call["save_probabilities"]
+            to_do, said = report.go_on(names, ending, probabilities, part[1] == 1, self.describe_options())
+            tasks = [tasks[index] for index in to_do]
+            print("\n".join(said))
         processes = call["num_processes_preprocessing"], call["num_processes_segmentation_export"]
         return self._run(tasks, call["save_probabilities"], *processes, report, wrong)
 

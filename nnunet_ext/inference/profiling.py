@@ -18,8 +18,9 @@ from typing import Any
 
 from tqdm import tqdm
 
+from nnunet_ext.data.completeness import check_complete
 from nnunet_ext.inference.command import CommandError, run_command
-from nnunet_ext.inference.predict_checks import TRUST_FLAG, check_device, check_model
+from nnunet_ext.inference.predict_checks import OUR_FLAGS, TRUST_FLAG, check_device, check_model
 from nnunet_ext.inference.profile_figure import draw_profile
 from nnunet_ext.inference.profile_inputs import ProfileInputs, files_digest
 from nnunet_ext.inference.profile_record import PICTURE, STAGES, ProfileRecord, hardware, versions, without_nan
@@ -66,7 +67,8 @@ def predict_command(inputs: ProfileInputs, setting: Setting, options: ProfileOpt
         *("-m", str(inputs.model.resolve()), "-f", *map(str, inputs.folds), "-chk", inputs.checkpoint),
         *("-device", options.device, "-npp", str(options.npp), "-nps", str(options.nps)),
         "--disable_progress_bar",
-        *((TRUST_FLAG,) if options.trust_model else ()),
+        # without one of our options the command is nnU-Net's own, which checks nothing
+        *((TRUST_FLAG,) if options.trust_model and OUR_FLAGS & set(setting.flags) else ()),
         *setting.flags,
     ]
 
@@ -217,6 +219,11 @@ def _measure(
     missing = [file for file in inputs.predictions(folder).values() if not file.is_file()]
     if missing:
         return {"error": f"{missing[0]} is missing although the command ended well; its output is in {log}"}
+    try:
+        for file in inputs.predictions(folder).values():
+            check_complete(file)
+    except ValueError as error:  # nnU-Net's own export says nothing of a full disk
+        return {"error": f"{error}; is the disk full? The output of the command is in {log}"}
     curves = {"cpu_percent": usage.cpu_percent, "memory_mb": usage.memory_mb, "gpu_memory_mb": usage.gpu_memory_mb}
     return {
         "measured": measures(seconds, usage, len(inputs.cases), read_stages(folder / REPORT)),

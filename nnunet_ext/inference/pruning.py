@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from nnunet_ext import files
 from nnunet_ext.inference.model_folder import building, check_target, copy_fingerprint, find_folds, read_model_json
 from nnunet_ext.inference.safe_load import load_checkpoint
-from nnunet_ext.training.architecture import NESTED, build
+from nnunet_ext.training.architecture import NESTED, build, check_fit
 from nnunet_ext.training.sharing import for_inference, without_private_keys
 from nnunet_ext.training.trust import check_classes, trusted_by_environment, trusting
 
@@ -119,24 +119,12 @@ def load_pruned(
             with trusting(trusted):
                 network = _build(plans, configuration, dataset_json, trainer)
         weights = checkpoint["network_weights"]
-        _check_weights(network, weights, file, model / "plans.json")
+        check_fit(network, weights, file, surplus=True)
         parameters.append({key: weights[key].clone() for key in network.state_dict()})
     if network is None:
         raise FileNotFoundError(f"no fold of {model} but fold_all has {checkpoint_name}; name it with -f all")
     network.load_state_dict(parameters[0])
     return Pruned(network, plans, configuration, parameters, dataset_json, trainer, axes)
-
-
-def _check_weights(network: nn.Module, weights: dict[str, Any], file: Path, plans: Path) -> None:
-    for key, expected in network.state_dict().items():
-        if key not in weights:
-            raise ValueError(f"{file} lacks {key}, which the network of {plans} has")
-        shape = tuple(getattr(weights[key], "shape", ()))
-        if shape != tuple(expected.shape):
-            raise ValueError(
-                f"{file} has {key} of the shape {shape}, but the network of {plans} {tuple(expected.shape)}; restore "
-                "the files of this training"
-            )
 
 
 def _fold(fold: int | str) -> int | str:
@@ -220,4 +208,5 @@ def write_pruned(
         files.write_json(built / "plans.json", for_inference(pruned.plans))
         files.write_json(built / "dataset.json", without_private_keys(pruned.dataset_json))
         copy_fingerprint(model, built)
+        check_target(model, output, overwrite, "prune", "--overwrite_written")  # somebody may have come meanwhile
     return written

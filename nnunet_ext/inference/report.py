@@ -5,12 +5,13 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-from collections.abc import Collection
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from nnunet_ext import __version__, files
+from nnunet_ext.data.completeness import check_complete
 from nnunet_ext.inference.axes import XYZ
 
 NAME = "spacing_report"
@@ -66,31 +67,41 @@ class SpacingReport:
         }
 
     def go_on(
-        self, ending: str, mine: Collection[str] | None, to_do: Collection[str], how: dict[str, Any]
-    ) -> list[str]:
+        self, outputs: Sequence[str], ending: str, with_probabilities: bool, alone: bool, how: dict[str, Any]
+    ) -> tuple[list[int], list[str]]:
         """Take over the records of finished cases, and say which of these were predicted otherwise than now.
 
         Args:
+            outputs: Paths of the results of this part without their endings.
             ending: Of label maps.
-            mine: Cases of this part; None takes all that are there.
-            to_do: Cases that are not finished.
+            with_probabilities: Whether a finished case has probabilities too.
+            alone: Whether there are no other parts, so that everything in the folder is looked at.
             how: This run predicts.
+
+        Returns:
+            Which of the cases are to be predicted, and what to say.
         """
-        there = {file.name.removesuffix(ending) for file in self.file.parent.glob(f"*{ending}")} - set(to_do)
-        there = there if mine is None else there & set(mine)
         known = self._earlier()
-        self.content["cases"] = {case: known[case] for case in sorted(there & known.keys())}
+        to_do, said, done = [], [], set()
+        for index, output in enumerate(outputs):
+            reason = _why_not_done(output, ending, with_probabilities, Path(output).name in known)
+            if reason is None:
+                done.add(Path(output).name)
+                continue
+            to_do.append(index)
+            if reason:
+                said.append(f"{Path(output).name} is predicted again: {reason}")
+        if alone:
+            missing = {Path(outputs[index]).name for index in to_do}
+            done |= {file.name.removesuffix(ending) for file in self.file.parent.glob(f"*{ending}")} - missing
+        self.content["cases"] = {case: known[case] for case in sorted(done & known.keys())}
         if self.content["cases"]:
-            self.save()
-        otherwise: dict[str, list[str]] = {}
-        for case in sorted(there):
-            before = known.get(case, {}).get("predicted_with")
-            if before is None:
-                otherwise.setdefault("without a record of how", []).append(case)
-            elif differs := [key for key in how if before.get(key) != how[key]]:
-                text = f"with {', '.join(f'{key} {before.get(key)}' for key in differs)}"
-                otherwise.setdefault(text, []).append(case)
-        return [f"Kept as they are, though predicted {text}: {', '.join(cases)}" for text, cases in otherwise.items()]
+            self._save(self.content["cases"])
+        said.append(  # in nnU-Net's words
+            "overwrite was set to False, so I am only working on cases that haven't been predicted yet. That's "
+            f"{len(to_do)} cases."
+        )
+        return to_do, said + _predicted_otherwise(done, known, how)
 
     def _earlier(self) -> dict[str, dict[str, Any]]:
         """Gather records: of parts, which may have been others before, of this report, and not yet reported."""
@@ -114,13 +125,41 @@ class SpacingReport:
     def add(self, case: str, record: dict[str, Any]) -> None:
         """Add the record of a case and write the file."""
         self.content["cases"][case] = record
-        self.save()
+        self._save([case])
 
-    def save(self) -> None:
-        """Write the file, and remove the records that it has."""
+    def _save(self, new: Iterable[str]) -> None:
+        """Write the file, and remove the records that it has now."""
         files.write_json(self.file, self.content)
-        for case in self.content["cases"]:
+        for case in new:
             self.record_of(case).file.unlink(missing_ok=True)
+
+
+def _why_not_done(output: str, ending: str, with_probabilities: bool, recorded: bool) -> str | None:
+    """Say why a case is to be predicted; None if it is done. What has a record was looked at when it was written."""
+    file = Path(output + ending)
+    if not file.is_file() or (with_probabilities and not Path(f"{output}.npz").is_file()):
+        return ""
+    if recorded:
+        return None
+    if not file.stat().st_size:
+        return f"{file} is empty"
+    try:
+        check_complete(file)
+    except ValueError as error:
+        return str(error)
+    return None
+
+
+def _predicted_otherwise(done: Iterable[str], known: Mapping[str, Any], how: dict[str, Any]) -> list[str]:
+    otherwise: dict[str, list[str]] = {}
+    for case in sorted(done):
+        before = known.get(case, {}).get("predicted_with")
+        if not isinstance(before, dict):
+            otherwise.setdefault("without a record of how", []).append(case)
+        elif differs := [key for key in how if before.get(key) != how[key]]:
+            text = f"with {', '.join(f'{key} {before.get(key)}' for key in differs)}"
+            otherwise.setdefault(text, []).append(case)
+    return [f"Kept as they are, though predicted {text}: {', '.join(cases)}" for text, cases in otherwise.items()]
 
 
 def spacing_line(case: str, record: dict[str, Any]) -> str:

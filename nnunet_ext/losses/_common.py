@@ -34,6 +34,15 @@ def count_terms(logits: Tensor, valid_mask: Tensor | None, channels: int, gather
     return count.clamp_min(1.0)
 
 
+def check_exclusive_classes(logits: Tensor) -> None:
+    """Raise ValueError if logits have one channel: a softmax of it says nothing, and a Dice of no class is NaN."""
+    if logits.shape[1] < 2:
+        raise ValueError(
+            f"exclusive classes need 2 output channels or more, the background's first, got logits of shape "
+            f"{tuple(logits.shape)}; for one structure in one channel take the loss of regions (sigmoid)"
+        )
+
+
 def split_target(
     logits: Tensor, target: Tensor, regions: bool, ignore_label: int | None
 ) -> tuple[Tensor, Tensor | None]:
@@ -51,8 +60,10 @@ def split_target(
         None if there is no ``ignore_label``.
 
     Raises:
-        ValueError: If the shapes do not fit.
+        ValueError: If the shapes do not fit, or there is one channel for exclusive classes.
     """
+    if not regions:
+        check_exclusive_classes(logits)
     channels = logits.shape[1] + (ignore_label is not None) if regions else 1
     expected = (logits.shape[0], channels, *logits.shape[2:])
     if tuple(target.shape) != expected:

@@ -119,7 +119,7 @@ class ContourWeightedLoss(nn.Module):
             is 0 (with a graph).
 
         Raises:
-            ValueError: If the shapes do not fit.
+            ValueError: If the shapes do not fit, or exclusive classes have one channel.
         """
         labels, valid = split_target(logits, target, self.regions, self.ignore_label)
         logits = at_least_float32(logits)

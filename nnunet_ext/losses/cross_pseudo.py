@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from nnunet_ext.losses._common import Gather, at_least_float32, count_terms
+from nnunet_ext.losses._common import Gather, at_least_float32, check_exclusive_classes, count_terms
 
 
 def pseudo_labels(logits: Tensor, regions: bool = False) -> Tensor:
@@ -54,8 +54,9 @@ def cross_pseudo_loss(
         Scalar; 0 from the cross-entropy (with a graph) where no voxel is valid.
 
     Raises:
-        ValueError: If the shapes do not fit.
+        ValueError: If the shapes do not fit, or there is one channel.
     """
+    check_exclusive_classes(logits)
     _check_shapes(logits, labels, valid_mask, 1)
     log_probs = functional.log_softmax(at_least_float32(logits), 1)
     targets = labels[:, 0].long()

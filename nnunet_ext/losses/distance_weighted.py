@@ -39,7 +39,7 @@ class DistanceWeightedCrossEntropy(nn.Module):
         """Return the loss of one scale; shapes as of :class:`~nnunet_ext.losses.ContourWeightedLoss`.
 
         Raises:
-            ValueError: If the shapes do not fit.
+            ValueError: If the shapes do not fit, or exclusive classes have one channel.
         """
         labels, valid = split_target(logits, target, self.regions, self.ignore_label)
         logits = at_least_float32(logits)

@@ -75,7 +75,7 @@ class HybridLoss(nn.Module):
             cross-entropy is 0 (with a graph).
 
         Raises:
-            ValueError: If the shapes do not fit.
+            ValueError: If the shapes do not fit, or exclusive classes have one channel.
         """
         target, valid = split_target(logits, target, self.regions, self.ignore_label)
         logits = at_least_float32(logits)

@@ -161,7 +161,12 @@ class NestedAttentionUNet(nn.Module):
 
         Returns:
             ``(B, num_classes, *S)`` of the deepest output; with deep supervision a list of such, the deepest first.
+
+        Raises:
+            ValueError: If an axis is no such multiple; names the shape to pad to.
         """
+        if not (torch.jit.is_scripting() or torch.jit.is_tracing() or torch.compiler.is_compiling()):
+            _check_shape(x, self.strides)
         rows = []
         for stage in self.encoder.stages:
             x = self.decoder.run(stage, x)
@@ -190,6 +195,17 @@ def _check(n_stages: int, depth: int, aggregation: str, gate_ratio: float, pool:
         raise ValueError(f"gate_ratio must be above 0, got {gate_ratio}")
     if pool not in ("conv", "max", "avg"):
         raise ValueError(f"pool must be one of conv, max, avg, got {pool!r}")
+
+
+def _check_shape(image: Tensor, strides: Sequence[Sequence[int]]) -> None:
+    shape = tuple(image.shape[2:])
+    divisors = tuple(int(d) for d in np.prod(strides, 0))
+    if len(shape) != len(divisors) or any(size % divisor for size, divisor in zip(shape, divisors, strict=True)):
+        fitting = tuple(-(-size // divisor) * divisor for size, divisor in zip(shape, divisors, strict=False))
+        remedy = f"pad it to {fitting}" if len(shape) == len(divisors) else f"it needs {len(divisors)} axes"
+        raise ValueError(
+            f"an image of shape {shape} does not fit this network, whose axes must be multiples of {divisors}; {remedy}"
+        )
 
 
 class _NestedDecoder(nn.Module):

@@ -13,7 +13,6 @@ from tqdm import tqdm
 from nnunet_ext.data import fingerprint as cases_of
 from nnunet_ext.data.failures import LABELLED, UNLABELLED, record
 from nnunet_ext.data.fingerprint import CaseTable, Provenance
-from nnunet_ext.data.leftovers import sweep_all
 from nnunet_ext.data.outliers import find_outliers, format_outliers
 from nnunet_ext.data.unlabeled import check_raw_dataset, labelled_cases
 
@@ -55,7 +54,6 @@ class GlobalIntensityFingerprintExtractor(DatasetFingerprintExtractor):
             # The fingerprint too: continued after a kill, it would pass for one of the present files.
             shutil.rmtree(table.folder, ignore_errors=True)
             target.unlink(missing_ok=True)
-        sweep_all(target.parent)
         before = cases_of.read_fingerprint(target)
         provenance = Provenance(table.folder)
         number = int(self.num_foreground_voxels_for_intensitystats // max(1, len(self.labelled)))

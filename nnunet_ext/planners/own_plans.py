@@ -6,7 +6,6 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from batchgenerators.utilities.file_and_folder_operations import save_json
 from nnunetv2.experiment_planning.experiment_planners.default_experiment_planner import ExperimentPlanner
 from nnunetv2.paths import nnUNet_preprocessed
 from nnunetv2.utilities.dataset_name_id_conversion import maybe_convert_to_dataset_name
@@ -15,7 +14,7 @@ from nnunet_ext.data.dataset_json import check_number_of_training_cases, load_da
 from nnunet_ext.data.fingerprint import FILE as FINGERPRINT
 from nnunet_ext.data.fingerprint import read_fingerprint
 from nnunet_ext.data.unlabeled import check_raw_dataset
-from nnunet_ext.files import only_here, read_json
+from nnunet_ext.files import only_here, read_json, write_json
 
 _PLANNED_NAMES = ("2d", "3d_lowres", "3d_fullres", "3d_cascade_fullres")
 STOCK_PLANS = (
@@ -110,4 +109,4 @@ class OwnPlans(ExperimentPlanner):
             for name in stale:
                 del plans["configurations"][name]
             plans_file = Path(str(nnUNet_preprocessed)) / self.dataset_name / f"{self.plans_identifier}.json"
-            save_json(plans, str(plans_file), sort_keys=False)
+            write_json(plans_file, plans, indent=4)

@@ -16,12 +16,13 @@ from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
 from tqdm import tqdm
 
+from nnunet_ext.data.dataset import unlabeled_folder
 from nnunet_ext.data.dataset_json import FILE, check_dataset_json, load_dataset_json, number_of_channels
 from nnunet_ext.data.failures import LABELLED, UNLABELLED, Failure, record
 from nnunet_ext.data.plans import load_configuration
 from nnunet_ext.data.pool import WorkerDiedError, map_isolated
 from nnunet_ext.data.preprocess import preprocess_unlabeled
-from nnunet_ext.data.reading import describe, one_line, read_checked
+from nnunet_ext.data.reading import describe, read_checked, read_labels
 from nnunet_ext.data.splits import hidden_cases
 from nnunet_ext.data.unlabeled import find_unlabeled_cases, labelled_cases, usable_labelled, where_looked
 from nnunet_ext.files import DiskFullError, only_here, whole_files
@@ -77,15 +78,18 @@ class SemiSupervisedPreprocessor(DefaultPreprocessor):
             for case, files in dataset.items()
         }
         with only_here(output, "preprocessed"):
+            if has_unlabelled:
+                with only_here(unlabeled_folder(preprocessed, output.name), "preprocessed"):
+                    pass  # whoever works there now would stop this run hours later
             record(failures)
             if output.is_dir():
                 shutil.rmtree(output)
             output.mkdir(parents=True)
             self._run_isolated(arguments, num_processes, configuration_name)
-        if has_unlabelled:
-            self._run_unlabelled(name, plans_identifier, configuration_name, num_processes)
-        else:
-            print_info(f"INFO: {name} has no unlabelled case. {where_looked(raw_folder)}")
+            if has_unlabelled:
+                self._run_unlabelled(name, plans_identifier, configuration_name, num_processes)
+            else:
+                print_info(f"INFO: {name} has no unlabelled case. {where_looked(raw_folder)}")
 
     def run_case_save(
         self,
@@ -166,15 +170,7 @@ def read_labelled(
         ValueError: Names the file that is wrong, what was expected and what to do.
     """
     data, properties = read_checked(images, reader_class, channels, strict=False)
-    try:
-        segmentation, _ = reader_class().read_seg(label)
-    except Exception as error:
-        raise ValueError(f"{label} cannot be read ({one_line(error)}); replace or remove it") from error
-    if segmentation.shape[1:] != data.shape[1:]:
-        raise ValueError(
-            f"{label} has shape {segmentation.shape[1:]}, but its image has {data.shape[1:]}; they must lie on the "
-            "same grid"
-        )
+    segmentation = read_labels(label, reader_class, data.shape[1:])
     return data, segmentation, properties
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -102,6 +102,34 @@ def build(architecture: Architecture, input_channels: int, output_channels: int,
         allow_init=True,
         deep_supervision=deep_supervision,
     )
+
+
+def check_fit(network: nn.Module, weights: Mapping[str, Any], file: Path, surplus: bool = False) -> None:
+    """Refuse weights that are not those of a network.
+
+    Args:
+        network: Built from the plans beside the weights, without deep supervision; may be on the meta device.
+        weights: By name.
+        file: That they are from, for the message.
+        surplus: Whether there may be more of them, as for a network that was cut.
+
+    Raises:
+        ValueError: If they do not fit; names the file and the first difference.
+    """
+    expected = network.state_dict()
+    for key in dict.fromkeys([*expected, *([] if surplus else weights)]):
+        if key not in weights:
+            difference = f"lacks {key}"
+        elif key not in expected:
+            difference = f"has {key}, which is one too many"
+        elif (shape := tuple(getattr(weights[key], "shape", ()))) != tuple(expected[key].shape):
+            difference = f"has {key} of the shape {shape}, expected {tuple(expected[key].shape)}"
+        else:
+            continue
+        raise ValueError(
+            f"{file} {difference}: its network_weights are not those of the network in plans.json and dataset.json of "
+            "the model; restore the files of this training"
+        )
 
 
 def refuse_other_folds(trainer: Any, keys: Iterable[str]) -> None:

@@ -13,7 +13,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from nnunet_ext import files
 
-_KEYS = ("trainer_name", "network_weights", "optimizer_state", "logging", "_best_ema", "current_epoch", "init_args")
+_KEYS = ("trainer_name", "network_weights", "init_args")
+_TRAINING_KEYS = ("optimizer_state", "logging", "_best_ema", "current_epoch")
 _OLD_TEMPORARIES = ("unfinished_checkpoint.tmp", ".progress.png")  # fixed names that were used once
 
 
@@ -98,7 +99,7 @@ def load_for(trainer: Any, filename: str) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: If there is none.
-        RuntimeError: If another trainer wrote it, or the file cannot be read as a checkpoint.
+        RuntimeError: If another trainer wrote it, it holds weights alone, or it cannot be read as a checkpoint.
     """
     checkpoint = read(filename)
     name, expected = checkpoint["trainer_name"], type(trainer).__name__
@@ -106,5 +107,10 @@ def load_for(trainer: Any, filename: str) -> dict[str, Any]:
         raise RuntimeError(
             f"{filename} was written by {name}, but {expected} was asked to load it; use -tr {name}, or start "
             f"{expected} afresh (with -pretrained_weights to begin from those weights)"
+        )
+    if any(key not in checkpoint for key in _TRAINING_KEYS):
+        raise RuntimeError(
+            f"{filename} holds weights alone, as an exported or pruned model does, so that no training can go on from "
+            "it; use it with -pretrained_weights instead of --c"
         )
     return checkpoint

@@ -25,7 +25,8 @@ def band_iterations(
         spacing_mm: Of the images, array order.
         iterations: Erosions. An axis coarser than three times the finest gets 0: a slice away is no neighbour there.
         thickness_mm: Thickness in mm instead, rounded to voxels along each axis, at least 1 along the finest.
-        kernel: Size of the box of one erosion; a thickness in mm counts in boxes of 3 voxels, one voxel an erosion.
+        kernel: Size of the box of one erosion, one number or one an axis; a thickness in mm counts in boxes of 3
+            voxels, one voxel an erosion.
 
     Raises:
         ValueError: If the thickness is not positive, or given with another box.
@@ -35,7 +36,8 @@ def band_iterations(
         return tuple(iterations if spacing <= ANISOTROPY * finest else 0 for spacing in spacing_mm)
     if not 0 < thickness_mm < math.inf:
         raise ValueError(f"the thickness of the contour must be positive, got {thickness_mm} mm; pass e.g. 2.0")
-    if kernel != 3:
+    sizes = {kernel} if isinstance(kernel, int) else set(kernel)
+    if sizes != {3}:
         raise ValueError(
             f"a thickness in mm counts in boxes of 3 voxels, got a kernel of {kernel}; give only one of them"
         )

@@ -157,7 +157,7 @@ def _shown_classes(panels: Sequence[Panel], tables: dict[str, np.ndarray], numbe
             added = [c for c in _lowest(panel, tables, number, first) if c not in chosen][: panel.lowest]
             chosen += added
             said += [f"{len(added)} {panel.called}"] if added else []
-        words = f"{' and '.join(reversed(said))} of {number - first} classes"
+        words = f"{' and '.join(reversed(said)) or 'none yet'} of {number - first} classes"
     colours = [f"C{i}" for i in range(_COLOURS)] + list(_MORE_COLOURS)
     return {c: colours[(i if words else c) % len(colours)] for i, c in enumerate(chosen)}, words
 

@@ -17,7 +17,6 @@ from nnunet_ext.files import naming_full_disk
 from nnunet_ext.networks.ife_unet import zero_added_channels
 from nnunet_ext.training.architecture import ENHANCED, network_name
 from nnunet_ext.training.checkpoints import plain_module
-from nnunet_ext.training.trust import trusted_by_environment
 
 _ANISOTROPY = 3.0  # nnU-Net's own threshold for treating an axis apart
 
@@ -108,7 +107,7 @@ def widened_weights(networks: Sequence[torch.nn.Module], filename: str) -> Itera
 
     network = plain_module(networks[0])
     added: dict[str, int] = network.added_input_channels  # type: ignore[assignment]
-    checkpoint = load_checkpoint(filename, required=("network_weights",), trusted=trusted_by_environment())
+    checkpoint = load_checkpoint(filename, required=("network_weights",))
     weights, own = checkpoint["network_weights"], network.state_dict()
     missing = {
         key: channels

@@ -16,8 +16,9 @@ from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 
-from nnunet_ext.training.architecture import stock_configuration
+from nnunet_ext.training.architecture import NESTED, network_name, stock_configuration
 from nnunet_ext.training.memory import GIB, cps_step_memory, supervised_step_memory
+from nnunet_ext.training.nesting import nested_step_memory
 from nnunet_ext.training.trust import check_classes
 
 
@@ -81,12 +82,16 @@ def _look(
     channels = determine_num_input_channels(manager, configuration, dataset_json)
     heads = labels.num_segmentation_heads
     networks = getattr(cls, "number_of_networks", 1)
-    estimate = supervised_step_memory if networks == 1 else cps_step_memory
+    estimate: Any = supervised_step_memory if networks == 1 else cps_step_memory
     size = (configuration.patch_size, configuration.batch_size, channels, heads, labels.has_regions)
     try:
         with torch.device("meta"):
             network = _build(cls, manager, configuration, channels, heads)
-        step = estimate(lambda: _build(cls, manager, configuration, channels, heads), *size)
+        nested = _with_hybrid_loss(cls, configuration)
+        if nested is not None:
+            step = nested_step_memory(nested, *size)
+        else:
+            step = estimate(lambda: _build(cls, manager, configuration, channels, heads), *size)
     except Exception as error:
         # anything can go wrong in networks of others
         raise ValueError(
@@ -99,6 +104,20 @@ def _look(
         "parameters": sum(parameter.numel() for parameter in network.parameters()),
         "gib": step / GIB,
     }
+
+
+def _with_hybrid_loss(cls: Any, configuration: ConfigurationManager) -> dict[str, Any] | None:
+    """Return the architecture of a trainer of one nested network that keeps the loss of such networks, else None."""
+    change, loss = getattr(cls, "network_architecture", None), getattr(cls._build_loss, "__code__", None)
+    if (
+        change is None
+        or loss is None
+        or "default_loss" not in loss.co_names
+        or getattr(cls, "number_of_networks", 1) > 1
+    ):
+        return None
+    architecture: dict[str, Any] = change(cls, configuration)
+    return architecture if network_name(architecture) == NESTED else None
 
 
 def _build(

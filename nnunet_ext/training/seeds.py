@@ -36,10 +36,13 @@ def derived_seed(seed: int, *purpose: int) -> int:
 
 @contextmanager
 def torch_seed(seed: int) -> Iterator[None]:
-    """Draw from ``seed`` inside the block (CPU generator) and leave the global stream as it was."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    """Draw from ``seed`` inside the block on the CPU, and leave that stream as it was, and those of other devices."""
+    state = torch.get_rng_state()
+    torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed every device, for good
+    try:
         yield
+    finally:
+        torch.set_rng_state(state)
 
 
 def seed_everything(seed: int) -> None:

@@ -1,5 +1,6 @@
 """``nnUNetv2_ext attention``."""
 
+import errno
 import json
 import re
 
@@ -7,8 +8,10 @@ import pytest
 import torch
 from data.tiny_dataset import architecture
 from inference.tiny_model import make_model
+from matplotlib.figure import Figure
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
+from nnunet_ext import files
 from nnunet_ext.cli.main import main
 from nnunet_ext.inference.attention_figure import load_network, look
 from nnunet_ext.trainers import find_trainer
@@ -81,3 +84,39 @@ def test_gates_are_left_as_they_were_when_the_network_fails(model, monkeypatch):
     with pytest.raises(ZeroDivisionError):
         look(network, prepared, (str(model.images / "a_0000.nii.gz"),), torch.device("cpu"))
     assert not any(gate._forward_hooks for gate in network.decoder.gates.values())
+
+
+def test_a_full_disk_and_a_missing_device_are_one_line_and_leave_nothing(model, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    arguments = ["-m", str(model.folder), "-i", str(model.images / "a_0000.nii.gz"), "-o", str(tmp_path / "out")]
+    assert main(["attention", *arguments, "-device", "cuda"]) == 1
+    assert "-device is cuda, but torch finds none here; pass one" in capsys.readouterr().err
+    assert main(["attention", *arguments, "--level", "4"]) == 1
+    assert not (tmp_path / "out").exists()
+    left = tmp_path / "out" / f"{files.PREFIX}{files._machine()}_999999999_0_a.png"
+    left.parent.mkdir()
+    left.write_text("half")
+
+    def full(self, path, **_):
+        path.write_bytes(b"half")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Figure, "savefig", full)
+    capsys.readouterr()
+    assert main(["attention", *arguments]) == 1
+    error = capsys.readouterr().err
+    assert "a.png cannot be written ([Errno 28] No space left on device): no room on its disk" in error
+    assert len(error.splitlines()) == 1
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_weights_of_another_network_are_one_line(model, tmp_path, capsys):
+    file = model.folder / "fold_0" / "checkpoint_final.pth"
+    content = torch.load(file, weights_only=False)
+    content["network_weights"].popitem()
+    torch.save(content, file)
+    case = str(model.images / "a_0000.nii.gz")
+    assert main(["attention", "-m", str(model.folder), "-i", case, "-o", str(tmp_path / "out")]) == 1
+    error = capsys.readouterr().err
+    assert "network_weights are not those of the network in plans.json and dataset.json of the model" in error
+    assert len(error.splitlines()) == 1

@@ -13,6 +13,8 @@ from reference import naive_cwcd
 from nnunet_ext.cli.main import main
 from nnunet_ext.training.contour_figure import Band, LabelNames, contours_of
 
+PICTURES = {f"case_{n}.png" for n in range(3)}
+
 
 def labels_of(case):
     labels = np.zeros((6, 14, 12), np.uint8)
@@ -127,7 +129,8 @@ def test_two_dimensional_files(tmp_path):
     [
         (["-i", "nowhere"], "nowhere is no folder; give the folder of the label files"),
         (["-i", "{root}"], "has no label files"),
-        (["-i", "{root}/labelsTr", "-o", "{root}/labelsTr"], "is not empty; give another folder, or --overwrite"),
+        (["-i", "{root}/labelsTr", "-o", "{root}/imagesTr"], "is not empty; give another folder, or --overwrite"),
+        (["-i", "{root}/labelsTr", "-o", "{root}/labelsTr"], "holds the label files, which pictures might replace"),
         (["-i", "{root}/labelsTr", "--kernel", "3", "3"], "--kernel takes one or three numbers, got 2"),
         (["-i", "{root}/labelsTr", "-p", "{root}/none.json"], "none.json is no file; -p takes the plans file"),
         (["-i", "{root}/labelsTr", "-p", "{root}/plans.json", "-c", "4d"], "has no configuration 4d; -c takes one of"),
@@ -194,3 +197,39 @@ def test_regions_have_contours_of_their_own():
     table = found.shares()
     assert table["adrenal"] == (8, 1.0)
     assert table["both"][0] == 248
+
+
+def test_overwrite_deletes_nothing(dataset):
+    out = dataset / "out"
+    (out / "folder").mkdir(parents=True)
+    for name in ("notes.txt", "other.png", "folder/case_0.png"):
+        (out / name).write_text("mine")
+    assert run("-i", dataset / "labelsTr", "-o", out) == 1
+    assert run("-i", dataset / "labelsTr", "-o", out, "--overwrite") == 0
+    assert {path.name for path in out.iterdir()} == {"notes.txt", "other.png", "folder", *PICTURES}
+    assert all((out / name).read_text() == "mine" for name in ("notes.txt", "other.png", "folder/case_0.png"))
+
+
+def test_labels_are_never_replaced_by_their_pictures(tmp_path, capsys):
+    """Label files of two dimensions may be PNG, too."""
+    write(tmp_path / "labelsTr/case_0.png", labels_of(0)[2])
+    before = (tmp_path / "labelsTr/case_0.png").read_bytes()
+    assert run("-i", tmp_path / "labelsTr", "-o", tmp_path / "labelsTr" / "..", "--overwrite") == 0
+    assert run("-i", tmp_path / "labelsTr", "-o", tmp_path / "labelsTr", "--overwrite") == 1
+    assert "holds the label files, which pictures might replace; give another folder (-o)" in capsys.readouterr().err
+    assert (tmp_path / "labelsTr/case_0.png").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("{", r"plans\.json is no JSON .*; -p takes a plans file of nnU-Net"),
+        ("{}", r'plans\.json has no "configurations"; -p takes a plans file of nnU-Net'),
+        ("[]", r"plans\.json holds \[\], expected an object"),
+    ],
+)
+def test_damaged_plans_are_one_line(dataset, capsys, content, message):
+    (dataset / "plans.json").write_text(content)
+    assert run("-i", dataset / "labelsTr", "-o", dataset / "out", "-p", dataset / "plans.json") == 1
+    assert re.search(message, capsys.readouterr().err)
+    assert not (dataset / "out").exists()

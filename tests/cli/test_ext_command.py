@@ -14,6 +14,7 @@ from data.tiny_dataset import LABELS, TinyDataset, make_plans
 from nnunet_ext import __version__, discovery_folder
 from nnunet_ext.cli.main import COMMANDS, main
 from nnunet_ext.cli.values import natural, positive_int
+from nnunet_ext.training.architecture import build
 from nnunet_ext.training.composition import COMMON, PARTS
 
 Command = Callable[..., tuple[int, str, str]]
@@ -225,19 +226,23 @@ def test_an_unknown_configuration_does_not_swallow_failures(command: Command, ti
 
 def write_model(tiny: TinyDataset) -> Path:
     folder = tiny.results / "Dataset777_Tiny" / "nnUNetTrainerCPS__nnUNetPlans__3d_fullres"
+    plain = make_plans()["configurations"]["3d_fullres"]["architecture"]
+    weights = build(plain, 1, 2, False).state_dict()
     for fold in ("0", "all"):
         (folder / f"fold_{fold}").mkdir(parents=True)
         torch.save(
             {
-                "network_weights": {"w": torch.zeros(1)},
+                "network_weights": weights,
                 "trainer_name": "nnUNetTrainerCPS",
                 "init_args": {"configuration": "3d_fullres"},
-                "nnunet_ext_cps": {"network_weights": {"w": torch.ones(1)}},
+                "nnunet_ext_cps": {"network_weights": {name: torch.ones_like(w) for name, w in weights.items()}},
             },
             folder / f"fold_{fold}" / "checkpoint_final.pth",
         )
     (folder / "plans.json").write_text(json.dumps(make_plans()))
-    (folder / "dataset.json").write_text(json.dumps({"labels": LABELS}))
+    (folder / "dataset.json").write_text(
+        json.dumps({"labels": LABELS, "channel_names": {"0": "CT"}, "file_ending": ".nii.gz"})
+    )
     return folder
 
 
@@ -248,7 +253,7 @@ def test_export_to_a_folder(command: Command, tiny: TinyDataset, tmp_path):
     assert f"Wrote {output} with fold(s) 0 1." in out
     assert f"nnUNetv2_predict_from_modelfolder -i IMAGES -o PREDICTIONS -m {output} -f 0 1" in out
     saved = torch.load(output / "fold_1" / "checkpoint_final.pth", weights_only=True)
-    assert saved["network_weights"]["w"].item() == 1
+    assert all((weight == 1).all() for weight in saved["network_weights"].values())
     status, _, error = command("export", "-m", model, "-o", output)
     assert status == 1
     assert_one_line(error, "export")

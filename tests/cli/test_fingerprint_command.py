@@ -1,4 +1,5 @@
 import json
+import os
 
 import numpy as np
 import pytest
@@ -6,6 +7,7 @@ from data.tiny_dataset import TinyDataset, scan, tiny, write_image
 from PIL import Image
 
 from nnunet_ext.cli.main import main
+from nnunet_ext.files import only_here
 
 __all__ = ["tiny"]
 
@@ -86,3 +88,19 @@ def test_unknown_dataset_is_one_clear_error(tiny: TinyDataset, capsys):
     assert "error: " in capsys.readouterr().err
     content = json.loads((tiny.raw / "dataset.json").read_text())
     assert content["numTraining"] == 2
+
+
+def test_pipes_wrong_json_and_a_second_command_are_clear_errors(dataset: TinyDataset, capsys):
+    pipe = dataset.raw / "imagesUnlabeled" / "pipe_0000.nii.gz"
+    os.mkfifo(pipe)
+    left = dataset.preprocessed / ".fingerprint.png.4194305.tmp"
+    left.write_bytes(b"")
+    assert command() == 1
+    assert f"{pipe} is no regular file but a pipe" in capsys.readouterr().err
+    assert not left.exists()
+    with only_here(dataset.preprocessed / "fingerprint_cases", "fingerprinted"):
+        assert command() == 1
+    assert f"error: {dataset.preprocessed}/fingerprint_cases is being fingerprinted by" in capsys.readouterr().err
+    (dataset.raw / "dataset.json").write_text("{")
+    assert command() == 1
+    assert f"error: {dataset.raw}/dataset.json is no JSON (line 1, column 2: " in capsys.readouterr().err

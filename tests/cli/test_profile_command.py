@@ -158,5 +158,7 @@ def test_a_model_with_code_is_refused_unless_it_is_trusted(model: Path, capsys):
     assert f"{file} cannot be loaded as a checkpoint of weights and plain values" in error
     assert error.rstrip().endswith("if you trust whoever made it, pass --trust_model")
     assert len(error.splitlines()) == 1
-    assert call(model, "-m", str(model), "--settings", "stock", "--trust_model", "--json") == 0
-    assert "--trust_model" in json.loads(capsys.readouterr().out)["settings"]["stock"]["command"]
+    assert call(model, "-m", str(model), "--settings", "stock", "fast_export", "--trust_model", "--json") == 0
+    settings = json.loads(capsys.readouterr().out)["settings"]
+    assert "--trust_model" in settings["fast_export"]["command"]
+    assert "--trust_model" not in settings["stock"]["command"]

@@ -7,7 +7,7 @@ import blosc2
 import numpy as np
 import pytest
 import SimpleITK
-from data.tiny_dataset import NAME, TinyDataset, make_plans, scan, write_image
+from data.tiny_dataset import NAME, SPACING, TinyDataset, make_plans, scan, write_image
 from nnunetv2.preprocessing.preprocessors.default_preprocessor import DefaultPreprocessor
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from scipy.ndimage import binary_fill_holes
@@ -94,7 +94,7 @@ def test_metadata_is_json_and_there_is_no_pickle(tiny: TinyDataset):
     assert metadata["source"] == {"files": [str(image)], "size": [stat.st_size], "mtime_ns": [stat.st_mtime_ns]}
     assert metadata["shape"] == [1, 12, 15, 12]
     assert metadata["hidden_label"] is False
-    assert metadata["plans_signature"]["spacing"] == [1, 1, 1]
+    assert metadata["plans_signature"]["spacing"] == list(SPACING)
     assert len(metadata["plans_digest"]) == 64
 
 

@@ -1,8 +1,9 @@
 """What happens to cases that are finished but no longer right, and to runs that meet each other or a full disk."""
 
 import json
-import multiprocessing
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import blosc2
@@ -28,13 +29,13 @@ def test_a_corrected_spacing_of_a_tiff_is_noticed(tiny: TinyDataset):
     folder.mkdir()
     for name in ("a", "b"):
         tifffile.imwrite(folder / f"{name}_0000.tif", scan(1))
-        (folder / f"{name}.json").write_text('{"spacing": [1.0, 1.0, 1.0]}')
+        (folder / f"{name}.json").write_text('{"spacing": [2.4, 0.9, 0.8]}')
     target = run().folder
-    (folder / "a.json").write_text('{"spacing": [2.0, 1.0, 1.0]}')
+    (folder / "a.json").write_text('{"spacing": [4.8, 0.9, 0.8]}')
     summary = run()
     assert (summary.done, summary.kept) == (["a"], ["b"])
     assert json.loads((target / "a.json").read_text())["shape"] == [1, 24, 15, 12]
-    (folder / "b.json").unlink()  # the spacing is 1 without it, but that is for the reader to know
+    (folder / "b.json").unlink()  # what the spacing is without it, is for the reader to know
     assert run().done == ["b"]
 
 
@@ -108,28 +109,23 @@ def test_what_killed_runs_left_is_swept(tiny: TinyDataset):
     assert alive.exists()
 
 
-def _hold(folder: str, held, done) -> None:
-    from nnunet_ext.files import only_here
-
-    with only_here(folder, "preprocessed"):
-        held.set()
-        done.wait(60)
+HOLD = """
+import sys
+from nnunet_ext.files import only_here
+with only_here(sys.argv[1], "preprocessed"):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
 
 
 def test_a_second_run_is_refused_at_once_and_nothing_is_lost(tiny: TinyDataset):
     tiny.add_unlabeled("a", 1)
     folder = run().folder
-    context = multiprocessing.get_context("fork")
-    held, done = context.Event(), context.Event()
-    other = context.Process(target=_hold, args=(str(folder), held, done))
-    other.start()
-    try:
-        assert held.wait(60)
+    command = [sys.executable, "-c", HOLD, str(folder)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        assert other.stdout.readline() == b"held\n"
         with pytest.raises(files.BusyError, match=rf"{folder} is being preprocessed by process {other.pid} on "):
             preprocess_unlabeled(777, "nnUNetPlans", "3d_fullres", 1, clean=True, show_progress_bar=False)
-    finally:
-        done.set()
-        other.join()
     assert finished_cases(folder) == ["a"]
     assert run().kept == ["a"]
 

@@ -11,7 +11,7 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 from nnunet_ext.data.preprocess import preprocess_unlabeled
 from nnunet_ext.data.signature import digest
-from nnunet_ext.data.training_cases import labelled_names, unlabeled_dataset
+from nnunet_ext.data.training_cases import check_labelled_cases, labelled_names, unlabeled_dataset
 
 COMMAND = "nnUNetv2_ext preprocess_unlabeled -d Dataset777_Tiny -p nnUNetPlans -c 3d_fullres"
 
@@ -102,11 +102,11 @@ def test_the_log_says_how_many_are_used_of_how_many(tiny: TinyDataset):
     preprocess()
     identifiers, log = logged(tiny)
     assert identifiers == ["a", "b"]
-    assert f"Unlabelled cases: 2 used, of 2 in {tiny.raw}" in log
+    assert "Unlabelled cases: 2 used, of 2 in the raw dataset" in log
     assert "WARNING" not in log
 
 
-def test_cases_that_are_not_used_are_named_with_reason_and_command(tiny: TinyDataset):
+def test_cases_that_are_not_used_are_named_with_reason_and_command(tiny: TinyDataset, capsys):
     for seed, name in enumerate("abc"):
         tiny.add_unlabeled(name, seed)
     broken = tiny.raw / "imagesUnlabeled" / "b_0000.nii.gz"
@@ -116,36 +116,51 @@ def test_cases_that_are_not_used_are_named_with_reason_and_command(tiny: TinyDat
     tiny.add_unlabeled("e", 5).rename(tiny.raw / "imagesUnlabeled" / "e.nii.gz")
     identifiers, log = logged(tiny)
     assert identifiers == ["a", "c"]
-    assert f"Unlabelled cases: 2 used, of 5 in {tiny.raw}" in log
-    assert f"WARNING: 3 unlabelled case(s) are NOT trained on. To preprocess them: {COMMAND}" in log
-    assert f"  b: {broken} cannot be read (" in log
-    assert "  d: not preprocessed yet" in log
-    assert "has no channel suffix" in log
+    assert "Unlabelled cases: 2 used, of 5 in the raw dataset" in log
+    assert f"WARNING: 3 unlabelled case(s) are NOT trained on (named on stderr). To preprocess them: {COMMAND}" in log
+    assert str(tiny.raw) not in log  # the model's folder names no patient
+    said = capsys.readouterr().err
+    assert f"  b: {broken} cannot be read (" in said
+    assert "  d: not preprocessed yet" in said
+    assert "has no channel suffix" in said
 
 
-def test_scans_that_changed_are_named(tiny: TinyDataset):
+def test_scans_that_changed_are_named(tiny: TinyDataset, capsys):
     tiny.add_unlabeled("a", 1)
     tiny.add_unlabeled("b", 2)
     preprocess()
     tiny.add_unlabeled("b", 3, spacing=(1, 1, 1.2))
     identifiers, log = logged(tiny)
     assert identifiers == ["a", "b"]
-    assert (
-        f"the scans of 1 unlabelled case(s) changed since they were preprocessed (b). To do them again: {COMMAND}"
-        in log
-    )
+    assert "the scans of 1 unlabelled case(s) changed since they were preprocessed (named on stderr)" in log
+    assert f"To do them again: {COMMAND}" in log
+    assert "  b\n" in capsys.readouterr().err
 
 
-def test_without_the_raw_dataset_the_log_says_so(tiny: TinyDataset):
+def test_without_the_raw_dataset_the_log_says_so(tiny: TinyDataset, capsys):
     tiny.add_unlabeled("a", 1)
     preprocess()
     shutil.rmtree(tiny.raw)
     identifiers, log = logged(tiny)
     assert identifiers == ["a"]
-    assert "Unlabelled cases: 1 used. They could not be compared with the raw dataset (" in log
+    assert "Unlabelled cases: 1 used. They could not be compared with the raw dataset." in log
+    assert f"{tiny.raw}/dataset.json is missing" in capsys.readouterr().err
 
 
-def test_a_case_that_failed_when_it_was_done_again_is_not_used(tiny: TinyDataset):
+def test_where_only_preprocessed_data_are_known(tiny: TinyDataset, monkeypatch):
+    monkeypatch.delenv("nnUNet_raw")
+    with pytest.raises(FileNotFoundError, match=rf"no preprocessed unlabelled case in .*\. Run: {COMMAND}$"):
+        unlabeled_dataset(trainer(tiny))
+    monkeypatch.setenv("nnUNet_raw", str(tiny.raw.parent))
+    tiny.add_unlabeled("a", 1)
+    preprocess()
+    monkeypatch.delenv("nnUNet_raw")
+    identifiers, log = logged(tiny)
+    assert identifiers == ["a"]
+    assert "Unlabelled cases: 1 used. They could not be compared with the raw dataset." in log
+
+
+def test_a_case_that_failed_when_it_was_done_again_is_not_used(tiny: TinyDataset, capsys):
     image = tiny.add_unlabeled("a", 1)
     tiny.add_unlabeled("b", 2)
     preprocess()
@@ -153,7 +168,8 @@ def test_a_case_that_failed_when_it_was_done_again_is_not_used(tiny: TinyDataset
     preprocess()
     identifiers, log = logged(tiny)
     assert identifiers == ["b"]
-    assert f"  a: {image} cannot be read (" in log
+    assert "1 used, of 2 in the raw dataset" in log
+    assert f"  a: {image} cannot be read (" in capsys.readouterr().err
     (tiny.raw / "imagesUnlabeled" / "b_0000.nii.gz").write_bytes(b"")
     preprocess()
     with pytest.raises(
@@ -246,3 +262,29 @@ def test_a_dataset_without_labelled_cases_is_named(tiny: TinyDataset):
         for ending in (".b2nd", "_seg.b2nd", ".pkl"):
             (folder / f"{name}{ending}").write_bytes(b"")
     assert labelled_names(trainer(tiny)) == ["a", "b"]
+
+
+@pytest.mark.parametrize(
+    ("file", "harm", "problem"),
+    [
+        ("a.b2nd", cut, r"a\.b2nd is damaged \("),
+        ("a_seg.b2nd", cut, r"a_seg\.b2nd is damaged \("),
+        ("a_seg.b2nd", other_shape, r"a_seg\.b2nd has shape \(1, 12, 15, 11\), but the image has \(1, 12, 15, 12\)"),
+        ("a.pkl", Path.unlink, r"a\.pkl is missing"),
+        ("a.pkl", lambda file: file.write_bytes(b""), r"a\.pkl is empty"),
+        ("a_seg.b2nd", Path.unlink, r"a_seg\.b2nd is missing"),
+    ],
+)
+def test_a_damaged_labelled_case_is_named_with_the_command(tiny: TinyDataset, file, harm, problem):
+    folder = tiny.preprocessed / "nnUNetPlans_3d_fullres"
+    folder.mkdir()
+    for name in ("a", "b"):
+        for ending in (".b2nd", "_seg.b2nd"):
+            blosc2.asarray(np.ones((1, 12, 15, 12), np.float32), urlpath=str(folder / f"{name}{ending}"))
+        (folder / f"{name}.pkl").write_bytes(b"properties")
+    check_labelled_cases(trainer(tiny), ["a", "b"])
+    harm(folder / file)
+    command = "nnUNetv2_preprocess -d 777 -plans_name nnUNetPlans -c 3d_fullres"
+    with pytest.raises(RuntimeError, match=rf"{folder}/{problem}.*; to make the labelled cases again, run: {command}"):
+        check_labelled_cases(trainer(tiny), ["a", "b"])
+    check_labelled_cases(trainer(tiny), ["b"])

@@ -1,6 +1,7 @@
 """The phantoms on disk: what nnU-Net reads, and what a second call keeps."""
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
 from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
 
+from nnunet_ext import files
 from nnunet_ext.demo import dataset
 from nnunet_ext.demo.dataset import DATASET_NAME, write_dataset
 from nnunet_ext.demo.phantom import LABELS
@@ -98,3 +100,20 @@ def test_more_cases_of_one_group_do_not_change_another(tmp_path: Path, folder: P
 def test_other_settings_in_the_same_folder_are_refused(folder: Path) -> None:
     with pytest.raises(ValueError, match=r"holds phantoms made with .*'seed': 1.*expected .*'seed': 2.*another folder"):
         write_dataset(folder.parent, seed=2, labeled=2, unlabeled=2, test=1)
+
+
+def test_what_killed_runs_left_is_swept(tmp_path: Path) -> None:
+    images = tmp_path / DATASET_NAME / "imagesTr"
+    dead = images / files._partial_name("files").replace(f"_{os.getpid()}_", "_4194000_")
+    dead.mkdir(parents=True)
+    (tmp_path / DATASET_NAME / "unfinished").mkdir()
+    write_dataset(tmp_path, labeled=1, unlabeled=0, test=0)
+    assert [path.name for path in images.iterdir()] == ["labeled_000_0000.nii.gz"]
+    assert not (tmp_path / DATASET_NAME / "unfinished").exists()
+
+
+def test_a_damaged_dataset_json_is_named(tmp_path: Path) -> None:
+    (tmp_path / DATASET_NAME).mkdir()
+    (tmp_path / DATASET_NAME / "dataset.json").write_text("{", encoding="utf-8")
+    with pytest.raises(ValueError, match=r"dataset\.json is no JSON .*; remove it: it is written again"):
+        write_dataset(tmp_path, labeled=1, unlabeled=0, test=0)

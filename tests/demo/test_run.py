@@ -1,12 +1,16 @@
 """The demo's driver: folders, stages, commands; the trainings themselves run in tests/integration."""
 
 import json
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from nnunet_ext import files
 from nnunet_ext.demo import run
 from nnunet_ext.demo.dataset import DATASET_NAME
 from nnunet_ext.demo.process import DemoError, Usage
@@ -215,3 +219,51 @@ def test_planning_without_plans_is_an_error(output: Path, monkeypatch: pytest.Mo
         DemoError, match=r"planning ended without .*SemiSupervisedPlans\.json; what it printed is in .*plan\.log"
     ):
         run_stages(output, SETTINGS)
+
+
+@pytest.mark.parametrize("content", ["{", "[]", ""])
+def test_a_damaged_record_of_the_settings_is_named(output: Path, content: str) -> None:
+    output.mkdir()
+    (output / "demo.json").write_text(content, encoding="utf-8")
+    with pytest.raises(DemoError, match=r"demo\.json .*; pass --overwrite to begin anew, or name another folder"):
+        claim_folder(output, SETTINGS, overwrite=False)
+    claim_folder(output, SETTINGS, overwrite=True)
+    claim_folder(output, SETTINGS, overwrite=False)
+
+
+def test_a_damaged_record_of_a_stage_is_named(output: Path, commands: StockCommands) -> None:
+    run_stages(output, SETTINGS)
+    (output / "stages" / "train_cps.json").write_text("{", encoding="utf-8")
+    with pytest.raises(DemoError, match=r"train_cps\.json is no JSON .*; remove it: the stage is then done again"):
+        run_stages(output, SETTINGS)
+
+
+def test_what_a_killed_claim_left_is_no_foreign_file(output: Path) -> None:
+    output.mkdir()
+    (output / files._partial_name("demo.json").replace(f"_{os.getpid()}_", "_4194000_")).write_text("{")
+    claim_folder(output, SETTINGS, overwrite=False)
+    assert [path.name for path in output.iterdir()] == ["demo.json"]
+
+
+def test_a_full_disk_is_one_error(
+    output: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(*arguments: object) -> None:
+        raise files.DiskFullError("X cannot be written: no room on its disk")
+
+    monkeypatch.setattr(run, "write_dataset", full)
+    assert run_demo(output, device="cpu") == 1
+    assert "error: X cannot be written: no room on its disk" in capsys.readouterr().err
+
+
+def test_packages_without_metadata_have_no_version(
+    output: Path, commands: StockCommands, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def none(package: str) -> str:
+        raise PackageNotFoundError(package)
+
+    reports: list[tuple[Any, ...]] = []
+    monkeypatch.setattr(run, "version", none)
+    monkeypatch.setattr(run, "write_report", lambda *arguments: reports.append(arguments))
+    run_stages(output, SETTINGS)
+    assert (reports[0][-1]["nnunetv2"], reports[0][-1]["torch"]) == ("unknown", "unknown")

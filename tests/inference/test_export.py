@@ -181,7 +181,8 @@ def test_both_predict_as_the_average_of_the_networks_does(model: Model, tmp_path
 def test_a_checkpoint_of_a_real_training_can_be_exported(tiny: TinyDataset, tmp_path):
     tiny.write_splits({"train": ["a"], "val": ["b"]})
     (tiny.preprocessed / "SemiSupervisedPlans_3d_fullres").mkdir()
-    (tiny.preprocessed / "SemiSupervisedPlans_3d_fullres" / "a.b2nd").write_bytes(b"")  # tells the form of the data
+    for name in "ab":
+        (tiny.preprocessed / "SemiSupervisedPlans_3d_fullres" / f"{name}.b2nd").write_bytes(b"")  # the form of the data
     plans = make_plans("SemiSupervisedPlans", stages=3) | {"continue_training": False}
     trainer = nnUNetTrainerCPS(plans, "3d_fullres", 0, dict(DATASET_JSON), torch.device("cpu"))
     trainer.initialize()
@@ -412,13 +413,13 @@ def test_weights_that_do_not_fit_the_plans(model: Model, tmp_path):
     key = "decoder.seg_layers.0.weight"
     shape = list(weights[key].shape)
     for changed, difference in (
-        ({k: v for k, v in weights.items() if k != key}, f"{key} is missing"),
-        (weights | {"head.weight": torch.zeros(1)}, "head.weight is one too many"),
-        (weights | {key: torch.zeros(7, *shape[1:])}, rf"{key} has the shape \(7, .*, expected \(2, "),
-        (weights | {key: "no tensor"}, rf"{key} has the shape \(\), expected \(2, "),
+        ({k: v for k, v in weights.items() if k != key}, f"lacks {key}"),
+        (weights | {"head.weight": torch.zeros(1)}, "has head.weight, which is one too many"),
+        (weights | {key: torch.zeros(7, *shape[1:])}, rf"has {key} of the shape \(7, .*, expected \(2, "),
+        (weights | {key: "no tensor"}, rf"has {key} of the shape \(\), expected \(2, "),
     ):
         torch.save(whole | {"network_weights": changed}, file)
-        with pytest.raises(ValueError, match=rf"network_weights of {file} do not fit the network .* \({difference}"):
+        with pytest.raises(ValueError, match=rf"{file} {difference}.*network_weights are not those of the network"):
             export_model(model.folder, tmp_path / "out")
         assert not (tmp_path / "out").exists()
 
@@ -432,6 +433,20 @@ def test_a_full_disk_is_named_and_leaves_nothing(model: Model, tmp_path, monkeyp
     with pytest.raises(DiskFullError, match=r"checkpoint_final\.pth cannot be written .*no room on its disk"):
         export_model(model.folder, tmp_path / "place" / "out")
     assert list((tmp_path / "place").iterdir()) == []
+
+
+def test_what_appears_meanwhile_is_not_replaced(model: Model, tmp_path, monkeypatch):
+    original, output = torch.save, tmp_path / "out"
+
+    def save(*arguments):
+        original(*arguments)
+        output.mkdir(exist_ok=True)
+        (output / "notes.txt").write_text("mine")
+
+    monkeypatch.setattr(torch, "save", save)
+    with pytest.raises(FileExistsError, match="out exists; pass --overwrite"):
+        export_model(model.folder, output, folds=[0])
+    assert [path.name for path in output.iterdir()] == ["notes.txt"]
 
 
 def test_what_a_killed_export_left_is_swept(model: Model, tmp_path):

@@ -650,6 +650,36 @@ class TestFullDisk:
         assert caught.value.not_begun == ["b"]
 
 
+class TestGoingOn:
+    def test_label_maps_that_are_not_whole_are_predicted_again(self, model, tmp_path, capsys):
+        for seed, name in enumerate("abcd"):
+            model.add(name, seed)
+        output = predict(model, tmp_path / "out", fast_export=True)
+        whole = {name: (output / f"{name}.nii.gz").read_bytes() for name in "abcd"}
+        (output / "spacing_report.json").unlink()  # as nnU-Net's own prediction leaves it
+        (output / "a.nii.gz").write_bytes(b"")
+        (output / "b.nii.gz").write_bytes(whole["b"][:300])
+        before = (output / "c.nii.gz").stat().st_mtime_ns
+        capsys.readouterr()
+        predict(model, output, fast_export=True, overwrite=False)
+        said = capsys.readouterr().out
+        assert f"a is predicted again: {output}/a.nii.gz is empty" in said
+        assert f"b is predicted again: {output}/b.nii.gz is cut off" in said
+        assert "That's 2 cases." in said
+        assert "without a record of how: c, d" in said
+        assert {name: (output / f"{name}.nii.gz").read_bytes() for name in "abcd"} == whole
+        assert (output / "c.nii.gz").stat().st_mtime_ns == before
+
+    def test_probabilities_that_are_missing_are_made(self, model, tmp_path, capsys):
+        model.add("a", 1)
+        predict(model, tmp_path / "out", spacing=KEEP)
+        predict(model, tmp_path / "out", spacing=KEEP, overwrite=False, save_probabilities=True)
+        assert (tmp_path / "out" / "a.npz").is_file()
+        capsys.readouterr()
+        predict(model, tmp_path / "out", spacing=KEEP, overwrite=False, save_probabilities=True)
+        assert "That's 0 cases." in capsys.readouterr().out
+
+
 class TestRecords:
     def report(self, folder, name="spacing_report"):
         return json.loads((folder / f"{name}.json").read_text())["cases"]
@@ -712,7 +742,7 @@ class TestRecords:
     def test_damaged_records_and_reports_are_as_if_they_were_not_there(self, model, tmp_path, capsys):
         model.add("a", 1)
         predict(model, tmp_path / "out", fast_export=True)
-        for text in ("{", "[]", '{"cases": []}', '{"cases": {"a": 3}}'):
+        for text in ("{", "[]", '{"cases": []}', '{"cases": {"a": 3}}', '{"cases": {"a": {"predicted_with": 3}}}'):
             (tmp_path / "out" / "spacing_report.json").write_text(text)
             (tmp_path / "out" / ".spacing_record_1.json").write_text(text)
             capsys.readouterr()

@@ -374,3 +374,14 @@ def test_packages_without_metadata_have_no_version(monkeypatch: pytest.MonkeyPat
 
     monkeypatch.setattr(metadata, "version", version)
     assert versions()["monai"] == "unknown"
+
+
+def test_predictions_that_are_not_whole_are_no_measure(place: Place):
+    label = place.root / "answers" / "b.nii.gz"
+    whole = label.read_bytes()
+    label.write_bytes(whole[: len(whole) // 2])
+    document = profile(place.inputs, [STOCK], place.options)
+    assert re.search(r"stock/b\.nii\.gz is cut off .* is the disk full\?", document["settings"]["stock"]["error"])
+    assert "measured" not in document["settings"]["stock"]
+    label.write_bytes(whole)
+    assert "measured" in profile(place.inputs, [STOCK], place.options)["settings"]["stock"]

@@ -121,13 +121,11 @@ def test_what_is_missing_is_one_line(model, tmp_path):
     content = torch.load(file, weights_only=False)
     del content["network_weights"]["decoder.ups.0_1.weight"]
     torch.save(content, file)
-    with pytest.raises(BadInputError, match="lacks decoder.ups.0_1.weight, which the network of .*plans.json has"):
+    with pytest.raises(BadInputError, match="lacks decoder.ups.0_1.weight: its network_weights are not those of"):
         predictor(model, folder=other, prune_depth=1)
     content["network_weights"]["decoder.ups.0_1.weight"] = torch.zeros(3)
     torch.save(content, file)
-    with pytest.raises(
-        BadInputError, match=r"has decoder.ups.0_1.weight of the shape \(3,\), but the network of .*json"
-    ):
+    with pytest.raises(BadInputError, match=r"has decoder.ups.0_1.weight of the shape \(3,\), expected"):
         predictor(model, folder=other, prune_depth=1)
 
 

@@ -40,7 +40,12 @@ def test_code_in_a_checkpoint_is_refused_and_not_run(tmp_path, place):
         "alone": evil,
     }[place]
     torch.save(content, tmp_path / "c.pth")
-    with pytest.raises(ValueError, match=r"c\.pth cannot be loaded as a checkpoint of weights and plain values"):
+    message = (
+        r"c\.pth cannot be loaded as a checkpoint of weights and plain values \(it also holds \S+, which may run code"
+    )
+    with pytest.raises(
+        ValueError, match=rf"{message}\); if you trust whoever made it, set nnUNet_ext_trust_weights=1$"
+    ):
         load_checkpoint(tmp_path / "c.pth")
     assert not marker.exists()
     torch.load(tmp_path / "c.pth", weights_only=False)
@@ -50,7 +55,9 @@ def test_code_in_a_checkpoint_is_refused_and_not_run(tmp_path, place):
 @pytest.mark.parametrize("content", [b"", b"no checkpoint", b"PK\x03\x04 half"])
 def test_a_damaged_file(tmp_path, content):
     (tmp_path / "c.pth").write_bytes(content)
-    with pytest.raises(ValueError, match=r"c\.pth cannot be loaded"):
+    with pytest.raises(
+        ValueError, match=r"c\.pth cannot be loaded .*; it is damaged or something else, so copy or tra"
+    ):
         load_checkpoint(tmp_path / "c.pth")
 
 
@@ -106,9 +113,12 @@ def test_the_oldest_torch_is_named(tmp_path, monkeypatch):
         load_checkpoint(tmp_path / "c.pth")
 
 
-def test_trusted_checkpoints_run_what_is_in_them(tmp_path):
+@pytest.mark.parametrize("by", ["argument", "environment"])
+def test_trusted_checkpoints_run_what_is_in_them(tmp_path, monkeypatch, by):
     torch.save(WHOLE | {"logging": RunsCode(tmp_path / "ran")}, tmp_path / "c.pth")
-    load_checkpoint(tmp_path / "c.pth", trusted=True)
+    if by == "environment":
+        monkeypatch.setenv("nnUNet_ext_trust_weights", "1")
+    load_checkpoint(tmp_path / "c.pth", trusted=True if by == "argument" else None)
     assert (tmp_path / "ran").exists()
 
 

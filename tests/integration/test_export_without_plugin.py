@@ -140,7 +140,13 @@ def test_exported_folders_name_no_patient_and_no_class_of_ours(exported):
         assert sorted(path.name for path in model.glob("fold_*")) == folds
         files = sorted(path for path in model.rglob("*") if path.is_file())
         assert {path.name for path in files} == {
-            *("checkpoint_final.pth", "dataset.json", "dataset_fingerprint.json", "plans.json")
+            *(
+                "checkpoint_final.pth",
+                "dataset.json",
+                "dataset_fingerprint.json",
+                "plans.json",
+                "nnunet_ext_export.json",
+            )
         }
         for path in files:
             content = path.read_bytes()

@@ -319,8 +319,8 @@ class TestRefusals:
             (
                 "3d_changed",
                 f"RuntimeError: 4 of 4 unlabelled cases in {{folder}}/{PLANS}_3d_fullres_unlabeled (e.g. extra_0) were "
-                "preprocessed with other plans than OddPlans, configuration 3d_changed, are now. Run: "
-                "nnUNetv2_ext preprocess_unlabeled -d Dataset905_Blobs -p OddPlans -c 3d_changed\n",
+                "preprocessed with other plans than OddPlans, configuration 3d_changed, are now (spacing changed). "
+                "Run: nnUNetv2_ext preprocess_unlabeled -d Dataset905_Blobs -p OddPlans -c 3d_changed\n",
             ),
             (
                 "plain",

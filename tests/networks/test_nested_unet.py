@@ -109,6 +109,22 @@ def build(dimensions=3, deep_supervision=True, seed=0, **more):
     return get_network_from_plans(name, json.loads(json.dumps(kwargs)), needed, 2, 3, deep_supervision=deep_supervision)
 
 
+def before_norms(network):
+    """Convolutions whose output goes into a norm, with that norm."""
+    seen, order = {}, []
+
+    def note(module, inputs, output):
+        if "Norm" in type(module).__name__ and id(inputs[0]) in seen:
+            order.append((seen[id(inputs[0])][0], module))
+        seen[id(output)] = (module, output)  # kept, so that no other tensor gets its id
+
+    handles = [module.register_forward_hook(note) for module in network.modules() if not list(module.children())]
+    network(image(2 if isinstance(network.decoder.seg_layers[0], torch.nn.Conv2d) else 3))
+    for handle in handles:
+        handle.remove()
+    return order
+
+
 def image(dimensions=3, batch=2):
     shape = (4, 16, 24)[-dimensions:]
     return torch.randn((batch, 2, *shape), generator=torch.Generator().manual_seed(1))
@@ -121,10 +137,13 @@ def test_shapes_and_gradients(dimensions, more):
     outputs = network(x)
     assert [tuple(output.shape) for output in outputs] == [(2, 3, *x.shape[2:])] * 3
     sum(output.square().sum() for output in outputs).backward()
+    # a constant before a norm has no influence, whatever its gradient's rounding
+    without = {bias for convolution, _ in before_norms(network) for bias in [convolution.bias] if bias is not None}
+    assert without
     for name, parameter in network.named_parameters():
         assert parameter.grad is not None, name
-        # a constant before the norm has no influence
-        assert parameter.grad.abs().sum() > 0 or name.endswith("bias"), name
+        assert parameter.grad.abs().sum() > 0 or parameter in without, name
+    assert all(head.bias not in without for head in network.decoder.seg_layers)
     network.decoder.deep_supervision = False
     assert torch.equal(network(x), outputs[0])
     assert len({output.sum().item() for output in outputs}) == 3
@@ -302,3 +321,31 @@ def test_size_of_the_feature_maps():
 def test_bad_arguments(more, message):
     with pytest.raises(ValueError, match=message):
         build(**more)
+
+
+@pytest.mark.parametrize(
+    ("shape", "message"),
+    [
+        ((2, 2, 15, 24), r"shape \(15, 24\) does not fit .* multiples of \(8, 4\); pad it to \(16, 24\)"),
+        ((1, 2, 16, 22), r"shape \(16, 22\) does not fit .* multiples of \(8, 4\); pad it to \(16, 24\)"),
+        ((2, 2, 4, 16, 24), r"shape \(4, 16, 24\) does not fit .* multiples of \(8, 4\); it needs 2 axes"),
+    ],
+)
+def test_shapes_that_do_not_fit_are_named(shape, message):
+    with pytest.raises(ValueError, match=message):
+        build(2)(torch.zeros(shape))
+
+
+def test_a_shallow_network_asks_for_less():
+    assert build(2, depth=1)(torch.zeros(1, 2, 14, 22))[0].shape == (1, 3, 14, 22)
+
+
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore::DeprecationWarning")
+def test_shapes_are_not_looked_at_while_tracing(monkeypatch):
+    seen = []
+    monkeypatch.setattr("nnunet_ext.networks.nested_unet._check_shape", lambda *arguments: seen.append(arguments))
+    network, x = build(2, deep_supervision=False), torch.zeros(1, 2, 16, 24)
+    torch.jit.trace(network, x, check_trace=False)
+    assert not seen
+    network(x)
+    assert len(seen) == 1

@@ -1,5 +1,6 @@
 """The extractor on small files; the labelled cases are named in dataset.json, which starts no pool."""
 
+import errno
 import json
 import os
 import shutil
@@ -17,7 +18,7 @@ from nnunet_ext.data import case_statistics, fingerprint
 from nnunet_ext.data.case_statistics import merge, nonzero_box
 from nnunet_ext.data.failures import drain
 from nnunet_ext.data.intensity import IntensityStatistics
-from nnunet_ext.files import BusyError, only_here
+from nnunet_ext.files import BusyError, DiskFullError, only_here
 from nnunet_ext.planners.global_fingerprint import GlobalIntensityFingerprintExtractor
 
 STOCK_KEYS = (
@@ -531,3 +532,21 @@ def test_a_dataset_json_that_cannot_be_is_one_error(tiny: TinyDataset, change):
     (tiny.raw / "dataset.json").write_text(json.dumps(content))
     with pytest.raises(ValueError, match=rf"dataset\.json: {next(iter(change))} is .*, expected"):
         extractor()
+
+
+def test_a_full_disk_is_not_the_fault_of_a_scan_and_ends_the_extraction(tiny: TinyDataset, monkeypatch):
+    tiny.write_dataset_json(numTraining=0)
+    add_unlabelled(tiny, {"u": 3, "v": 4})
+    asked = []
+
+    def no_room(*_, **__):
+        asked.append(1)
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(np, "savez_compressed", no_room)
+    with pytest.raises(
+        DiskFullError, match=r"u\.npz cannot be written \(.*No space left on device\): no room on its disk"
+    ):
+        extractor().run()
+    assert len(asked) == 1
+    assert drain() == []

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from batchgenerators.utilities.file_and_folder_operations import load_pickle
-from data.tiny_dataset import NAME, TinyDataset, make_plans, scan, set_environment, write_image
+from data.tiny_dataset import NAME, SPACING, TinyDataset, make_plans, scan, set_environment, write_image
 from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
 from nnunetv2.preprocessing.preprocessors.default_preprocessor import DefaultPreprocessor
 from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
@@ -170,11 +170,11 @@ def test_labelled_cases_are_checked_as_in_the_fingerprint(tiny: TinyDataset):
     smaller = write_image(tiny.raw / "b.nii.gz", np.ones((12, 16, 13), np.uint8))
     data, segmentation, properties = read_labelled((str(image),), str(label), SimpleITKIO, 1)
     assert data.shape == segmentation.shape == (1, 12, 16, 14)
-    assert properties["spacing"] == [1, 1, 1]
+    assert properties["spacing"] == pytest.approx(SPACING)
     with pytest.raises(ValueError, match=rf"{smaller} has shape \(12, 16, 13\), but its image has \(12, 16, 14\)"):
         read_labelled((str(image),), str(smaller), SimpleITKIO, 1)
     smaller.write_bytes(b"no image")
-    with pytest.raises(ValueError, match=rf"{smaller} cannot be read \(.*\); replace or remove it"):
+    with pytest.raises(ValueError, match=rf"{smaller} cannot be read \(.*\); .* remove it"):
         read_labelled((str(image),), str(smaller), SimpleITKIO, 1)
     with pytest.raises(ValueError, match=r"has 1 channel\(s\), expected 2"):
         read_labelled((str(image),), str(label), SimpleITKIO, 2)
@@ -194,17 +194,20 @@ def finished(tiny: TinyDataset) -> Path:
     [
         ({"spacing": [1.0, -1.0, 1.0]}, r"SemiSupervisedPlans\.json, configuration '3d_fullres' has spacing \[1"),
         ({"data_identifier": ".."}, r"has data_identifier '\.\.', expected the name of a folder, without a path"),
-        ({"data_identifier": "/tmp"}, "has data_identifier '/tmp', expected the name of a folder"),
+        ({"data_identifier": "ROOT/elsewhere"}, "has data_identifier '/.*/elsewhere', expected the name of a folder"),
     ],
 )
 def test_a_mistake_in_the_plans_clears_nothing(tiny: TinyDataset, change, reason):
     output = finished(tiny)
     add_labelled(tiny, {"l": 1})
+    (tiny.root / "elsewhere").mkdir()
+    (tiny.root / "elsewhere" / "file").write_bytes(b"of somebody else")
+    change = {key: v.replace("ROOT", str(tiny.root)) if isinstance(v, str) else v for key, v in change.items()}
     tiny.write_plans(make_plans("SemiSupervisedPlans", preprocessor_name="SemiSupervisedPreprocessor", **change))
-    before = hashes(tiny.preprocessed)
+    before = hashes(tiny.root)
     with pytest.raises(ValueError, match=reason):
         run(SemiSupervisedPreprocessor(verbose=False))
-    assert hashes(tiny.preprocessed) == before
+    assert hashes(tiny.root) == before
     assert output.is_dir()
 
 
@@ -217,13 +220,13 @@ def test_a_mistake_in_the_raw_cases_clears_nothing(tiny: TinyDataset):
     assert [path.name for path in output.iterdir()] == ["of_an_earlier_run.b2nd"]
 
 
-def test_while_another_process_preprocesses_nothing_is_cleared(tiny: TinyDataset):
+@pytest.mark.parametrize("ending", ["", "_unlabeled"])
+def test_while_another_process_preprocesses_nothing_is_cleared(tiny: TinyDataset, ending):
     output = finished(tiny)
     add_labelled(tiny, {"l": 1})
-    with (
-        only_here(output, "preprocessed"),
-        pytest.raises(BusyError, match=rf"{output} is being preprocessed by process"),
-    ):
+    tiny.add_unlabeled("u", 2)
+    place = output.with_name(f"{output.name}{ending}")
+    with only_here(place, "preprocessed"), pytest.raises(BusyError, match=f"{place} is being preprocessed by"):
         run(SemiSupervisedPreprocessor(verbose=False))
     assert [path.name for path in output.iterdir()] == ["of_an_earlier_run.b2nd"]
 

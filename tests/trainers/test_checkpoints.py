@@ -48,6 +48,17 @@ def test_other_content_is_named(make_trainer, content, reason):
         trainer.load_checkpoint(str(path))
 
 
+def test_weights_alone_are_no_training(make_trainer):
+    """As exported and pruned models hold them."""
+    trainer = make_trainer("nnUNetTrainerCWCD")
+    trainer.initialize()
+    path = Path(trainer.output_folder) / "checkpoint_final.pth"
+    content = {key: checkpoints.stock_state(trainer)[key] for key in ("network_weights", "trainer_name", "init_args")}
+    torch.save(content, path)
+    with pytest.raises(RuntimeError, match="holds weights alone.*use it with -pretrained_weights instead of --c"):
+        make_trainer("nnUNetTrainerCWCD").load_checkpoint(str(path))
+
+
 def test_a_checkpoint_of_other_package_versions_is_not_called_damaged(tmp_path, monkeypatch):
     path = tmp_path / "checkpoint_final.pth"
     path.write_bytes(b"")

@@ -74,11 +74,20 @@ def test_weights_that_are_missing(make_trainer, tmp_path):
 
 @pytest.mark.parametrize("name", ["nnUNetTrainerCWCD", "nnUNetTrainerIFECurvature"])
 @pytest.mark.parametrize("content", [b"garbage", b"", None])
-def test_what_is_no_checkpoint(make_trainer, tmp_path, name, content):
+@pytest.mark.parametrize("trusted", [False, True])
+def test_what_is_no_checkpoint(make_trainer, tmp_path, monkeypatch, name, content, trusted):
     path = tmp_path / "pretrained.pth"
-    kind, message = RuntimeError, "is not a whole nnU-Net checkpoint.*; give a checkpoint of nnU-Net after -pretrained"
+    kind, message = ValueError, "cannot be loaded as a checkpoint of weights and plain values .*copy or train it again"
+    missing = "there is no checkpoint .*pretrained.pth"
+    if trusted:
+        monkeypatch.setenv("nnUNet_ext_trust_weights", "1")
+        kind, message = (
+            RuntimeError,
+            "is not a whole nnU-Net checkpoint.*; give a checkpoint of nnU-Net after -pretrain",
+        )
+        missing = "-pretrained_weights .*pretrained.pth is no file; give a checkpoint"
     if content is None:
-        kind, message = FileNotFoundError, "-pretrained_weights .*pretrained.pth is no file; give a checkpoint"
+        kind, message = FileNotFoundError, missing
     else:
         path.write_bytes(content)
     with pytest.raises(kind, match=message):

@@ -72,3 +72,13 @@ def test_pseudo_labels_outside_of_the_mask_do_not_count(regions):
     other[..., :3] = ~other[..., :3] if regions else 1
     assert torch.equal(criterion([logits], [labels], mask), criterion([logits], [other], mask))
     assert not torch.equal(criterion([logits], [labels], mask), plain)
+
+
+@pytest.mark.parametrize("kernel", [(3, 3, 3), [3, 3, 3], 3])
+def test_thickness_in_mm_takes_the_box_of_three_however_it_is_written(kernel):
+    assert band_iterations((5.0, 0.8, 0.8), thickness_mm=2.0, kernel=kernel) == (0, 3, 3)
+
+
+def test_thickness_in_mm_refuses_a_box_of_which_one_side_is_another():
+    with pytest.raises(ValueError, match=r"got a kernel of \(1, 3, 3\); give only one of them"):
+        band_iterations((5.0, 0.8, 0.8), thickness_mm=2.0, kernel=(1, 3, 3))

@@ -6,10 +6,14 @@ import pytest
 import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from reference import tiny
 
 from nnunet_ext.cli.main import main
+from nnunet_ext.trainers import find_trainer
 from nnunet_ext.training import network_info
+from nnunet_ext.training.memory import GIB
+from nnunet_ext.training.nesting import nested_step_memory
 from nnunet_ext.training.network_info import compare_networks
 
 
@@ -141,3 +145,28 @@ def test_wrong_input_is_one_line(folders, capsys, arguments, message):
     import re
 
     assert re.search(message, error)
+
+
+def test_nested_networks_are_estimated_with_their_own_loss():
+    def gib(trainer):
+        return compare_networks(tiny.plans(), tiny.dataset_json(), trainer, ["3d_fullres"])["3d_fullres"]["trainer"][
+            "gib"
+        ]
+
+    configuration = PlansManager(tiny.plans()).get_configuration("3d_fullres")
+    architecture = find_trainer("nnUNetTrainerANUNet").network_architecture(
+        find_trainer("nnUNetTrainerANUNet"), configuration
+    )
+    heads = PlansManager(tiny.plans()).get_label_manager(tiny.dataset_json()).num_segmentation_heads
+    size = (configuration.patch_size, configuration.batch_size, 1, heads)
+    assert gib("nnUNetTrainerANUNet") == nested_step_memory(architecture, *size) / GIB
+    assert gib("nnUNetTrainerCWCD_ANUNet") != gib("nnUNetTrainerANUNet")
+
+
+def test_plans_that_name_a_program_start_none(tmp_path):
+    plans = tiny.plans()
+    kwargs = plans["configurations"]["3d_fullres"]["architecture"]["arch_kwargs"]
+    kwargs |= {"nonlin": "subprocess.Popen", "nonlin_kwargs": {"args": ["touch", str(tmp_path / "ran")]}}
+    with pytest.raises(ValueError, match="the plans name 'subprocess.Popen' as nonlin"):
+        compare_networks(plans, tiny.dataset_json(), "nnUNetTrainer", ["3d_fullres"])
+    assert not (tmp_path / "ran").exists()

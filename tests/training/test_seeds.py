@@ -39,3 +39,25 @@ def test_bf16_switch(monkeypatch):
     monkeypatch.setenv("nnUNet_ext_cpu_bf16", "maybe")
     with pytest.raises(ValueError, match="nnUNet_ext_cpu_bf16 must be 0 or 1, got 'maybe'"):
         bf16_on_cpu()
+
+
+def test_block_leaves_other_devices_alone(monkeypatch):
+    seeded = []
+    for device in (torch.cuda, torch.mps, torch.xpu):
+        for name in ("manual_seed", "manual_seed_all"):
+            if hasattr(device, name):
+                monkeypatch.setattr(device, name, seeded.append)
+    with torch_seed(1):
+        inside = torch.rand(3)
+    assert seeded == []
+    torch.manual_seed(1)
+    assert torch.equal(torch.rand(3), inside)  # initial weights are those of this seed
+
+
+def test_block_leaves_the_global_stream_alone_when_it_raises():
+    torch.manual_seed(5)
+    expected = torch.rand(2)
+    torch.manual_seed(5)
+    with pytest.raises(KeyError), torch_seed(1):
+        raise KeyError
+    assert torch.equal(torch.rand(2), expected)
