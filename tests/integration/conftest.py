@@ -2,6 +2,7 @@
 
 import copy
 import json
+import math
 import os
 import shutil
 import subprocess
@@ -23,7 +24,14 @@ TRAINER = "nnUNetTrainerCPS_2epochs_2iterations"
 PRIVATE = "archive_of_Jane_Doe"  # folder of an unlabelled scan; nothing that is passed on may mention it
 SHAPE = (24, 28, 24)
 SITE = Path(__file__).parent / "site"  # sitecustomize.py and matplotlibrc, for every command
-SPACING = (1.0, 1.0, 1.5)  # mm, SimpleITK's order: as all cases have the same, nothing is resampled
+SPACING = (0.9, 0.9, 2.5)  # mm, SimpleITK's order: as all cases have the same, nothing is resampled
+TILT = math.radians(5)  # of the scans, about two axes: as real ones, they are oblique
+DIRECTION = (
+    *(math.cos(TILT), -math.sin(TILT) * math.cos(TILT), math.sin(TILT) ** 2),
+    *(math.sin(TILT), math.cos(TILT) ** 2, -math.cos(TILT) * math.sin(TILT)),
+    *(0.0, math.sin(TILT), math.cos(TILT)),
+)
+MODALITIES = ("T2", "ADC")
 
 # Runs commands one after another in one interpreter, because importing nnU-Net takes longer than what is tested.
 _ONE_AFTER_ANOTHER = """
@@ -50,19 +58,6 @@ for arguments in json.loads(sys.argv[1]):
 print()
 print("RESULTS" + json.dumps(results))
 """
-
-
-# Fixtures of a session are made once by each worker of xdist. Tests that share an expensive one go to one worker; those
-# of no group go to the one that has time. The first name that a test needs decides.
-GROUPS = {"trained": "trained", "blobs": "prepared", "bare": "prepared", "wheel": "wheel"}
-
-
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items):
-    for item in items:
-        groups = [group for name, group in GROUPS.items() if name in getattr(item, "fixturenames", ())]
-        if groups and item.config.pluginmanager.hasplugin("xdist"):
-            item.add_marker(pytest.mark.xdist_group(groups[0]))
 
 
 @dataclass(frozen=True)
@@ -205,7 +200,7 @@ class Workspace:
         self,
         labels: Mapping[str, Any],
         change_labels: Callable[[np.ndarray], np.ndarray] = lambda array: array,
-        modalities: Sequence[str] = ("CT",),
+        modalities: Sequence[str] = MODALITIES,
         extra: int = 3,
         **more: Any,
     ) -> None:
@@ -222,8 +217,7 @@ class Workspace:
         for first_seed, (folder, name, count) in zip((0, 100, 200), groups, strict=True):
             for number in range(count):
                 image, label = make_image(first_seed + number, len(modalities), modalities[0] != "CT")
-                for channel, array in enumerate(image):
-                    write_image(array, self.raw / folder / f"{name}_{number}_{channel:04d}.nii.gz")
+                write_case(image, self.raw / folder / f"{name}_{number}")
                 if folder == "imagesTr":
                     write_image(change_labels(label), self.raw / "labelsTr" / f"{name}_{number}.nii.gz")
         channels = {str(number): name for number, name in enumerate(modalities)}
@@ -285,7 +279,17 @@ def write_image(array: np.ndarray, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     image = SimpleITK.GetImageFromArray(array)
     image.SetSpacing(SPACING)
+    image.SetOrigin((-12.0, 30.5, 7.25))
+    image.SetDirection(DIRECTION)
     SimpleITK.WriteImage(image, str(path))
+
+
+def write_case(image: np.ndarray, path: Path) -> list[Path]:
+    """Write the channels of ``(C, *S)`` as ``path_0000.nii.gz`` and so on, and return these files."""
+    files = [path.with_name(f"{path.name}_{channel:04d}.nii.gz") for channel in range(len(image))]
+    for array, file in zip(image, files, strict=True):
+        write_image(array, file)
+    return files
 
 
 @pytest.fixture(scope="session")
@@ -303,11 +307,11 @@ def new_workspace(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Wor
 
 @pytest.fixture(scope="session")
 def blobs(new_workspace: Callable[..., Workspace]) -> Workspace:
-    """A CT dataset of 5 labelled and 4 unlabelled cases, one of these in an archive elsewhere; not planned."""
+    """An MR dataset of two channels, 5 labelled and 4 unlabelled cases, one of these in an archive; not planned."""
     workspace = new_workspace("Dataset905_Blobs")
-    archived = {"extra_9": {"images": ["${ARCHIVE}/extra_9_0000.nii.gz"]}}
+    files = write_case(make_image(109, len(MODALITIES), True)[0], workspace.root / PRIVATE / "extra_9")
+    archived = {"extra_9": {"images": [f"${{ARCHIVE}}/{file.name}" for file in files]}}
     workspace.write_dataset({"background": 0, "large": 1, "small": 2}, unlabeled=archived)
-    write_image(make_image(109)[0][0], workspace.root / PRIVATE / "extra_9_0000.nii.gz")
     return workspace
 
 
@@ -324,14 +328,15 @@ class Prepared:
 def prepared(blobs: Workspace) -> Prepared:
     """The dataset planned and preprocessed for 3D and 2D, and the plans with small configurations.
 
-    With spawned workers on the first worker of xdist; the second one needs what it makes, and fork makes the same.
+    With spawned workers, except on the first worker of xdist: it has the larger group, whose tests look at what was
+    trained (tests/groups.py) and need what fork makes just as well.
     """
-    real_spawn = os.environ.get("PYTEST_XDIST_WORKER", "gw0") == "gw0"
+    real_spawn = os.environ.get("PYTEST_XDIST_WORKER") != "gw0"
     scans = [blobs.raw / "imagesUnlabeled" / f"extra_{number}_0000.nii.gz" for number in (1, 2)]
     sound = [scan.read_bytes() for scan in scans]
     scans[0].write_bytes(b"no image")
-    hole = make_image(102)[0][0]
-    hole[3, 4, 5] = np.nan
+    hole = make_image(102, len(MODALITIES), True)[0][0]
+    hole[8, 9, 10] = np.nan
     write_image(hole, scans[1])
     configurations = ("3d_fullres", "2d")
     broken = blobs.plan_and_preprocess("SemiSupervisedPlanner", configurations, 1, GLOBAL, real_spawn)

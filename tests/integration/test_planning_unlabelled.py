@@ -36,18 +36,19 @@ def extract(workspace, *more, status: int = 0):
 
 @pytest.fixture(scope="module")
 def bare(new_workspace):
-    """Nine unlabelled CT scans, one of them damaged and two lying elsewhere; no imagesTr, no labelsTr."""
+    """Seven unlabelled scans of CT and PET, one damaged and two lying elsewhere; no imagesTr, no labelsTr."""
     workspace = new_workspace("Dataset906_Bare")
-    workspace.write_dataset({"background": 0, "large": 1, "small": 2}, extra=7)
+    workspace.write_dataset({"background": 0, "large": 1, "small": 2}, modalities=("CT", "PET"), extra=7)
     for folder in ("imagesTr", "labelsTr"):
         shutil.rmtree(workspace.raw / folder)
     archive = workspace.root / "archive_of_Jane_Doe"
     archive.mkdir()
     content = json.loads((workspace.raw / "dataset.json").read_text()) | {"numTraining": 0, "unlabeled": {}}
     for number in (5, 6):
-        name = f"extra_{number}_0000.nii.gz"
-        (workspace.raw / "imagesUnlabeled" / name).rename(archive / name)
-        content["unlabeled"][f"extra_{number}"] = {"images": [f"${{ARCHIVE}}/{name}"]}
+        names = [f"extra_{number}_{channel}.nii.gz" for channel in ("0000", "0001")]
+        for name in names:
+            (workspace.raw / "imagesUnlabeled" / name).rename(archive / name)
+        content["unlabeled"][f"extra_{number}"] = {"images": [f"${{ARCHIVE}}/{name}" for name in names]}
     (workspace.raw / "dataset.json").write_text(json.dumps(content))
     (workspace.raw / "imagesUnlabeled" / "extra_0_0000.nii.gz").write_bytes(b"no image")
     return workspace
@@ -88,7 +89,8 @@ class TestUnlabelledOnly:
             Path(folder).mkdir()
             for workspace in workspaces[1:]:
                 (Path(folder) / workspace.dataset).symlink_to(getattr(workspace, workspaces[0]))
-        (bare.raw / "imagesUnlabeled" / "extra_0_0000.nii.gz").unlink()  # the first image is nnU-Net's example
+        for file in (bare.raw / "imagesUnlabeled").glob("extra_0_*.nii.gz"):
+            file.unlink()  # the first image is nnU-Net's example
         move = "nnUNetv2_move_plans_between_datasets"
         names = ("-sp", "SemiSupervisedPlans", "-tp", "FromBlobs")
         bare.run(move, "-s", blobs.number, "-t", bare.number, *names, **both)
@@ -127,8 +129,10 @@ class TestFlags:
     def test_a_killed_extraction_continues(self, bare, new_workspace):
         many = new_workspace("Dataset907_Many")
         shutil.copytree(bare.raw / "imagesUnlabeled", many.raw / "imagesUnlabeled")
-        (many.raw / "imagesUnlabeled" / "extra_0_0000.nii.gz").unlink(missing_ok=True)
-        listed = {f"again_{n:03d}": {"images": ["imagesUnlabeled/extra_1_0000.nii.gz"]} for n in range(400)}
+        for file in (many.raw / "imagesUnlabeled").glob("extra_0_*.nii.gz"):
+            file.unlink()
+        images = [f"imagesUnlabeled/extra_1_{channel}.nii.gz" for channel in ("0000", "0001")]
+        listed = {f"again_{n:03d}": {"images": images} for n in range(400)}
         content = json.loads((bare.raw / "dataset.json").read_text()) | {"unlabeled": listed}
         (many.raw / "dataset.json").write_text(json.dumps(content))
         name = "nnUNetv2_extract_fingerprint"
@@ -152,7 +156,7 @@ class TestFlags:
         assert not (many.preprocessed / "dataset_fingerprint.json").exists()
         before = len([path for path in kept.glob("*.npz") if not path.name.startswith(".")])
         done = extract(many)
-        total = 400 + len(list((many.raw / "imagesUnlabeled").iterdir()))
+        total = 400 + len(list((many.raw / "imagesUnlabeled").glob("*_0000.nii.gz")))
         assert f"{total - before} read now, 0 failed" in done.output
         assert len(fingerprint(many)["unlabeled_spacings"]) == total
         assert not list(kept.glob(".*"))
