@@ -10,6 +10,7 @@ import torch
 from data.tiny_dataset import LABELS, NAME, TinyDataset, architecture, make_plans
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnunetv2.model_sharing.model_import import install_model_from_zip_file
+from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from torch import nn
@@ -180,9 +181,12 @@ def test_both_predict_as_the_average_of_the_networks_does(model: Model, tmp_path
 
 def test_a_checkpoint_of_a_real_training_can_be_exported(tiny: TinyDataset, tmp_path):
     tiny.write_splits({"train": ["a"], "val": ["b"]})
-    (tiny.preprocessed / "SemiSupervisedPlans_3d_fullres").mkdir()
+    folder = tiny.preprocessed / "SemiSupervisedPlans_3d_fullres"
+    folder.mkdir()
     for name in "ab":
-        (tiny.preprocessed / "SemiSupervisedPlans_3d_fullres" / f"{name}.b2nd").write_bytes(b"")  # the form of the data
+        image, label = np.zeros((1, 16, 16, 16), np.float32), np.zeros((1, 16, 16, 16), np.int8)
+        parts = [image.shape] * 4  # chunks and blocks of both
+        nnUNetDatasetBlosc2.save_case(image, label, {"class_locations": {1: []}}, str(folder / name), *parts)
     plans = make_plans("SemiSupervisedPlans", stages=3) | {"continue_training": False}
     trainer = nnUNetTrainerCPS(plans, "3d_fullres", 0, dict(DATASET_JSON), torch.device("cpu"))
     trainer.initialize()
