@@ -11,6 +11,7 @@ import os
 import shutil
 import socket
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -140,7 +141,7 @@ def naming_full_disk(path: str | Path) -> Iterator[None]:
     except (OSError, RuntimeError, ValueError) as error:
         free = _free_bytes(Path(path))
         full = isinstance(error, OSError) and error.errno in _NO_SPACE
-        if not full and (free is None or free > _LITTLE_BYTES):
+        if not full and (free is None or free > _LITTLE_BYTES or not _says_nothing(error)):
             raise
         reason = str(error).strip().splitlines()[-1:] or [type(error).__name__]
         left = "" if free is None else f", which has {free / 1e6:.0f} MB left"
@@ -148,6 +149,13 @@ def naming_full_disk(path: str | Path) -> Iterator[None]:
             f"{path} cannot be written ({reason[0]}): no room on its disk{left}, or in your share of it; free some and "
             "run again"
         ) from error
+
+
+def _says_nothing(error: Exception) -> bool:
+    """Whether an error of a failed write may well be one of a full disk: those with a meaning of their own are not."""
+    if isinstance(error, OSError):
+        return error.errno in (None, errno.EIO, errno.EINVAL)
+    return isinstance(error, RuntimeError)  # what libraries raise; checks of ours raise ValueError
 
 
 def sweep(folder: str | Path) -> list[Path]:
@@ -190,22 +198,25 @@ def only_here(folder: str | Path, doing: str) -> Iterator[None]:
 
     folder = Path(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
-    lock = filelock.FileLock(folder.with_name(f".{folder.name}.lock"), timeout=0)
+    lock = filelock.FileLock(folder.with_name(f".{folder.name}.lock"), timeout=0, mode=0o666)
     holder = folder.with_name(f".{folder.name}.lock.json")
     try:
         lock.acquire()
     except filelock.Timeout:
         raise BusyError(f"{folder} is being {doing} {_describe(holder)}; wait until it is done, or stop it") from None
-    except NotImplementedError:  # a file system without locks
-        yield
-        return
+    except (OSError, NotImplementedError) as error:  # a file system without locks, or a lock of another user's
+        warnings.warn(f"{folder} cannot be locked ({error}); let only one command work on it at a time", stacklevel=4)
     try:
-        own = {"host": socket.gethostname(), "pid": os.getpid(), "since": time.strftime("%Y-%m-%d %H:%M:%S")}
-        holder.write_text(json.dumps(own), encoding="utf-8")
+        if lock.is_locked:
+            own = {"host": socket.gethostname(), "pid": os.getpid(), "since": time.strftime("%Y-%m-%d %H:%M:%S")}
+            with contextlib.suppress(OSError):
+                holder.write_text(json.dumps(own), encoding="utf-8")
         yield
     finally:
-        holder.unlink(missing_ok=True)
-        lock.release()
+        if lock.is_locked:
+            with contextlib.suppress(OSError):
+                holder.unlink(missing_ok=True)
+            lock.release()
 
 
 def _describe(holder: Path) -> str:
@@ -232,18 +243,32 @@ def _machine() -> str:
 def _is_abandoned(path: Path) -> bool:
     machine, _, rest = path.name.removeprefix(PREFIX).partition("_")
     process = rest.partition("_")[0]
+    if machine == _machine() and process.isdigit():
+        return is_of_dead_process(path, int(process))
     try:
-        changed = path.stat().st_mtime
+        return time.time() - path.stat().st_mtime > _OLD_SECONDS
     except OSError:  # renamed meanwhile
         return False
-    if machine != _machine() or not process.isdigit():
-        return time.time() - changed > _OLD_SECONDS
+
+
+def is_of_dead_process(path: Path, process: int) -> bool:
+    """Return whether a file was left by a process that is no more.
+
+    A process that began a day after the file was touched last is another one, to which the number was given again; a
+    day, because the clocks of file servers differ from ours.
+
+    Args:
+        path: File or folder.
+        process: Number of the process, of this machine.
+    """
     try:
-        # A process that began after the last change is another one, to which the number was given again.
-        return psutil.Process(int(process)).create_time() > changed + 1
+        status = path.stat()
+        # Copies carry the times of what they were copied from, but not that of the change of the entry.
+        touched = max(status.st_mtime, status.st_ctime)
+        return psutil.Process(process).create_time() > touched + _OLD_SECONDS
     except psutil.NoSuchProcess:
         return True
-    except psutil.Error:
+    except (OSError, psutil.Error):
         return False
 
 

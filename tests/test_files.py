@@ -88,6 +88,12 @@ class TestFullDisk:
         with pytest.raises(files.DiskFullError, match=r"unexpected pos 64.*has 3 MB left"), files.whole(tmp_path / "a"):
             raise RuntimeError("unexpected pos 64 vs 0")
 
+    @pytest.mark.parametrize("error", [PermissionError(errno.EACCES, "Permission denied"), ValueError("not yours")])
+    def test_errors_with_a_meaning_of_their_own_stay_on_a_full_disk_too(self, tmp_path, monkeypatch, error):
+        monkeypatch.setattr(files.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 3_000_000}))
+        with pytest.raises(type(error), match="denied|yours"), files.whole(tmp_path / "a"):
+            raise error
+
     def test_other_errors_stay_as_they_are_where_there_is_room(self, tmp_path):
         with pytest.raises(RuntimeError, match="^mine$"), files.whole(tmp_path / "a"):
             raise RuntimeError("mine")
@@ -122,11 +128,18 @@ class TestSweep:
             assert files.sweep(tmp_path) == []
             assert temporary.exists()
 
-    def test_a_number_that_was_given_to_another_process_does_not_protect(self, tmp_path):
+    def test_a_number_that_was_given_to_another_process_does_not_protect(self, tmp_path, monkeypatch):
         left = tmp_path / files._partial_name("a")
         left.write_text("half")
-        os.utime(left, (1e9, 1e9))  # long before this process began
+        began = type("Process", (), {"create_time": lambda _: left.stat().st_ctime + 2 * 24 * 3600})
+        monkeypatch.setattr(files.psutil, "Process", lambda _: began())
         assert files.sweep(tmp_path) == [left]
+
+    def test_old_times_of_what_is_copied_do_not_matter(self, tmp_path):
+        with files.whole(tmp_path / "a") as temporary:
+            temporary.write_text("half")
+            os.utime(temporary, (1e9, 1e9))  # as copies have it
+            assert files.sweep(tmp_path) == []
 
     def test_other_machines_are_given_a_day(self, tmp_path):
         other = tmp_path / f"{files.PREFIX}0123456789_1_0_a"
@@ -187,3 +200,17 @@ class TestOnlyHere:
         with files.only_here(tmp_path / "data", "preprocessed"):  # a killed one holds nothing
             held = json.loads((tmp_path / ".data.lock.json").read_text())
         assert held["pid"] == os.getpid()
+
+
+@pytest.mark.parametrize("error", [OSError(errno.ENOLCK, "No locks available"), PermissionError(13, "denied")])
+def test_without_locks_the_work_goes_on_with_a_warning(tmp_path, monkeypatch, error):
+    import filelock
+
+    def acquire(self):
+        raise error
+
+    monkeypatch.setattr(filelock.FileLock, "acquire", acquire)
+    done = []
+    with pytest.warns(UserWarning, match="data cannot be locked"), files.only_here(tmp_path / "data", "preprocessed"):
+        done.append(True)
+    assert done

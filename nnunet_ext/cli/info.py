@@ -36,6 +36,7 @@ VARIABLES = {
     "nnUNet_wandb_mode": "its mode, online or offline",
     "nnUNet_ext_seed": "seed of our trainers (default 0)",
     "nnUNet_ext_cpu_bf16": "bfloat16 on CPUs, 1 or 0 (default)",
+    "nnUNet_ext_trust_weights": "1 loads checkpoints and plans of others with whatever code is in them",
     "NNUNET_EXT_DISABLE": "1 switches the plugin off",
 }
 

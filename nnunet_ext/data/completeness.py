@@ -20,7 +20,7 @@ import numpy as np
 COPY_AGAIN = "copy it again, or remove it"
 _CHUNK = 2**20  # bytes
 _GZIP_MAGIC = b"\x1f\x8b"
-_GZIP, _ZLIB = 31, 15  # of zlib: which wrapping to expect, with its checksum
+_GZIP, _EITHER = 31, 47  # of zlib: which wrapping to expect, with its checksum
 _META_BYTES = {
     **dict.fromkeys(("MET_CHAR", "MET_UCHAR"), 1),
     **dict.fromkeys(("MET_SHORT", "MET_USHORT"), 2),
@@ -157,7 +157,9 @@ def _unpacked(file: BinaryIO, path: str, wrapping: int) -> Iterator[bytes]:
                 if not packed and not piece:
                     raise ValueError(f"{path} is cut off (its packed data has no end); {COPY_AGAIN}")
                 continue
-            packed = unpacking.unused_data or file.read(_CHUNK)
+            packed = unpacking.unused_data
+            if len(packed) < len(_GZIP_MAGIC):
+                packed += file.read(_CHUNK)
             if wrapping != _GZIP or packed[:2] != _GZIP_MAGIC:
                 return
             unpacking = zlib.decompressobj(wrapping)  # written in parts
@@ -174,12 +176,13 @@ def _check_meta_image(path: str) -> None:
             if key.strip() == "ElementDataFile":
                 break
         size = _META_BYTES.get(fields.get("ElementType", ""))
-        if fields.get("ElementDataFile") != "LOCAL" or size is None or "DimSize" not in fields:
+        binary = fields.get("BinaryData", "").lower() == "true"
+        if fields.get("ElementDataFile") != "LOCAL" or not binary or size is None or "DimSize" not in fields:
             return  # the reader's business
         shape = [int(n) for n in fields["DimSize"].split()]
         wanted = math.prod(shape) * size * int(fields.get("ElementNumberOfChannels", "1"))
         if fields.get("CompressedData", "").lower() == "true":
-            found = sum(len(chunk) for chunk in _unpacked(file, path, _ZLIB))
+            found = sum(len(chunk) for chunk in _unpacked(file, path, _EITHER))
         else:
             found = os.path.getsize(path) - file.tell()
     _check_length(path, found, wanted)

@@ -75,6 +75,11 @@ def damage(folder: Path, name: str) -> str | None:
             if not file.is_file():
                 return f"{file} is missing"
         return f"{folder / name}.json is damaged"
+    return damage_of_arrays(folder, name)
+
+
+def damage_of_arrays(folder: Path, name: str) -> str | None:
+    """Return what is wrong with the arrays of a case, or None; only their heads are read."""
     shapes = []
     for file in (folder / f"{name}.b2nd", folder / VALID_FOLDER / f"{name}.b2nd"):
         try:

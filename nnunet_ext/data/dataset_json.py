@@ -73,7 +73,7 @@ def check_number_of_training_cases(raw_folder: str | Path, dataset_json: dict[st
         ValueError: If ``numTraining`` is no number.
     """
     number = dataset_json.get("numTraining")
-    right = isinstance(number, int) and not isinstance(number, bool) and number >= 0
+    right = isinstance(number, (int, float)) and _is_whole(number) and number >= 0
     _expect(Path(raw_folder) / FILE, "numTraining", number, "the number of labelled cases", right)
 
 

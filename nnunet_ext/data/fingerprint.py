@@ -35,6 +35,7 @@ from nnunet_ext.data.unlabeled import (
 from nnunet_ext.files import DiskFullError, only_here, read_json, write_json
 
 FILE = "dataset_fingerprint.json"
+_NAMED = 10  # cases named in an error; the others are counted
 FOLDER = "fingerprint_cases"
 GLOBAL_KEY = "global_intensity_properties_per_channel"
 SPACINGS_KEY = "unlabeled_spacings"
@@ -145,6 +146,10 @@ def case_table(dataset_name: str, dataset: dict[str, Any]) -> CaseTable:
     failures += strays
     images = [image for files in labelled.values() for image in files["images"]]
     images += [image for case in unlabelled.values() for image in case.images]
+    if not images:
+        reasons = [f"  {failure.case}: {failure.reason}" for failure in failures]
+        more = [f"  ... and {len(reasons) - _NAMED} more"] if len(reasons) > _NAMED else []
+        raise ValueError("\n".join([f"{dataset_name} has no case that can be read:", *reasons[:_NAMED], *more]))
     folder = Path(str(nnUNet_preprocessed)) / dataset_name / FOLDER
     return CaseTable(folder, dataset_json, labelled, unlabelled, choose_reader(dataset_json, images), failures)
 

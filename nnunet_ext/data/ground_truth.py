@@ -38,7 +38,7 @@ def copy_what_is_there(dataset_name_or_id: int | str, plans_identifier: str, com
     dataset_json = load_dataset_json(raw)
     labelled = labelled_cases(get_filenames_of_train_images_and_targets(str(raw), dataset_json))
     # A case without images is what nnU-Net makes of a file without channel suffix; the preprocessor has named it.
-    labels = {case: Path(files["label"]) for case, files in labelled.items() if files["images"]}
+    labels = {case: Path(files["label"]) for case, files in labelled.items() if files["images"] and case[0] != "."}
     missing = [case for case, label in labels.items() if not label.is_file()]
     if not missing and len(labels) == len(labelled):
         return False

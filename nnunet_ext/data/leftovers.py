@@ -5,9 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-import psutil
-
-from nnunet_ext.files import remove, sweep
+from nnunet_ext.files import is_of_dead_process, remove, sweep
 
 # .CASE.b2nd.PID.tmp, .CASE.PID.json.tmp, .NAME.npz.PID.tmp
 _EARLIER = re.compile(r"\..+\.(\d+)(?:\.json)?\.tmp")
@@ -25,17 +23,7 @@ def sweep_all(folder: str | Path) -> list[Path]:
     removed = sweep(folder)
     for path in Path(folder).glob(".*.tmp"):
         match = _EARLIER.fullmatch(path.name)
-        if match is not None and _is_dead(int(match[1]), path):
+        if match is not None and is_of_dead_process(path, int(match[1])):
             remove(path)
             removed.append(path)
     return removed
-
-
-def _is_dead(process: int, path: Path) -> bool:
-    try:
-        # A process that began after the last change is another one, to which the number was given again.
-        return psutil.Process(process).create_time() > path.stat().st_mtime + 1
-    except psutil.NoSuchProcess:
-        return True
-    except (OSError, psutil.Error):
-        return False

@@ -131,7 +131,10 @@ def _sort_out(cases: dict[str, UnlabeledCase], signature: dict[str, Any], summar
     for name, case in cases.items():
         if _up_to_date(store.read_metadata(folder, name), case, signature) and store.damage(folder, name) is None:
             summary.kept.append(name)
-        elif _up_to_date(store.read_set_aside(folder, name), case, signature):
+        elif (
+            _up_to_date(store.read_set_aside(folder, name), case, signature)
+            and store.damage_of_arrays(folder, name) is None
+        ):
             store.take_back(folder, name)
             summary.kept.append(name)
         else:

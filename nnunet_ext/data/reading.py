@@ -70,7 +70,7 @@ def read_checked(
         check_complete(image)
         array, properties = read_quietly(reader.read_images, image)
         if array.ndim != 4 or (len(images) > 1 and len(array) != 1):
-            raise ValueError(_not_one_channel(image, array, reader_class, images, channels))
+            raise ValueError(describe_channels(image, array, reader_class, images, channels))
         check_values(image, array)
         check_spacing(image, properties)
         if index == 0:
@@ -82,7 +82,7 @@ def read_checked(
         if len(images) > 1:
             data[index] = array[0]
     if len(data) != channels:
-        raise ValueError(_not_one_channel(images[0], data, reader_class, images, channels))
+        raise ValueError(describe_channels(images[0], data, reader_class, images, channels))
     return data, first
 
 
@@ -183,11 +183,24 @@ def check_spacing(name: str, properties: dict[str, Any]) -> None:
         )
 
 
-def _not_one_channel(
+def reads_natural_images(reader_class: type[BaseReaderWriter]) -> bool:
+    """Return whether a reader is nnU-Net's of PNG and the like, which has all colours of a case in one file."""
+    return any(base.__name__ == "NaturalImage2DIO" for base in reader_class.__mro__)  # importing it takes long
+
+
+def describe_channels(
     image: str, array: np.ndarray, reader_class: type[BaseReaderWriter], images: tuple[str, ...], channels: int
 ) -> str:
-    """Say what is wrong with the number of channels of a case."""
-    if any(base.__name__ == "NaturalImage2DIO" for base in reader_class.__mro__):  # importing it takes long
+    """Return what is wrong with the number of channels of a case.
+
+    Args:
+        image: File whose number of channels is wrong.
+        array: Voxels of that file, or of all channels.
+        reader_class: nnU-Net's reader of the images.
+        images: All files of the case.
+        channels: Number of channels expected.
+    """
+    if reads_natural_images(reader_class):
         kind = {1: "grey", 3: "RGB", 4: "RGB with transparency (RGBA)"}.get(len(array), f"of {len(array)} channels")
         wanted = "RGB" if channels == 3 else f"{channels} grey image(s), one a channel"
         return (

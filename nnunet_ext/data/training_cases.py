@@ -78,6 +78,8 @@ def _log_number(trainer: Any, folder: Path, names: list[str], hidden: set[str], 
 
     The log lies in the model's folder, which names no patient, so names go to stderr only.
     """
+    if getattr(trainer, "local_rank", 0) != 0:  # one process says it
+        return
     withheld = f", {len(hidden)} of them labelled ones whose labels this fold withholds" if hidden else ""
     try:
         raw = _raw_folder(trainer)

@@ -15,7 +15,15 @@ from nnunetv2.utilities.label_handling.label_handling import convert_labelmap_to
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 
 from nnunet_ext.data.completeness import check_complete
-from nnunet_ext.data.reading import check_spacing, check_values, read_checked, read_labels, read_quietly
+from nnunet_ext.data.reading import (
+    check_spacing,
+    check_values,
+    describe_channels,
+    read_checked,
+    read_labels,
+    read_quietly,
+    reads_natural_images,
+)
 from nnunet_ext.inference.axes import find_axes
 from nnunet_ext.inference.inputs import about_channels
 from nnunet_ext.inference.memory import peak_memory_mib, total_memory_bytes
@@ -113,7 +121,8 @@ def prepare(
     try:
         images = _read(source, previous, model)
     except ValueError as error:
-        if isinstance(source[0], str) and len(source) != model.channels:
+        natural = reads_natural_images(model.plans.image_reader_writer_class)
+        if isinstance(source[0], str) and len(source) != model.channels and not natural:
             ending = model.dataset_json["file_ending"]
             raise ValueError(about_channels(source, model.channels, ending, str(error))) from error
         raise
@@ -162,6 +171,10 @@ def _read(
         name, data, properties = "the image", np.asarray(source[0]), dict(source[1])
     if data.ndim != 4:
         raise ValueError(f"{name} has an array of shape {data.shape}, expected (C, *S) with 3 spatial axes")
+    if len(data) != model.channels and isinstance(source[0], str):
+        reader = model.plans.image_reader_writer_class
+        if reads_natural_images(reader):
+            raise ValueError(describe_channels(name, data, reader, source, model.channels))
     if len(data) != model.channels:
         given = f": {', '.join(source)}" if isinstance(source[0], str) else ""
         raise ValueError(f"{name} has {len(data)} channel(s), expected {model.channels} (dataset.json){given}")

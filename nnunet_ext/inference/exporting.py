@@ -25,6 +25,7 @@ from nnunet_ext.inference.memory import peak_memory_mib
 from nnunet_ext.inference.report import CaseRecord, finished
 
 _CHECKED = (".nii", ".nii.gz", ".gipl")  # of which check_complete sees whether they are whole
+_READ_BACK = (".nrrd", ".mha", ".png", ".bmp", ".tif", ".tiff")
 Logits = torch.Tensor | np.ndarray
 
 
@@ -197,8 +198,15 @@ def check_written(file: Path, reader: BaseReaderWriter, shape: tuple[int, ...]) 
         OSError: If it is not whole, as of a full disk.
     """
     try:
+        if not file.stat().st_size:
+            raise ValueError("it is empty")
         check_complete(file)
+    except ValueError as error:
+        raise OSError(errno.ENOSPC, "what was written is not whole") from error
+    try:
         if not file.name.endswith(_CHECKED) and reader.read_seg(str(file))[0].shape[-len(shape) :] != tuple(shape):
             raise ValueError("it has another shape")
     except Exception as error:  # readers of other formats raise what they like
-        raise OSError(errno.ENOSPC, "what was written is not whole") from error
+        # Nobody knows what readers of users' own make of it.
+        cause = errno.ENOSPC if file.name.endswith(_READ_BACK) else errno.EIO
+        raise OSError(cause, "what was written is not whole") from error

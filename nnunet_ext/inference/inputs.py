@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-_OF_MACOS = "._"  # notes that macOS puts beside every file on disks of others
+OF_MACOS = "._"  # notes that macOS puts beside every file on disks of others
 _CHANNEL = len("_0000")
 
 
@@ -27,7 +27,7 @@ def list_inputs(folder: Path, ending: str) -> tuple[list[list[str]], dict[str, s
     cases: dict[str, list[str]] = {}
     wrong: dict[str, str] = {}
     for path in sorted(folder.iterdir()):
-        if path.name.startswith(_OF_MACOS) or not path.name.endswith(ending):
+        if path.name.startswith(OF_MACOS) or not path.name.endswith(ending):
             continue
         stem = path.name[: -len(ending)]
         case, channel = stem[:-_CHANNEL], stem[-_CHANNEL:]

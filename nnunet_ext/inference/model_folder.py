@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import shutil
 import zipfile
 from collections.abc import Iterator, Sequence
@@ -29,7 +30,8 @@ def read_model_json(path: Path) -> dict[str, Any]:
     content: dict[str, Any] = files.read_json(path, FROM_TRAINING)
     lacks = [key for key in _NEEDED.get(path.name, ()) if not isinstance(content.get(key), (dict, str))]
     if lacks:
-        raise ValueError(f"{path} has no {lacks[0]}; {FROM_TRAINING}")
+        has = f"{lacks[0]} {content[lacks[0]]!r:.60}, which cannot be" if lacks[0] in content else f"no {lacks[0]}"
+        raise ValueError(f"{path} has {has}; {FROM_TRAINING}")
     return content
 
 
@@ -49,7 +51,8 @@ def find_folds(model: Path, folds: Sequence[int | str] | None, checkpoint_name: 
             f"there is no model folder {model}; expected nnUNet_results/DATASET/TRAINER__PLANS__CONF"
         )
     there = [f.parent.name[len("fold_") :] for f in sorted(model.glob(f"fold_*/{checkpoint_name}"))]
-    found: list[int | str] = [int(f) if f.isdigit() else f for f in there]
+    # Only what nnU-Net itself writes: it would take "+1" for fold 1.
+    found: list[int | str] = [f if f == "all" else int(f) for f in there if re.fullmatch(r"all|0|[1-9][0-9]*", f)]
     if not found:
         raise FileNotFoundError(
             f"no fold of {model} has {checkpoint_name}; finish the training, or name another by -chk"
@@ -165,14 +168,27 @@ def _why_not_ours(output: Path, command: str) -> str | None:
     record = _read_record(output, record_name(command))
     if record is None or record.get("command") != command or not isinstance(record.get("files"), dict):
         return f"has no {record_name(command)}, by which an earlier result of this command is known"
-    if output.is_file():
-        return None
-    there = {path.relative_to(output).as_posix(): path for path in output.rglob("*") if not path.is_dir()}
-    del there[record_name(command)]
-    for name, path in sorted(there.items()):
-        if path.is_symlink() or record["files"].get(name) != path.stat().st_size:
+    there = _sizes(output, record_name(command))
+    for name, size in sorted(there.items()):
+        if record["files"].get(name) != size:
             return f"holds {name}, which was put there or changed since"
     return None
+
+
+def _sizes(output: Path, record: str) -> dict[str, int | None]:
+    """Return the files of a result, but for its record, and their sizes; None for links."""
+    if output.is_dir():
+        paths = [path for path in output.rglob("*") if path.is_symlink() or not path.is_dir()]
+        sizes = {
+            path.relative_to(output).as_posix(): None if path.is_symlink() else path.stat().st_size for path in paths
+        }
+        del sizes[record]
+        return sizes
+    with zipfile.ZipFile(output) as archive:
+        entries = {entry.filename: entry.file_size for entry in archive.infolist() if not entry.is_dir()}
+    (own,) = [name for name in entries if name.rpartition("/")[2] == record]
+    folder = own.removesuffix(record)
+    return {name.removeprefix(folder): size for name, size in entries.items() if name != own}
 
 
 def _read_record(output: Path, name: str) -> dict[str, Any] | None:

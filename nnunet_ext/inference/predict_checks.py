@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from nnunet_ext.inference.model_folder import find_folds, read_model_json
-from nnunet_ext.inference.safe_load import check_weights, load_checkpoint
+from nnunet_ext.inference.safe_load import load_checkpoint
 from nnunet_ext.training.trust import check_classes, trusted_by_environment
 
 OUR_FLAGS = frozenset({"--forced_spacing", "--target_spacing", "--max_voxels", "--fast_export", "--prune_depth"})
@@ -56,14 +56,15 @@ def check_model(model: Path, folds: Sequence[int | str] | None, checkpoint_name:
     if trusted or trusted_by_environment():
         return
     checkpoints = [model / f"fold_{fold}" / checkpoint_name for fold in found]
-    check_weights(checkpoints, _REMEDY)
-    configuration = load_checkpoint(checkpoints[0], mapped=True)["init_args"]["configuration"]
-    if configuration not in plans.get("configurations", {}):
-        raise ValueError(
-            f"{checkpoints[0]} is of the configuration {configuration}, which {model / 'plans.json'} does not have; "
-            "restore the plans that it was trained with"
-        )
-    check_classes(PlansManager(plans).get_configuration(configuration).configuration["architecture"], _REMEDY)
+    for checkpoint in checkpoints:
+        content = load_checkpoint(checkpoint, mapped=True, trusted=False, remedy=_REMEDY)
+        configuration = content["init_args"]["configuration"]
+        if configuration not in plans.get("configurations", {}):
+            raise ValueError(
+                f"{checkpoint} is of the configuration {configuration}, which {model / 'plans.json'} does not have; "
+                "restore the plans that it was trained with"
+            )
+        check_classes(PlansManager(plans).get_configuration(configuration).configuration["architecture"], _REMEDY)
 
 
 def check_command(parsed: argparse.Namespace, trusted: bool = False) -> None:

@@ -161,10 +161,13 @@ def run(entry: Callable[[], Any], names: dict[str, Any]) -> int | None:
     try:
         return entry()
     except Exception as error:
+        from nnunet_ext.inference.predictor import BadInputError
         from nnunet_ext.inference.run import PredictionFailedError
+        from nnunet_ext.plugin.errors import is_said_by_us
 
         # without our options everything is nnU-Net's, its tracebacks too
-        if not given or not isinstance(error, (ValueError, OSError, RuntimeError)):
+        said = isinstance(error, (BadInputError, PredictionFailedError)) or is_said_by_us(error)
+        if not given or not said:
             raise
         print(error if isinstance(error, PredictionFailedError) else f"error: {error}", file=sys.stderr)  # noqa: T201
         return 1

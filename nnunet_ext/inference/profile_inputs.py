@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from nnunet_ext.data.signature import digest, source_signature
+from nnunet_ext.inference.inputs import OF_MACOS
 from nnunet_ext.inference.model_folder import find_folds, read_model_json
 
 _NAMED = 5  # cases named in an error; the others are counted
@@ -87,8 +88,8 @@ def list_cases(folder: Path, ending: str, channels: int) -> dict[str, list[Path]
     """
     if not folder.is_dir():
         raise FileNotFoundError(f"there is no folder of images {folder}; expected one with CASE_0000{ending}, pass -i")
-    there = {file for file in folder.glob(f"*{ending}") if file.is_file()}
-    files = {file for file in folder.glob(f"*_[0-9][0-9][0-9][0-9]{ending}") if file.is_file()}
+    there = {file for file in folder.glob(f"*{ending}") if file.is_file() and not file.name.startswith(OF_MACOS)}
+    files = there & set(folder.glob(f"*_[0-9][0-9][0-9][0-9]{ending}"))
     if files and there - files:
         # nnU-Net takes each file of this ending for a channel, and its last five letters for the channel's number.
         raise FileNotFoundError(

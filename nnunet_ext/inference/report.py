@@ -135,12 +135,10 @@ class SpacingReport:
 
 
 def _why_not_done(output: str, ending: str, with_probabilities: bool, recorded: bool) -> str | None:
-    """Say why a case is to be predicted; None if it is done. What has a record was looked at when it was written."""
+    """Say why a case is to be predicted; None if it is done. Earlier versions recorded what they had not looked at."""
     file = Path(output + ending)
     if not file.is_file() or (with_probabilities and not Path(f"{output}.npz").is_file()):
         return ""
-    if recorded:
-        return None
     if not file.stat().st_size:
         return f"{file} is empty"
     try:

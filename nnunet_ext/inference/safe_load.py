@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import zipfile
 from collections.abc import Callable, Iterable
@@ -14,18 +15,19 @@ import torch
 from nnunet_ext.training.trust import TRUST_VARIABLE, trusted_by_environment
 
 OF_TRAINING = ("network_weights", "trainer_name", "init_args")
-_FOREIGN = re.compile(
-    r"(?:Unsupported global: GLOBAL|Unsupported class|unrecognized function) (\S+)"
-)  # in torch's errors
+_FOREIGN = re.compile(  # in torch's errors
+    r"(?:Unsupported global: GLOBAL|Unsupported class|unrecognized function|but got <class) '?([\w.]+)"
+)
+_SAFE_SINCE = (2, 6)  # weights_only of earlier torch could be made to run code (CVE-2025-32434)
 _NUMPY_MODULES = ("numpy.core.multiarray", "numpy._core.multiarray")  # up to numpy 1, and from numpy 2 on
-_NUMBERS = ("?", *np.typecodes["AllInteger"], "f2", "f4", "f8")
+_NUMBERS = ("?", *np.typecodes["AllInteger"], "f2", "f4", "f8", "g", "U1", "S1")  # texts too: trainers log some
 
 
 def _under_all_names(make: Callable[..., Any], name: str) -> list[Callable[..., Any]]:
     """Return a function of numpy's under the names that it has in numpy's versions.
 
     torch looks allowed functions up by module and name, and numpy moved these: a checkpoint has the name of the numpy
-    that wrote it. torch 2.5 takes no pairs of function and name, so the function itself carries the name.
+    that wrote it, so each function carries one of the names.
     """
 
     def named(module: str) -> Callable[..., Any]:
@@ -43,7 +45,14 @@ def _allowed() -> list[Any]:
     scalar: Any = np.float64(0).__reduce__()[0]  # type: ignore[call-arg]
     array: Any = np.zeros(1).__reduce__()[0]
     kinds = {type(np.dtype(number)) for number in _NUMBERS}
-    return [*_under_all_names(scalar, "scalar"), *_under_all_names(array, "_reconstruct"), np.ndarray, np.dtype, *kinds]
+    return [
+        *_under_all_names(scalar, "scalar"),
+        *_under_all_names(array, "_reconstruct"),
+        np.ndarray,
+        np.dtype,
+        bytes,
+        *kinds,
+    ]
 
 
 def load_checkpoint(
@@ -70,13 +79,16 @@ def load_checkpoint(
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"there is no checkpoint {path}")
-    safe_globals = getattr(torch.serialization, "safe_globals", None)
-    if safe_globals is None:
-        raise RuntimeError(f"torch {torch.__version__} cannot load checkpoints safely; use torch 2.5 or later")
     trusted = trusted_by_environment() if trusted is None else trusted
+    version = tuple(int(number) for number in re.findall(r"\d+", torch.__version__)[:2])
+    if not trusted and version < _SAFE_SINCE:
+        raise RuntimeError(
+            f"torch {torch.__version__} cannot load checkpoints safely; use torch 2.6 or later, or, if you trust "
+            f"whoever made {path}, {remedy}"
+        )
     mapped = mapped and zipfile.is_zipfile(path)  # torch maps no file of its format before 1.6
     try:
-        with safe_globals(_allowed()):
+        with contextlib.nullcontext() if trusted else torch.serialization.safe_globals(_allowed()):
             checkpoint = torch.load(path, map_location="cpu", weights_only=not trusted, mmap=mapped)
     except Exception as error:  # torch raises several kinds for damaged and for unsafe files
         raise ValueError(

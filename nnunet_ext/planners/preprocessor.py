@@ -61,8 +61,8 @@ class SemiSupervisedPreprocessor(DefaultPreprocessor):
         plans_manager, configuration_manager = load_configuration(
             preprocessed, plans_identifier, configuration_name, number_of_channels(dataset_json)
         )
-        dataset = labelled_cases(get_filenames_of_train_images_and_targets(str(raw_folder), dataset_json))
-        dataset, failures = usable_labelled(raw_folder, dataset_json, dataset, configuration_name)
+        listed = labelled_cases(get_filenames_of_train_images_and_targets(str(raw_folder), dataset_json))
+        dataset, failures = usable_labelled(raw_folder, dataset_json, listed, configuration_name)
         raw_json = load_dataset_json(raw_folder)
         has_unlabelled = any(find_unlabeled_cases(raw_folder, raw_json, hidden_cases(preprocessed)))
         output = preprocessed / configuration_manager.data_identifier
@@ -82,10 +82,13 @@ class SemiSupervisedPreprocessor(DefaultPreprocessor):
                 with only_here(unlabeled_folder(preprocessed, output.name), "preprocessed"):
                     pass  # whoever works there now would stop this run hours later
             record(failures)
-            if output.is_dir():
-                shutil.rmtree(output)
-            output.mkdir(parents=True)
-            self._run_isolated(arguments, num_processes, configuration_name)
+            if listed and not dataset:  # a folder that is not mounted, say
+                print_info(f"WARNING: no labelled case of {name} can be read; what {output} holds is left as it is.")
+            else:
+                if output.is_dir():
+                    shutil.rmtree(output)
+                output.mkdir(parents=True)
+                self._run_isolated(arguments, num_processes, configuration_name)
             if has_unlabelled:
                 self._run_unlabelled(name, plans_identifier, configuration_name, num_processes)
             else:

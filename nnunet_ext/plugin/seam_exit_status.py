@@ -3,13 +3,13 @@
 Failed cases make it 1, and a mistake of the user that we raise an error for is said in a sentence, without a traceback.
 """
 
-import dis
 import sys
 from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
 from nnunet_ext.plugin import compat
+from nnunet_ext.plugin.errors import is_said_by_us
 
 PACKAGE = "nnunet_ext"
 FAILURES_MODULE = "nnunet_ext.data.failures"
@@ -33,27 +33,13 @@ def _with_exit_status(original: Callable[..., Any]) -> Callable[..., Any]:
             result = original()
         except BaseException as error:
             _report()  # what failed case by case may be why there was nothing left to go on with
-            if not _is_said_by_us(error):
+            if not is_said_by_us(error):
                 raise
             print(f"error: {error}", file=sys.stderr)
             return 1
         return 1 if _report() else result  # console scripts pass it to sys.exit
 
     return entry
-
-
-def _is_said_by_us(error: BaseException) -> bool:
-    """Whether a statement of ours raised an error, which then names what is wrong; anything else needs a traceback."""
-    traceback = error.__traceback__
-    if traceback is None or not isinstance(error, (ValueError, OSError, RuntimeError)):
-        return False
-    while traceback.tb_next is not None:
-        traceback = traceback.tb_next
-    frame = traceback.tb_frame
-    if not str(frame.f_globals.get("__name__")).startswith(f"{PACKAGE}."):
-        return False
-    # Not what Python itself raises in a line of ours, such as an index out of range: that is a mistake of ours.
-    return frame.f_code.co_code[traceback.tb_lasti] == dis.opmap["RAISE_VARARGS"]
 
 
 def _report() -> bool:

@@ -33,6 +33,8 @@ def _with_callback(original: Callable[..., Any]) -> Callable[..., Any]:
         pretrained_weights_file: str | None = None,
     ) -> Any:
         arguments = (nnunet_trainer, continue_training, validation_only)
+        if validation_only and _is_ours(nnunet_trainer):
+            nnunet_trainer.only_validates = True  # the cases of the training may be gone by now
         if pretrained_weights_file is None or continue_training or validation_only:
             return original(*arguments, pretrained_weights_file)
         if _is_ours(nnunet_trainer):

@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+
 from nnunet_ext.data.splits import FILE, check_splits, load_splits
 from nnunet_ext.data.training_cases import check_labelled_cases, labelled_names
 
@@ -19,7 +21,11 @@ def refuse_unfit_cases(trainer: Any) -> None:
         RuntimeError: If a preprocessed case is damaged.
         ValueError: If the split names unknown cases or none, or there are too few for nnU-Net to draw one.
     """
+    if getattr(trainer, "only_validates", False):
+        return  # what a training would need is of no concern
     names = labelled_names(trainer)
+    if type(trainer).do_split is not nnUNetTrainer.do_split:
+        return  # a split of the user's own
     preprocessed = Path(trainer.preprocessed_dataset_folder_base)
     check_splits(preprocessed, trainer.fold, names)
     check_labelled_cases(trainer, _used(preprocessed, trainer.fold, names))

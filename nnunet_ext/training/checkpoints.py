@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -72,8 +73,12 @@ def read(filename: str | Path, keys: Sequence[str] = _KEYS, remedy: str = "remov
         raise FileNotFoundError(f"{filename} is no file; train first, or name another checkpoint")
     try:
         checkpoint = torch.load(filename, map_location="cpu", weights_only=False)
-    except (PermissionError, MemoryError):
+    except MemoryError:
         raise
+    except OSError as error:  # a file server that does not answer says nothing of the file
+        if error.errno not in (None, errno.EINVAL):
+            raise
+        raise _not_whole(filename, str(error), remedy) from error
     except (ImportError, AttributeError) as error:
         raise RuntimeError(
             f"{filename} cannot be read here ({error}); use the package versions that it was written with"

@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed as dist
-from batchgenerators.utilities.file_and_folder_operations import load_json
 from nnunetv2.run.load_pretrained_weights import load_pretrained_weights
 from torch import nn
 
 from nnunet_ext.data.splits import hidden_cases_of_fold
+from nnunet_ext.files import read_json
 from nnunet_ext.inference.averaging import AverageOfNetworks
 from nnunet_ext.training import cps_monitor, curves
 from nnunet_ext.training.checkpoints import plain_module
@@ -234,7 +234,7 @@ def compare_validations(trainer: Any) -> None:
     folder = Path(trainer.output_folder)
     rows = {}
     for title, name in (("network 1", ""), ("network 2", "_network_2"), ("average", "_average")):
-        summary = load_json(str(folder / f"validation{name}" / "summary.json"))
+        summary = read_json(folder / f"validation{name}" / "summary.json", "validate again with --val")
         rows[title] = summary["foreground_mean"]["Dice"]
         trainer.logger.log_summary(f"final_val/foreground_dice{name}", rows[title])
     trainer.print_to_log_file(

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from batchgenerators.utilities.file_and_folder_operations import load_json
 from nnunetv2.paths import nnUNet_preprocessed
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.dataset_name_id_conversion import maybe_convert_to_dataset_name
@@ -16,6 +15,7 @@ from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 
+from nnunet_ext.files import read_json
 from nnunet_ext.training.architecture import NESTED, network_name, stock_configuration
 from nnunet_ext.training.memory import GIB, cps_step_memory, supervised_step_memory
 from nnunet_ext.training.nesting import nested_step_memory
@@ -34,7 +34,7 @@ def read_plans(dataset: str, plans_name: str) -> tuple[dict[str, Any], dict[str,
     if not file.is_file():
         there = ", ".join(sorted(path.stem for path in folder.glob("*Plans*.json"))) or "none"
         raise FileNotFoundError(f"there are no plans {file}; this dataset has: {there}")
-    return load_json(str(file)), load_json(str(folder / "dataset.json"))
+    return read_json(file, "plan again"), read_json(folder / "dataset.json", "plan again")
 
 
 def compare_networks(

@@ -22,10 +22,11 @@ def test_files_of_dead_processes_are_removed_and_those_of_living_ones_stay(tmp_p
     assert len(list(tmp_path.iterdir())) == 3
 
 
-def test_a_number_that_was_given_again_does_not_protect(tmp_path):
+def test_a_number_that_was_given_again_does_not_protect(tmp_path, monkeypatch):
     path = tmp_path / f".a.b2nd.{os.getpid()}.tmp"
     path.write_bytes(b"")
-    os.utime(path, (1, 1))
+    later = type("Process", (), {"create_time": lambda _: path.stat().st_ctime + 2 * 24 * 3600})
+    monkeypatch.setattr("psutil.Process", lambda _: later())
     assert sweep_all(tmp_path) == [path]
 
 

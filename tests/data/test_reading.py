@@ -4,6 +4,7 @@ import gzip
 import os
 import re
 import struct
+import zlib
 
 import nibabel
 import numpy as np
@@ -138,6 +139,29 @@ class TestWholeFiles:
         ):
             path.write_bytes(packed)
             check_complete(path)
+
+    def test_parts_whose_border_is_that_of_a_chunk(self, tmp_path, monkeypatch):
+        path = write_image(tmp_path / "case_0000.nii.gz", voxels(kind=np.int16), SPACING)
+        content = gzip.decompress(path.read_bytes())
+        first = gzip.compress(content[:1000])
+        path.write_bytes(first + gzip.compress(content[1000:]))
+        for beyond in (-1, 0, 1, 2):
+            monkeypatch.setattr("nnunet_ext.data.completeness._CHUNK", len(first) + beyond)
+            check_complete(path)
+
+    @pytest.mark.parametrize("packing", [gzip.compress, zlib.compress, None])
+    def test_meta_images_as_other_programs_write_them(self, tmp_path, packing):
+        header = (
+            "ObjectType = Image\nNDims = 3\nBinaryData = {}\nBinaryDataByteOrderMSB = False\nCompressedData = {}\n"
+            "ElementSpacing = 1 1 3\nDimSize = 10 12 8\nElementType = MET_SHORT\nElementDataFile = LOCAL\n"
+        )
+        array = voxels(kind=np.int16)
+        if packing is None:
+            text = header.format(False, False).encode() + " ".join(map(str, array.ravel())).encode()
+        else:
+            text = header.format(True, True).encode() + packing(array.tobytes())
+        (tmp_path / "a.mha").write_bytes(text)
+        check_complete(tmp_path / "a.mha")
 
     @pytest.mark.parametrize("kind", [nibabel.Nifti1Image, nibabel.Nifti2Image])
     @pytest.mark.parametrize("order", ["<", ">"])

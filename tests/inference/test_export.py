@@ -19,6 +19,7 @@ from nnunet_ext import files
 from nnunet_ext.files import PREFIX, DiskFullError
 from nnunet_ext.inference.averaging import AverageOfNetworks
 from nnunet_ext.inference.export import export_model
+from nnunet_ext.inference.model_folder import find_folds
 from nnunet_ext.trainers import nnUNetTrainerCPS
 
 PLANS = make_plans("SemiSupervisedPlans", preprocessor_name="SemiSupervisedPreprocessor")
@@ -464,3 +465,18 @@ def test_plans_that_are_no_json(model: Model, tmp_path):
     (model.folder / "plans.json").write_text('{"dataset_name": ')
     with pytest.raises(ValueError, match=r"plans.json is no JSON \(line 1, .*; expected a model folder written by"):
         export_model(model.folder, tmp_path / "out")
+
+
+def test_what_was_added_to_an_archive_is_not_lost(model: Model, tmp_path):
+    export_model(model.folder, tmp_path / "m.zip", folds=[0])
+    export_model(model.folder, tmp_path / "m.zip", folds=[0], overwrite=True)
+    with zipfile.ZipFile(tmp_path / "m.zip", "a") as archive:
+        archive.writestr("mine.txt", "mine")
+    with pytest.raises(FileExistsError, match=r"m\.zip holds mine\.txt, which was put there or changed since, and"):
+        export_model(model.folder, tmp_path / "m.zip", overwrite=True)
+
+
+def test_only_folds_that_nnunet_writes_are_folds(model: Model):
+    for name in ("+1", "01", "0_backup", "\u00b2"):
+        shutil.copytree(model.folder / "fold_0", model.folder / f"fold_{name}")
+    assert find_folds(model.folder, None, "checkpoint_final.pth") == [0, 3]

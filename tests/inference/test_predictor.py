@@ -670,6 +670,15 @@ class TestGoingOn:
         assert {name: (output / f"{name}.nii.gz").read_bytes() for name in "abcd"} == whole
         assert (output / "c.nii.gz").stat().st_mtime_ns == before
 
+    def test_empty_label_maps_that_were_recorded_are_predicted_again(self, model, tmp_path, capsys):
+        model.add("a", 1)
+        output = predict(model, tmp_path / "out", fast_export=True)
+        whole = (output / "a.nii.gz").read_bytes()
+        (output / "a.nii.gz").write_bytes(b"")
+        predict(model, output, fast_export=True, overwrite=False)
+        assert "a is predicted again" in capsys.readouterr().out
+        assert (output / "a.nii.gz").read_bytes() == whole
+
     def test_probabilities_that_are_missing_are_made(self, model, tmp_path, capsys):
         model.add("a", 1)
         predict(model, tmp_path / "out", spacing=KEEP)

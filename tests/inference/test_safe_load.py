@@ -121,8 +121,23 @@ def test_checkpoints_of_before_torch_1_6_are_read_though_they_cannot_be_mapped(t
 
 def test_the_oldest_torch_is_named(tmp_path, monkeypatch):
     torch.save(WHOLE, tmp_path / "c.pth")
-    monkeypatch.delattr(torch.serialization, "safe_globals")
-    with pytest.raises(RuntimeError, match=r"cannot load checkpoints safely; use torch 2\.5 or later"):
+    monkeypatch.setattr(torch, "__version__", "2.5.1+cpu")
+    with pytest.raises(RuntimeError, match=r"2\.5\.1\+cpu cannot load checkpoints safely; use torch 2\.6 or later, or"):
+        load_checkpoint(tmp_path / "c.pth")
+    assert load_checkpoint(tmp_path / "c.pth", trusted=True)["trainer_name"] == WHOLE["trainer_name"]
+
+
+@pytest.mark.parametrize("value", [np.array([]), np.str_("a text"), np.array(["a", "b"]), np.longdouble(0.5)])
+def test_texts_and_nothing_are_plain_values(tmp_path, value):
+    torch.save(WHOLE | {"logging": value}, tmp_path / "c.pth")
+    np.testing.assert_array_equal(load_checkpoint(tmp_path / "c.pth")["logging"], value)
+
+
+def test_what_torch_cannot_build_is_named_with_the_way_out(tmp_path):
+    torch.save(WHOLE | {"logging": np.array([{}, None], object)}, tmp_path / "c.pth")
+    with pytest.raises(
+        ValueError, match=r"it also holds \S+, which may run code\); if you trust whoever made it, set "
+    ):
         load_checkpoint(tmp_path / "c.pth")
 
 

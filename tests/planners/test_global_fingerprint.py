@@ -470,9 +470,8 @@ def test_a_file_that_another_process_is_writing_is_left_alone(tiny: TinyDataset)
     add_unlabelled(tiny, {"u": 3})
     folder = tiny.preprocessed / "fingerprint_cases" / "unlabelled"
     folder.mkdir(parents=True)
-    for name in (".v.npz.1.tmp", ".w.npz.2.tmp"):
+    for name in (".v.npz.1.tmp", f".w.npz.{2**22 + 1}.tmp"):  # of a process that is there, and of one that cannot be
         (folder / name).touch()
-    os.utime(folder / ".w.npz.2.tmp", (1, 1))
     extractor().run()
     assert sorted(path.name for path in folder.iterdir()) == [".v.npz.1.tmp", "u.npz"]
 
@@ -550,3 +549,12 @@ def test_a_full_disk_is_not_the_fault_of_a_scan_and_ends_the_extraction(tiny: Ti
         extractor().run()
     assert len(asked) == 1
     assert drain() == []
+
+
+@pytest.mark.parametrize("missing", ["label", "image"])
+def test_where_no_case_is_usable_each_reason_is_said(tiny: TinyDataset, missing):
+    add_labelled(tiny, {"a": 1, "b": 2})
+    for name in "ab":
+        (tiny.raw / (f"{name}.nii.gz" if missing == "label" else f"{name}_0000.nii.gz")).unlink()
+    with pytest.raises(ValueError, match=r"has no case that can be read:\n  a: .*does not exist.*\n  b: "):
+        extractor().run()

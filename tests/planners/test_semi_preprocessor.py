@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import nibabel
 import numpy as np
 import pytest
 from batchgenerators.utilities.file_and_folder_operations import load_pickle
@@ -16,6 +17,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunet_ext import files
 from nnunet_ext.data.failures import LABELLED, UNLABELLED, Failure, drain, format_report
+from nnunet_ext.data.unlabeled import usable_labelled
 from nnunet_ext.files import BusyError, DiskFullError, only_here
 from nnunet_ext.planners.preprocessor import SemiSupervisedPreprocessor, read_labelled
 
@@ -274,3 +276,32 @@ def test_plans_of_other_channels_are_one_error(tiny: TinyDataset):
     with pytest.raises(ValueError, match=reason):
         run(SemiSupervisedPreprocessor(verbose=False))
     assert drain() == []
+
+
+def test_where_no_labelled_case_can_be_read_nothing_is_cleared(tiny: TinyDataset, capsys):
+    output = finished(tiny)
+    add_labelled(tiny, {"l": 1})
+    (tiny.raw / "l.nii.gz").unlink()
+    before = hashes(output)
+    (failure,) = run(SemiSupervisedPreprocessor(verbose=False))
+    assert "l.nii.gz does not exist" in failure.reason
+    assert hashes(output) == before
+    assert "no labelled case of Dataset777_Tiny can be read" in capsys.readouterr().out
+
+
+def test_all_channels_in_one_file_are_taken_as_nnunet_takes_them(tiny: TinyDataset):
+    image, label = tiny.raw / "a_0000.nii.gz", write_image(tiny.raw / "a.nii.gz", np.ones((12, 16, 14), np.uint8))
+    volume = np.stack([scan(1), scan(2)], -1).transpose(2, 1, 0, 3)  # x, y, z, channel
+    nibabel.save(nibabel.Nifti1Image(volume, np.diag([0.8, 0.9, 2.4, 1])), image)
+    content = tiny.write_dataset_json(channels=2)
+    listed = {"a": {"images": [str(image)], "label": str(label)}}
+    assert usable_labelled(tiny.raw, content, listed, "") == (listed, [])
+    data, _, _ = read_labelled((str(image),), str(label), SimpleITKIO, 2)
+    np.testing.assert_array_equal(data, np.stack([scan(1), scan(2)]))
+    usable, (failure,) = usable_labelled(tiny.raw, tiny.write_dataset_json(channels=3), listed, "")
+    assert (usable, "expected 3" in failure.reason) == ({}, True)
+
+
+def test_notes_of_macos_are_no_cases(tiny: TinyDataset):
+    listed = {"._a": {"images": ["._a_0000.nii.gz"], "label": "._a.nii.gz"}}
+    assert usable_labelled(tiny.raw, tiny.write_dataset_json(), listed, "") == ({}, [])

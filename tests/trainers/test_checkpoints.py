@@ -1,5 +1,6 @@
 """Checkpoints that are damaged, and what is left of those that were never finished."""
 
+import errno
 import os
 from pathlib import Path
 
@@ -69,6 +70,17 @@ def test_a_checkpoint_of_other_package_versions_is_not_called_damaged(tmp_path, 
     monkeypatch.setattr(torch, "load", load)
     with pytest.raises(RuntimeError, match="cannot be read here .*numpy._core.*; use the package versions"):
         checkpoints.read(path)
+
+
+def test_what_a_file_server_says_is_not_put_down_to_the_checkpoint(tmp_path, monkeypatch):
+    (tmp_path / "c.pth").write_bytes(b"whole")
+
+    def load(*_, **__):
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(torch, "load", load)
+    with pytest.raises(OSError, match="Input/output error"):
+        checkpoints.read(tmp_path / "c.pth")
 
 
 def test_a_missing_checkpoint_is_named(tmp_path):

@@ -69,3 +69,26 @@ def test_a_fold_that_nnunet_draws_needs_two_cases(make_trainer, preprocessed):
     write_splits(preprocessed, train=["case_0"], val=["case_0"])
     with pytest.raises(ValueError, match="has no fold 3, for which nnU-Net would draw.*at least 2.*got 1"):
         make_trainer("nnUNetTrainerCWCD", fold=3).initialize()
+
+
+def test_a_finished_training_is_validated_though_its_cases_are_gone(make_trainer, preprocessed, monkeypatch):
+    from nnunetv2.run import run_training
+
+    write_splits(preprocessed, train=["case_0", "case_1"], val=["case_2"])
+    trainer = make_trainer("nnUNetTrainerCWCD")
+    trainer.initialize()
+    trainer.save_checkpoint(f"{trainer.output_folder}/checkpoint_final.pth")
+    write_splits(preprocessed, train=["case_0", "gone"], val=["case_2"])
+    with pytest.raises(ValueError, match="'train' names gone"):
+        make_trainer("nnUNetTrainerCWCD").initialize()
+    run_training.maybe_load_checkpoint(make_trainer("nnUNetTrainerCWCD"), False, True)
+
+
+def test_trainers_that_split_for_themselves_do_so(make_trainer, preprocessed):
+    keep(preprocessed, 3)
+    trainer = make_trainer("nnUNetTrainerCWCD")
+    type(trainer).do_split = lambda self: (["case_0", "case_1"], ["case_2"])
+    try:
+        trainer.initialize()
+    finally:
+        del type(trainer).do_split
