@@ -198,3 +198,19 @@ def _check_gipl(path: str) -> None:
     if size is not None:
         wanted = math.prod(int(n) for n in shape if n) * size
         _check_length(path, os.path.getsize(path), _GIPL_HEADER + wanted)
+
+
+def holds_channels(image: str, channels: int) -> bool:
+    """Return whether a NIfTI file is 4D with all channels of a case, which nnU-Net's readers take.
+
+    Args:
+        image: File, of which only the header is read.
+        channels: Number of channels of the dataset.
+    """
+    if not image.endswith((".nii", ".nii.gz")):
+        return False
+    try:
+        shape = nibabel.load(image).shape  # type: ignore[attr-defined]
+    except Exception:  # whatever is wrong with it, reading it says so
+        return False
+    return len(shape) == 4 and shape[3] == channels

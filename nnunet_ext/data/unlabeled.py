@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from nnunet_ext.data.completeness import holds_channels
 from nnunet_ext.data.dataset_json import (
     channel_names,
     check_dataset_json,
@@ -125,7 +126,7 @@ def usable_labelled(
         number = len(files["images"])
         problem = next(filter(None, map(file_problem, [*files["images"], files["label"]])), None)
         fits = number in numbers_of_files(dataset_json) or (
-            number == 1 and _has_all_channels(files["images"][0], number_of_channels(dataset_json))
+            number == 1 and holds_channels(files["images"][0], number_of_channels(dataset_json))
         )
         if problem is None and not fits:
             expected = f"expected {number_of_channels(dataset_json)}: CASE_0000 and so on."
@@ -135,19 +136,6 @@ def usable_labelled(
         elif number:
             problems.setdefault(name, problem)
     return usable, [Failure(name, LABELLED, problem, stage) for name, problem in problems.items()]
-
-
-def _has_all_channels(image: str, channels: int) -> bool:
-    """Return whether a NIfTI file is 4D with all channels, which nnU-Net's readers take; only its header is read."""
-    if not image.endswith((".nii", ".nii.gz")):
-        return False
-    import nibabel
-
-    try:
-        shape = nibabel.load(image).shape  # type: ignore[attr-defined]
-    except Exception:  # whatever is wrong with it, reading it says so
-        return False
-    return len(shape) == 4 and shape[3] == channels
 
 
 def _no_files(folder: Path, ending: str) -> dict[str, str]:
