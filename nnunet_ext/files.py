@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import hashlib
 import itertools
 import json
@@ -79,6 +80,36 @@ def whole_files(folder: str | Path, last: Callable[[Path], bool] = lambda _: Tru
                 _put(file, folder / file.name)
     finally:
         remove(temporary)
+
+
+@contextlib.contextmanager
+def cleared(folder: str | Path) -> Iterator[Callable[[], None]]:
+    """Empty a folder to fill it anew, and keep what it held until the block says that there is something new.
+
+    Without that word the folder is afterwards as it was before, however the block ends; where the process is killed,
+    the next call puts it back. To be used by one process at a time (:func:`only_here`).
+
+    Args:
+        folder: It is made.
+
+    Yields:
+        A function that drops what the folder held; to be called once what replaces it is known to succeed.
+    """
+    folder = Path(folder)
+    before = folder.with_name(f".{folder.name}.before")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    if before.is_dir():  # of a killed run
+        remove(folder)
+        os.replace(before, folder)
+    if folder.is_dir():
+        os.replace(folder, before)
+    folder.mkdir()
+    try:
+        yield functools.partial(remove, before)
+    finally:
+        if before.is_dir():
+            remove(folder)
+            os.replace(before, folder)
 
 
 def write_json(path: str | Path, content: Any, indent: int | None = 2, **options: Any) -> None:

@@ -214,3 +214,47 @@ def test_without_locks_the_work_goes_on_with_a_warning(tmp_path, monkeypatch, er
     with pytest.warns(UserWarning, match="data cannot be locked"), files.only_here(tmp_path / "data", "preprocessed"):
         done.append(True)
     assert done
+
+
+class TestCleared:
+    @pytest.fixture
+    def folder(self, tmp_path):
+        (tmp_path / "data").mkdir()
+        (tmp_path / "data" / "old").write_text("old")
+        return tmp_path / "data"
+
+    def test_what_it_held_is_gone_once_there_is_something_new(self, folder):
+        with files.cleared(folder) as drop_old:
+            assert names(folder) == []
+            (folder / "new").write_text("new")
+            drop_old()
+            drop_old()
+        assert names(folder) == ["new"]
+        assert names(folder.parent) == ["data"]
+
+    def test_without_anything_new_it_is_as_before(self, folder):
+        with files.cleared(folder):
+            (folder / "half").write_text("half")
+        assert names(folder) == ["old"]
+
+    def test_where_the_block_fails_it_is_as_before(self, folder):
+        def fail():
+            with files.cleared(folder):
+                raise OSError("the disk went away")
+
+        with pytest.raises(OSError, match="went away"):
+            fail()
+        assert names(folder) == ["old"]
+
+    def test_after_a_kill_the_next_run_has_it_back(self, folder):
+        os.replace(folder, folder.with_name(".data.before"))
+        folder.mkdir()
+        (folder / "half").write_text("half")
+        with files.cleared(folder):
+            pass
+        assert names(folder) == ["old"]
+
+    def test_a_folder_that_is_not_there_is_made(self, tmp_path):
+        with files.cleared(tmp_path / "new" / "data"):
+            assert names(tmp_path / "new" / "data") == []
+        assert names(tmp_path / "new") == ["data"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib import import_module
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from nnunetv2.training.dataloading.data_loader import nnUNetDataLoader
 from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
 
 from nnunet_ext.data.pool import end_with_parent
-from nnunet_ext.data.training_cases import labelled_command, unlabelled_command
+from nnunet_ext.data.training_cases import labelled_command, reading_problem, unlabelled_command
 from nnunet_ext.data.transforms import with_validity
 
 
@@ -43,22 +44,35 @@ class NamingLoader(nnUNetDataLoader):
             batch: dict[str, Any] = super().generate_train_batch()
         except Exception as error:
             for key in dict.fromkeys(self._keys):
-                problem = self._problem(str(key))
+                problem = reading_problem(self._data, str(key))
                 if problem is not None:
                     what = f"the preprocessed case {key} in {self._data.source_folder} cannot be read ({problem})"
                     raise RuntimeError(f"{what}; {self.remedy.format(case=key)}") from error
             raise
         return batch
 
-    def _problem(self, key: str) -> str | None:
-        """Return why a case cannot be read, or None if it can; reads it as a whole."""
-        try:
-            for array in self._data.load_case(key)[:3]:
-                if array is not None:
-                    array[...]
-        except Exception as error:
-            return str(error) or type(error).__name__
-        return None
+
+@contextmanager
+def naming_damaged_cases(trainer: Any) -> Iterator[None]:
+    """Let the loaders that nnU-Net's trainer makes inside the block name a damaged case and the command that mends it.
+
+    Args:
+        trainer: An initialised nnU-Net trainer.
+    """
+
+    def named(*arguments: Any, **options: Any) -> NamingLoader:
+        loader = NamingLoader(*arguments, **options)
+        loader.remedy = f"run: {labelled_command(trainer)}"
+        return loader
+
+    trainer_module: Any = import_module("nnunetv2.training.nnUNetTrainer.nnUNetTrainer")
+    before = trainer_module.nnUNetDataLoader
+    if before is nnUNetDataLoader:  # else somebody has one of their own
+        trainer_module.nnUNetDataLoader = named
+    try:
+        yield
+    finally:
+        trainer_module.nnUNetDataLoader = before
 
 
 class TwoStreamLoader:

@@ -11,7 +11,9 @@ from typing import Any
 
 import nnunetv2
 from nnunetv2.imageio.reader_writer_registry import recursive_find_reader_writer_by_name
+from nnunetv2.paths import nnUNet_preprocessed
 from nnunetv2.preprocessing.resampling.utils import recursive_find_resampling_fn_by_name
+from nnunetv2.utilities.dataset_name_id_conversion import maybe_convert_to_dataset_name
 from nnunetv2.utilities.find_class_by_name import recursive_find_python_class
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 
@@ -36,14 +38,7 @@ def load_configuration(
         ValueError: If they have no such configuration, or a value that cannot be; names file, key and value.
     """
     plans_file = preprocessed / f"{plans_identifier}.json"
-    if not plans_file.is_file():
-        raise FileNotFoundError(
-            f"there are no plans {plans_file}; run nnUNetv2_plan_and_preprocess (or nnUNetv2_plan_experiment) first, "
-            "or name other plans with -p"
-        )
-    plans = read_json(plans_file, "restore it, or plan again")
-    if not isinstance(plans.get("configurations"), dict):
-        raise ValueError(f"{plans_file} has no 'configurations', expected an object with them; {_REMEDY}")
+    plans = read_plans(preprocessed, plans_identifier)
     if configuration not in plans["configurations"]:
         raise ValueError(
             f"{plans_file} has no configuration {configuration!r}; it has {', '.join(plans['configurations'])}"
@@ -58,6 +53,45 @@ def load_configuration(
     _check_plans(plans_file, plans, channels)
     _check_configuration(f"{plans_file}, configuration {configuration!r}", manager.configuration, channels)
     return plans_manager, manager
+
+
+def read_plans(preprocessed: Path, plans_identifier: str) -> dict[str, Any]:
+    """Return the content of plans, of which nothing is checked but that there are configurations.
+
+    Args:
+        preprocessed: The dataset's folder in ``nnUNet_preprocessed``.
+        plans_identifier: Name of the plans, without ``.json``.
+
+    Raises:
+        FileNotFoundError: If the plans do not exist.
+        ValueError: If they are no JSON, or have no configurations.
+    """
+    plans_file = preprocessed / f"{plans_identifier}.json"
+    if not plans_file.is_file():
+        raise FileNotFoundError(
+            f"there are no plans {plans_file}; run nnUNetv2_plan_and_preprocess (or nnUNetv2_plan_experiment) first, "
+            "or name other plans with -p"
+        )
+    plans: dict[str, Any] = read_json(plans_file, "restore it, or plan again")
+    if not isinstance(plans.get("configurations"), dict):
+        raise ValueError(f"{plans_file} has no 'configurations', expected an object with them; {_REMEDY}")
+    return plans
+
+
+def check_readable(dataset_name_or_id: int | str, plans_identifier: str) -> None:
+    """Raise where plans, or the dataset.json beside them, cannot be read; nnU-Net's loader does not name the file.
+
+    Args:
+        dataset_name_or_id: Dataset name or number.
+        plans_identifier: Name of the plans, without ``.json``.
+
+    Raises:
+        FileNotFoundError: If one of them is missing.
+        ValueError: If one of them is no JSON.
+    """
+    preprocessed = Path(str(nnUNet_preprocessed)) / maybe_convert_to_dataset_name(dataset_name_or_id)
+    read_plans(preprocessed, plans_identifier)
+    read_json(preprocessed / "dataset.json", "copy that of the raw data there, or plan again")
 
 
 def _check_plans(file: Path, plans: dict[str, Any], channels: int | None) -> None:

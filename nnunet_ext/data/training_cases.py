@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -180,6 +181,51 @@ def check_labelled_cases(trainer: Any, names: Iterable[str]) -> None:
         problem = _labelled_damage(folder, name)
         if problem is not None:
             raise RuntimeError(f"{problem}; to make the labelled cases again, run: {labelled_command(trainer)}")
+
+
+@contextmanager
+def naming_damaged_validation(trainer: Any) -> Iterator[None]:
+    """Name the damaged case where nnU-Net's validation, which reads whole cases, fails on one.
+
+    Raises:
+        RuntimeError: In place of what was raised, if a preprocessed case of the validation cannot be read.
+    """
+    try:
+        yield
+    except Exception as error:
+        problem = _unreadable(trainer)
+        if problem is None:
+            raise
+        raise RuntimeError(f"{problem}; run: {labelled_command(trainer)}") from error
+
+
+def _unreadable(trainer: Any) -> str | None:
+    """Return which case of the validation cannot be read and why, or None if all can, or cannot be listed."""
+    try:
+        _, dataset = trainer.get_tr_and_val_datasets()
+    except Exception:
+        return None
+    for name in dataset.identifiers:
+        problem = reading_problem(dataset, name)
+        if problem is not None:
+            return f"the preprocessed case {name} in {dataset.source_folder} cannot be read ({problem})"
+    return None
+
+
+def reading_problem(dataset: Any, name: str) -> str | None:
+    """Return why a preprocessed case cannot be read, or None if it can; reads it as a whole.
+
+    Args:
+        dataset: nnU-Net's dataset.
+        name: The case.
+    """
+    try:
+        for array in dataset.load_case(name)[:3]:
+            if array is not None:
+                array[...]
+    except Exception as error:
+        return str(error) or type(error).__name__
+    return None
 
 
 def _labelled_damage(folder: Path, name: str) -> str | None:

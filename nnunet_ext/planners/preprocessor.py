@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from nnunet_ext.data.preprocess import preprocess_unlabeled
 from nnunet_ext.data.reading import describe, read_checked, read_labels
 from nnunet_ext.data.splits import hidden_cases
 from nnunet_ext.data.unlabeled import find_unlabeled_cases, labelled_cases, usable_labelled, where_looked
-from nnunet_ext.files import DiskFullError, only_here, whole_files
+from nnunet_ext.files import DiskFullError, cleared, only_here, whole_files
 
 
 class SemiSupervisedPreprocessor(DefaultPreprocessor):
@@ -40,7 +40,7 @@ class SemiSupervisedPreprocessor(DefaultPreprocessor):
     def run(
         self, dataset_name_or_id: int | str, configuration_name: str, plans_identifier: str, num_processes: int
     ) -> None:
-        """Preprocess a configuration; what is there of it is removed once plans and raw cases are found to be right.
+        """Preprocess a configuration; what is there of it is removed once the first case is there anew.
 
         Args:
             dataset_name_or_id: Dataset name or number.
@@ -85,10 +85,10 @@ class SemiSupervisedPreprocessor(DefaultPreprocessor):
             if listed and not dataset:  # a folder that is not mounted, say
                 print_info(f"WARNING: no labelled case of {name} can be read; what {output} holds is left as it is.")
             else:
-                if output.is_dir():
-                    shutil.rmtree(output)
-                output.mkdir(parents=True)
-                self._run_isolated(arguments, num_processes, configuration_name)
+                # Cases of two plans side by side would be trained on without a word, so all old ones go, but not before
+                # one of the new ones is there: what fails in every case must cost nothing.
+                with cleared(output) as drop_old:
+                    self._run_isolated(arguments, num_processes, configuration_name, drop_old)
             if has_unlabelled:
                 self._run_unlabelled(name, plans_identifier, configuration_name, num_processes)
             else:
@@ -119,7 +119,9 @@ class SemiSupervisedPreprocessor(DefaultPreprocessor):
         """Preprocess one case as nnU-Net does; while a labelled case is written, return that one."""
         return super().run_case(*arguments, **named) if self._made is None else self._made
 
-    def _run_isolated(self, arguments: dict[str, tuple], num_processes: int, stage: str) -> None:
+    def _run_isolated(
+        self, arguments: dict[str, tuple], num_processes: int, stage: str, at_success: Callable[[], None]
+    ) -> None:
         tasks = map_isolated(self.run_case_save, arguments, num_processes, always_spawn=True)
         show = getattr(self, "show_progress_bar", True)
         with contextlib.closing(tasks) as results:
@@ -127,6 +129,7 @@ class SemiSupervisedPreprocessor(DefaultPreprocessor):
                 results, "Preprocessing cases", len(arguments), disable=not show or not arguments
             ):
                 if error is None:
+                    at_success()
                     continue
                 _remove_partial(arguments[case][0])
                 if isinstance(error, DiskFullError):

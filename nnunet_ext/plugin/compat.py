@@ -75,8 +75,31 @@ LOAD_CHECKPOINT = Target(
     "maybe_load_checkpoint",
     ("nnunet_trainer", "continue_training", "validation_only", "pretrained_weights_file"),
 )
+MAKE_TRAINER = Target(
+    "nnunetv2.run.run_training",
+    "get_trainer_from_args",
+    (
+        "dataset_name_or_id",
+        "configuration",
+        "fold",
+        "trainer_name",
+        "plans_identifier",
+        "continue_training",
+        "device",
+    ),
+)
+TRAINING_ENTRY = Target("nnunetv2.run.run_training", "run_training_entry", ())
 
-SINGLE_TARGETS = (FIND_CLASS, FIND_TRAINER, DATASET, VERIFY, PREPROCESS_DATASET, LOAD_CHECKPOINT)
+SINGLE_TARGETS = (
+    FIND_CLASS,
+    FIND_TRAINER,
+    DATASET,
+    VERIFY,
+    PREPROCESS_DATASET,
+    LOAD_CHECKPOINT,
+    MAKE_TRAINER,
+    TRAINING_ENTRY,
+)
 
 
 @functools.lru_cache(maxsize=1)

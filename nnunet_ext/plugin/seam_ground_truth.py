@@ -1,5 +1,9 @@
-"""One labelled case without its label does not keep the ground truth of the others from being copied."""
+"""Preprocessing with plans of ours: plans are checked and folders locked first, a missing label costs itself.
 
+One labelled case without its label does not keep the ground truth of the others from being copied.
+"""
+
+import inspect
 from collections.abc import Callable
 from types import ModuleType
 from typing import Any
@@ -16,13 +20,24 @@ def install(module: ModuleType) -> None:
     Raises:
         SeamError: If the function does not look as expected.
     """
-    compat.replace(module, [compat.PREPROCESS_DATASET], _with_isolated_copies)
+    compat.replace(module, [compat.PREPROCESS_DATASET], _guarded_with_isolated_copies)
 
 
-def _with_isolated_copies(original: Callable[..., Any]) -> Callable[..., Any]:
-    def preprocess_dataset(dataset_id: int, plans_identifier: str = "nnUNetPlans", *args: Any, **kwargs: Any) -> Any:
+def _guarded_with_isolated_copies(original: Callable[..., Any]) -> Callable[..., Any]:
+    of_call = inspect.signature(original)
+
+    def preprocess_dataset(*args: Any, **kwargs: Any) -> Any:
+        call = of_call.bind(*args, **kwargs)
+        call.apply_defaults()
+        from nnunet_ext.data.preprocess_guard import guarded
+
+        asked = [call.arguments[name] for name in ("dataset_id", "plans_identifier", "configurations")]
+        with guarded(*asked):
+            return with_isolated_copies(*asked[:2], *args, **kwargs)
+
+    def with_isolated_copies(dataset_id: int, plans_identifier: str, *args: Any, **kwargs: Any) -> Any:
         try:
-            return original(dataset_id, plans_identifier, *args, **kwargs)
+            return original(*args, **kwargs)
         except Exception as error:
             # nnU-Net copies after all configurations are done, and stops at the first label that is missing. The name,
             # because distutils, from which it takes the function, comes from one package or another.

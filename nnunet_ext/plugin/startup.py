@@ -18,7 +18,7 @@ SEAMS = {
     "nnunetv2.utilities.find_class_by_name": "nnunet_ext.plugin.seam_find_class",
     "nnunetv2.utilities.find_objects": "nnunet_ext.plugin.seam_find_trainer",
     "nnunetv2.experiment_planning.plan_and_preprocess_entrypoints": "nnunet_ext.plugin.seam_exit_status",
-    "nnunetv2.run.run_training": "nnunet_ext.plugin.seam_pretrained",
+    "nnunetv2.run.run_training": "nnunet_ext.plugin.seam_training",
     "nnunetv2.utilities.utils": "nnunet_ext.plugin.seam_dataset",
     "nnunetv2.experiment_planning.plan_and_preprocess_api": "nnunet_ext.plugin.seam_ground_truth",
     "nnunetv2.experiment_planning.verify_dataset_integrity": "nnunet_ext.plugin.seam_verify",

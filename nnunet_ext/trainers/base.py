@@ -13,7 +13,8 @@ from nnunetv2.utilities.label_handling.label_handling import determine_num_input
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from nnunet_ext.data.loaders import workers_that_end_with_this_process
+from nnunet_ext.data.loaders import naming_damaged_cases, workers_that_end_with_this_process
+from nnunet_ext.data.training_cases import naming_damaged_validation
 from nnunet_ext.trainers._mixin import TrainerMixin
 from nnunet_ext.training import checkpoints, pretrained
 from nnunet_ext.training.cases import refuse_unfit_cases
@@ -118,8 +119,17 @@ class ExtPart(TrainerMixin):
     def get_dataloaders(self) -> tuple[Any, Any]:
         """Return nnU-Net's loaders; without loader processes (``nnUNet_n_proc_DA=0``) they can be repeated."""
         seed_everything(self.loading_seed())
-        with workers_that_end_with_this_process():
+        with workers_that_end_with_this_process(), naming_damaged_cases(self):
             return super().get_dataloaders()
+
+    def perform_actual_validation(self, save_probabilities: bool = False) -> None:
+        """Validate as nnU-Net does.
+
+        Raises:
+            RuntimeError: If a preprocessed case is damaged; names it and the command that makes it again.
+        """
+        with naming_damaged_validation(self):
+            super().perform_actual_validation(save_probabilities)
 
     @contextmanager
     def using_network(self, network: nn.Module) -> Iterator[None]:

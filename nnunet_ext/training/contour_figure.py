@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
 from nnunet_ext.data.fingerprint_figure import save_figure
+from nnunet_ext.files import read_json
 from nnunet_ext.losses import contour_map
 from nnunet_ext.losses.contour import reach_of, region_contours
 from nnunet_ext.training.contours import band_iterations
@@ -68,8 +68,9 @@ class LabelNames:
         for folder in (labels, labels.resolve().parent):
             file = folder / "dataset.json"
             if file.is_file():
+                whole = read_json(file, "correct it; names and numbers of the labels are read from it")
                 try:
-                    content: dict[str, Any] = dict(json.loads(file.read_text())["labels"])
+                    content: dict[str, Any] = dict(whole["labels"])
                     ignored = content.pop("ignore", None)
                     names = {name: tuple(v) if isinstance(v, list) else int(v) for name, v in content.items() if v != 0}
                     return cls(names, None if ignored is None else int(ignored))

@@ -305,3 +305,20 @@ def test_all_channels_in_one_file_are_taken_as_nnunet_takes_them(tiny: TinyDatas
 def test_notes_of_macos_are_no_cases(tiny: TinyDataset):
     listed = {"._a": {"images": ["._a_0000.nii.gz"], "label": "._a.nii.gz"}}
     assert usable_labelled(tiny.raw, tiny.write_dataset_json(), listed, "") == ({}, [])
+
+
+def test_where_every_case_fails_nothing_is_cleared(tiny: TinyDataset, monkeypatch):
+    tiny.write_plans(PLANS)
+    add_labelled(tiny, {"l": 1, "m": 2})
+    output = tiny.preprocessed / "SemiSupervisedPlans_3d_fullres"
+    assert run(SemiSupervisedPreprocessor(verbose=False)) == []
+    before = hashes(output)
+    assert len(before) == 6
+    with monkeypatch.context() as patched:
+        patched.setattr("nnunet_ext.planners.preprocessor.map_isolated", failing)
+        assert [failure.case for failure in run(SemiSupervisedPreprocessor(verbose=False))] == ["l", "m"]
+    assert hashes(output) == before
+
+
+def failing(work, tasks, processes, always_spawn):
+    yield from ((name, None, RuntimeError("a mistake that is in every case")) for name in tasks)

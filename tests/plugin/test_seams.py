@@ -1,18 +1,20 @@
 """Each seam on a module object that looks like nnU-Net's."""
 
+import json
 import sys
 from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
 
+from nnunet_ext.files import read_json
 from nnunet_ext.plugin import (
     compat,
     seam_exit_status,
     seam_find_class,
     seam_find_trainer,
     seam_predict,
-    seam_pretrained,
+    seam_training,
 )
 
 
@@ -175,14 +177,80 @@ def test_exit_status_is_stocks_where_nothing_of_ours_ran(monkeypatch, name):
     assert seam_exit_status.FAILURES_MODULE not in sys.modules
 
 
+def run_training_with(*replaced) -> ModuleType:
+    """Return a module like nnU-Net's, with some functions of one's own; the seam is installed."""
+
+    def maybe_load_checkpoint(nnunet_trainer, continue_training, validation_only, pretrained_weights_file=None):
+        pass
+
+    def get_trainer_from_args(
+        dataset_name_or_id,
+        configuration,
+        fold,
+        trainer_name="nnUNetTrainer",
+        plans_identifier="nnUNetPlans",
+        continue_training=False,
+        device=None,
+    ):
+        pass
+
+    def run_training_entry():
+        pass
+
+    module = module_with(maybe_load_checkpoint, get_trainer_from_args, run_training_entry, *replaced)
+    seam_training.install(module)
+    return module
+
+
+def test_training_says_mistakes_of_users_without_a_traceback(capsys, tmp_path):
+    def run_training_entry():
+        read_json(tmp_path / "plans.json", "plan again")
+
+    assert run_training_with(run_training_entry).run_training_entry() == 1
+    assert capsys.readouterr().err == f"error: {tmp_path / 'plans.json'} is missing; plan again\n"
+
+
+@pytest.mark.parametrize("error", [RuntimeError("of nnU-Net"), KeyError("x"), SystemExit(2), KeyboardInterrupt()])
+def test_training_passes_every_other_error_on(error):
+    def run_training_entry():
+        raise error
+
+    with pytest.raises(type(error)):
+        run_training_with(run_training_entry).run_training_entry()
+
+
+@pytest.mark.parametrize("ours", [True, False])
+@pytest.mark.parametrize("damaged", ["nnUNetPlans.json", "dataset.json"])
+def test_damaged_json_is_named_where_a_trainer_of_ours_is_made(tmp_path, monkeypatch, ours, damaged):
+    def get_trainer_from_args(
+        dataset_name_or_id,
+        configuration,
+        fold,
+        trainer_name="nnUNetTrainer",
+        plans_identifier="nnUNetPlans",
+        continue_training=False,
+        device=None,
+    ):
+        json.loads((folder / damaged).read_text())
+
+    monkeypatch.setenv("nnUNet_preprocessed", str(tmp_path))
+    folder = tmp_path / "Dataset777_Tiny"
+    folder.mkdir()
+    (folder / "nnUNetPlans.json").write_text('{"configurations": {}}')
+    (folder / "dataset.json").write_text("{}")
+    (folder / damaged).write_text('{"half": ')
+    make = run_training_with(get_trainer_from_args).get_trainer_from_args
+    expected = rf"{damaged} is no JSON \(line 1, column 10" if ours else "^Expecting value"
+    with pytest.raises(ValueError, match=expected):
+        make("777", "3d_fullres", 0, "nnUNetTrainerCWCD" if ours else "nnUNetTrainer", continue_training=False)
+
+
 @pytest.fixture
 def load():
     def maybe_load_checkpoint(nnunet_trainer, continue_training, validation_only, pretrained_weights_file=None):
         nnunet_trainer.calls.append(("stock", continue_training, validation_only, pretrained_weights_file))
 
-    module = module_with(maybe_load_checkpoint)
-    seam_pretrained.install(module)
-    return module.maybe_load_checkpoint
+    return run_training_with(maybe_load_checkpoint).maybe_load_checkpoint
 
 
 @pytest.fixture

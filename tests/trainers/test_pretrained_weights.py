@@ -8,7 +8,7 @@ from nnunetv2.run import run_training
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from reference import tiny
 
-from nnunet_ext.plugin.seam_pretrained import _with_callback
+from nnunet_ext.plugin.seam_training import _with_callback
 
 NAMES = (
     "nnUNetTrainerCPS",

@@ -1,0 +1,57 @@
+"""What is looked at before nnU-Net preprocesses with plans of ours, and kept from other processes meanwhile."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from contextlib import ExitStack
+from pathlib import Path
+
+from nnunetv2.paths import nnUNet_preprocessed
+from nnunetv2.utilities.dataset_name_id_conversion import maybe_convert_to_dataset_name
+
+from nnunet_ext.data.dataset_json import FILE
+from nnunet_ext.data.ground_truth import OUR_PREPROCESSORS
+from nnunet_ext.data.plans import load_configuration, read_plans
+from nnunet_ext.files import only_here, read_json
+
+_MARKS = ("nnunet_ext.", *OUR_PREPROCESSORS)  # in plans of ours, damaged ones too
+
+
+def guarded(dataset_name_or_id: int | str, plans_identifier: str, configurations: Iterable[str]) -> ExitStack:
+    """Check plans of ours and lock what is preprocessed with them; the plans of others are not even parsed.
+
+    Args:
+        dataset_name_or_id: Dataset name or number.
+        plans_identifier: Name of the plans, without ``.json``.
+        configurations: Those to preprocess; what the plans have not is left out, as nnU-Net does.
+
+    Returns:
+        A context that holds the locks. Preprocessors of ours check and lock for themselves.
+
+    Raises:
+        BusyError: If another process preprocesses one of the configurations.
+        ValueError: If plans or dataset.json are no JSON, or the plans have a value that cannot be.
+    """
+    locks = ExitStack()
+    preprocessed = Path(str(nnUNet_preprocessed)) / maybe_convert_to_dataset_name(dataset_name_or_id)
+    if not are_ours(preprocessed / f"{plans_identifier}.json"):
+        return locks
+    present = read_plans(preprocessed, plans_identifier)["configurations"]
+    if (preprocessed / FILE).is_file():
+        read_json(preprocessed / FILE, "copy that of the raw data there, or plan again")
+    with locks:
+        for name in configurations:
+            if name in present:
+                _, configuration = load_configuration(preprocessed, plans_identifier, name)
+                if configuration.preprocessor_name not in OUR_PREPROCESSORS:
+                    locks.enter_context(only_here(preprocessed / configuration.data_identifier, "preprocessed"))
+        return locks.pop_all()
+
+
+def are_ours(plans_file: Path) -> bool:
+    """Return whether plans are for a network or a preprocessor of ours, also where they are no JSON any more."""
+    try:
+        content = plans_file.read_bytes()
+    except OSError:
+        return False
+    return any(mark.encode() in content for mark in _MARKS)
