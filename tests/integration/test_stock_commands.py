@@ -303,22 +303,22 @@ class TestRefusals:
     @pytest.mark.parametrize(
         ("key", "expected"),
         [
-            ("nnUNetTrainerCPS_foo", "ValueError: the trainer name 'nnUNetTrainerCPS_foo' has an unknown part 'foo'."),
+            ("nnUNetTrainerCPS_foo", "error: the trainer name 'nnUNetTrainerCPS_foo' has an unknown part 'foo'."),
             ("nnUNetTrainerCPS_2iterations_2epochs", "use -tr nnUNetTrainerCPS_2epochs_2iterations\n"),
             ("nnUNetTrainer_50iterations_20epochs", "use -tr nnUNetTrainer_20epochs_50iterations\n"),
             (
                 "3d_cascade_fullres",
-                f"NotImplementedError: {TRAINER} cannot train 3d_cascade_fullres: unlabelled cases have no prediction "
+                f"error: {TRAINER} cannot train 3d_cascade_fullres: unlabelled cases have no prediction "
                 "of the cascade's previous stage. Train 3d_fullres instead.\n",
             ),
             (
                 "3d_unprepared",
-                "FileNotFoundError: no preprocessed unlabelled case in {folder}/OddPlans_3d_unprepared_unlabeled. Run: "
+                "error: no preprocessed unlabelled case in {folder}/OddPlans_3d_unprepared_unlabeled. Run: "
                 "nnUNetv2_ext preprocess_unlabeled -d Dataset905_Blobs -p OddPlans -c 3d_unprepared\nLooked in ",
             ),
             (
                 "3d_changed",
-                f"RuntimeError: 4 of 4 unlabelled cases in {{folder}}/{PLANS}_3d_fullres_unlabeled (e.g. extra_0) were "
+                f"error: 4 of 4 unlabelled cases in {{folder}}/{PLANS}_3d_fullres_unlabeled (e.g. extra_0) were "
                 "preprocessed with other plans than OddPlans, configuration 3d_changed, are now (spacing changed). "
                 "Run: nnUNetv2_ext preprocess_unlabeled -d Dataset905_Blobs -p OddPlans -c 3d_changed\n",
             ),
@@ -329,7 +329,7 @@ class TestRefusals:
             ),
             (
                 "stripped",
-                "RuntimeError: the checkpoint has no second network (key 'nnunet_ext_cps'), which "
+                "error: the checkpoint has no second network (key 'nnunet_ext_cps'), which "
                 "nnUNetTrainerCPS_3epochs_2iterations needs to go on; it may be an exported model. Use it with "
                 "-pretrained_weights instead of --c\n",
             ),
@@ -339,7 +339,7 @@ class TestRefusals:
         output = refused.commands[key].output
         assert refused.commands[key].status == 1
         assert expected.replace("{folder}", str(refused.folder)) in output
-        assert output.count("Traceback") == 1
+        assert "Traceback" not in output
         assert "Epoch 0" not in output
 
     def test_name_that_is_nobodys_has_stocks_own_error(self, refused):
