@@ -5,7 +5,6 @@ from __future__ import annotations
 from functools import partial
 from typing import Any, ClassVar
 
-import torch
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 from torch import nn
 
@@ -22,14 +21,12 @@ class NetworkPart(TrainerMixin):
 
     network_keys: ClassVar[tuple[str, ...]] = ()
 
-    def __init__(
-        self,
-        plans: dict[str, Any],
-        configuration: str,
-        fold: int,
-        dataset_json: dict[str, Any],
-        device: torch.device = torch.device("cuda"),
-    ) -> None:
+    def changed_plans(self, plans: dict[str, Any], configuration: str) -> dict[str, Any]:
+        """Return plans with the part's network.
+
+        Raises:
+            NotImplementedError: If two parts of the trainer have a network of their own.
+        """
         cls = type(self)
         parts = [part.__name__ for part in cls.__mro__ if vars(part).get("network_keys")]
         if len(parts) > 1:
@@ -37,8 +34,8 @@ class NetworkPart(TrainerMixin):
                 f"{cls.__name__} has {' and '.join(parts)}, but can change its network in one way"
             )
         change = partial(self.network_architecture, self)
-        plans = architecture.changed_plans(plans, configuration, change, self.network_keys, cls.__name__)
-        super().__init__(plans, configuration, fold, dataset_json, device)
+        plans = super().changed_plans(plans, configuration)
+        return architecture.changed_plans(plans, configuration, change, self.network_keys, cls.__name__)
 
     @staticmethod
     def network_architecture(settings: Any, configuration: ConfigurationManager) -> dict[str, Any]:

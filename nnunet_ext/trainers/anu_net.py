@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import nn
 
 from nnunet_ext.trainers._network import NetworkPart
@@ -35,15 +34,9 @@ class ANUNetPart(NetworkPart):
     network_keys = architecture.NESTED_KEYS
     network_architecture = staticmethod(nesting.nested_architecture)
 
-    def __init__(
-        self,
-        plans: dict[str, Any],
-        configuration: str,
-        fold: int,
-        dataset_json: dict[str, Any],
-        device: torch.device = torch.device("cuda"),
-    ) -> None:
-        super().__init__(plans, configuration, fold, dataset_json, device)
+    def set_defaults(self) -> None:
+        """Weigh all outputs alike, and keep activations."""
+        super().set_defaults()
         self.anu_output_weights: Sequence[float] | None = None
         self.anu_gamma = 2.0
         self.anu_delta = 0.1

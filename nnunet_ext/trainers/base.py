@@ -42,12 +42,29 @@ class ExtPart(TrainerMixin):
         dataset_json: dict[str, Any],
         device: torch.device = torch.device("cuda"),
     ) -> None:
-        super().__init__(for_inference(plans), configuration, fold, without_private_keys(dataset_json), device)
-        self.seed = base_seed()
-        self.cpu_bf16 = bf16_on_cpu()
+        plans = self.changed_plans(plans, configuration)
+        super().__init__(plans, configuration, fold, without_private_keys(dataset_json), device)
         if self.is_ddp and device.type == "cpu":
             # nnU-Net takes CUDA for granted under DDP; gloo works on CPUs.
             self.device, self.grad_scaler = device, None
+        self.set_defaults()
+
+    def changed_plans(self, plans: dict[str, Any], configuration: str) -> dict[str, Any]:
+        """Return a copy of the plans as the trained model has them; parts with a network of their own extend it.
+
+        Args:
+            plans: Plans of the dataset.
+            configuration: Name of the configuration that is trained.
+        """
+        return for_inference(plans)
+
+    def set_defaults(self) -> None:
+        """Set the settings that subclasses may change after the constructor; parts extend it, the last part last.
+
+        It is called once, at the end of the constructor, whose signature nnU-Net reads and which no part repeats.
+        """
+        self.seed = base_seed()
+        self.cpu_bf16 = bf16_on_cpu()
 
     def refuse_unsupported(self) -> None:
         """Raise if this trainer cannot do what is asked; parts extend it."""
@@ -166,6 +183,7 @@ class ExtPart(TrainerMixin):
             "num_iterations_per_epoch",
             "num_val_iterations_per_epoch",
             "num_epochs",
+            "save_every",
             "enable_deep_supervision",
             "seed",
             "cpu_bf16",

@@ -5,7 +5,6 @@ from __future__ import annotations
 from copy import deepcopy
 from typing import Any
 
-import torch
 from torch import nn
 
 from nnunet_ext.data.loaders import in_background, two_stream_loader, validation_loader
@@ -30,25 +29,19 @@ class CPSPart(TrainerMixin):
     """
 
     number_of_networks = 2
+    network_2: nn.Module
+    optimizer_2: Any = None
+    lr_scheduler_2: Any = None
 
-    def __init__(
-        self,
-        plans: dict[str, Any],
-        configuration: str,
-        fold: int,
-        dataset_json: dict[str, Any],
-        device: torch.device = torch.device("cuda"),
-    ) -> None:
-        super().__init__(plans, configuration, fold, dataset_json, device)
+    def set_defaults(self) -> None:
+        """Set the weight and the ramp of CPS, and what is watched of it."""
+        super().set_defaults()
         self.cps_weight = 0.5
         self.ramp_fraction = 0.5
         self.lr_schedule = "poly"
         self.use_unlabeled = True
         self.missing_class_patience = 3
         self.validate_second_network = True
-        self.network_2: nn.Module
-        self.optimizer_2: Any = None
-        self.lr_scheduler_2: Any = None
 
     def refuse_unsupported(self) -> None:
         """Refuse the cascade: unlabelled cases have no prediction of the previous stage."""
@@ -79,7 +72,14 @@ class CPSPart(TrainerMixin):
 
     def hyperparameters(self) -> dict[str, Any]:
         """Add the settings of CPS."""
-        names = ("cps_weight", "ramp_fraction", "lr_schedule", "use_unlabeled")
+        names = (
+            "cps_weight",
+            "ramp_fraction",
+            "lr_schedule",
+            "use_unlabeled",
+            "missing_class_patience",
+            "validate_second_network",
+        )
         return super().hyperparameters() | {name: getattr(self, name) for name in names}
 
     def get_dataloaders(self) -> tuple[Any, Any]:

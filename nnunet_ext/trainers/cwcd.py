@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import nn
 
 from nnunet_ext.trainers._mixin import TrainerMixin
@@ -28,15 +27,9 @@ class CWCDPart(TrainerMixin):
         contour_pseudo_labels: With CPS, contour-weighted losses for the pseudo-labels, too.
     """
 
-    def __init__(
-        self,
-        plans: dict[str, Any],
-        configuration: str,
-        fold: int,
-        dataset_json: dict[str, Any],
-        device: torch.device = torch.device("cuda"),
-    ) -> None:
-        super().__init__(plans, configuration, fold, dataset_json, device)
+    def set_defaults(self) -> None:
+        """Set the contours to one voxel."""
+        super().set_defaults()
         self.contour_kernel = 3
         self.contour_iterations = 1
         self.contour_thickness_mm: float | None = None

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 from functools import cache
-from typing import Any
-
-import torch
 
 from nnunet_ext.trainers._mixin import TrainerMixin
 
@@ -16,21 +13,14 @@ class LengthPart(TrainerMixin):
     length_epochs: int | None = None
     length_iterations: int | None = None
 
-    def __init__(
-        self,
-        plans: dict[str, Any],
-        configuration: str,
-        fold: int,
-        dataset_json: dict[str, Any],
-        device: torch.device = torch.device("cuda"),
-    ) -> None:
-        super().__init__(plans, configuration, fold, dataset_json, device)
+    def set_defaults(self) -> None:
+        """Set the length, and save a short training often enough to continue from, too."""
+        super().set_defaults()
         if self.length_epochs is not None:
             self.num_epochs = self.length_epochs
         if self.length_iterations is not None:
             self.num_iterations_per_epoch = self.length_iterations
             self.num_val_iterations_per_epoch = max(1, round(self.length_iterations / 5))
-        # A short training must leave a checkpoint to continue from, too.
         self.save_every = max(1, min(50, self.num_epochs // 10))
 
 

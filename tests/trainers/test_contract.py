@@ -2,12 +2,20 @@
 
 import ast
 import inspect
+import json
+import pickle
 import textwrap
+from pathlib import Path
 
 import pytest
+import torch
+from nnunetv2.run.run_training import maybe_load_checkpoint
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from reference import tiny
 
-from nnunet_ext.training.composition import PARTS, find_trainer
+from nnunet_ext.inference.export import export_model
+from nnunet_ext.training.architecture import OWN_NETWORKS
+from nnunet_ext.training.composition import PARTS, canonical_name, find_trainer
 
 # What a part replaces without asking the next one; all else calls super().
 REPLACED = {
@@ -34,6 +42,27 @@ def mixins():
 
 
 MIXINS = mixins()
+
+
+def short_names():
+    """A trainer of each part that trains two epochs of one iteration; the parts of the length are in all of them."""
+    lengths = [(part, 2 if "epochs" in part.name else 1) for part in PARTS if part.has_number]
+    return [canonical_name([(part, 0), *lengths]) for part in PARTS if not part.has_number] + [canonical_name(lengths)]
+
+
+NAMES = short_names()
+
+
+def settings_of(cls):
+    """Names of the attributes that a class sets in set_defaults."""
+    method = vars(cls).get("set_defaults")
+    if method is None:
+        return set()
+    return {
+        node.attr
+        for node in ast.walk(ast.parse(textwrap.dedent(inspect.getsource(method))))
+        if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store)
+    }
 
 
 def shared(cls, others):
@@ -84,3 +113,101 @@ def test_a_comment_is_no_call():
 
     assert not calls_super(Part.train_step)
     assert calls_super(MIXINS["ExtPart"].train_step)
+
+
+def test_the_constructor_is_written_once():
+    """Parts set what they have in set_defaults; a constructor would have to repeat nnU-Net's signature."""
+    assert [name for name, cls in MIXINS.items() if "__init__" in vars(cls)] == ["ExtPart"]
+
+
+def test_a_setting_is_found_where_it_is_set():
+    assert settings_of(MIXINS["ExtPart"]) == {"seed", "cpu_bf16"}
+    assert settings_of(nnUNetTrainer) == set()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_settings_are_logged_as_json_and_a_subclass_changes_them(make_trainer, name):
+    settings = set().union(*(settings_of(cls) for cls in find_trainer(name).__mro__))
+    trainer = make_trainer(name)
+    assert (trainer.num_epochs, trainer.num_iterations_per_epoch, trainer.save_every) == (2, 1, 1)
+    logged = trainer.hyperparameters()
+    assert settings <= set(logged)
+    assert json.loads(json.dumps(logged)).keys() == logged.keys()
+
+    class Own(find_trainer(name)):
+        def __init__(self, plans, configuration, fold, dataset_json, device=torch.device("cuda")):
+            super().__init__(plans, configuration, fold, dataset_json, device)
+            for setting in settings:
+                setattr(self, setting, "changed")
+
+    changed = make_trainer(cls=Own)
+    assert {setting: changed.hyperparameters()[setting] for setting in settings} == dict.fromkeys(settings, "changed")
+    assert list(changed.my_init_kwargs) == list(inspect.signature(nnUNetTrainer.__init__).parameters)[1:]
+
+
+def everything_saved(trainer):
+    """What a checkpoint of a trainer would hold, but for the curves and the epoch."""
+    state = {"network_weights": trainer.network.state_dict(), "optimizer_state": trainer.optimizer.state_dict()}
+    return state | trainer.extra_state()
+
+
+def same(first, second):
+    """Whether nested states are the same to the last bit."""
+    if isinstance(first, torch.Tensor):
+        return torch.equal(first, second)
+    if isinstance(first, dict):
+        return first.keys() == second.keys() and all(same(value, second[key]) for key, value in first.items())
+    if isinstance(first, (list, tuple)):
+        return len(first) == len(second) and all(map(same, first, second))
+    return first == second
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_training_is_saved_goes_on_validates_and_is_shared(make_trainer, tmp_path, name):
+    """One epoch of two, then the other one by another trainer, as with --c; then --val, a prediction and an export."""
+    first = make_trainer(name)
+    first.num_epochs = 1
+    first.run_training()
+    final = Path(first.output_folder) / "checkpoint_final.pth"
+    checkpoint = torch.load(final, weights_only=False)
+    made = pickle.loads(pickle.dumps(checkpoint["init_args"]))
+    again = find_trainer(checkpoint["trainer_name"])(**made | {"plans": made["plans"] | {"continue_training": False}})
+    assert again.my_init_kwargs.keys() == made.keys()
+    assert again.my_init_kwargs["plans"] == checkpoint["init_args"]["plans"]
+    again.load_checkpoint(str(final))
+    assert same(everything_saved(first), everything_saved(again))
+    assert again.current_epoch == 1
+    again.run_training()
+    assert {len(values) for values in again.logger.get_checkpoint().values()} == {2}
+    assert not same(first.network.state_dict(), again.network.state_dict())
+
+    validating = make_trainer(name)
+    maybe_load_checkpoint(validating, False, True, None)
+    assert same(everything_saved(again), everything_saved(validating))
+    refuse_private(again)
+    refuse_private_export(again, tmp_path / "shared")
+
+
+def refuse_private(trainer):
+    """Neither a checkpoint nor the files beside it list files of patients."""
+    folder = Path(trainer.output_folder_base)
+    stored = torch.load(Path(trainer.output_folder) / "checkpoint_final.pth", weights_only=False)["init_args"]
+    beside = [json.loads((folder / name).read_text()) for name in ("dataset.json", "plans.json")]
+    for content in (stored["dataset_json"], stored["plans"], *beside):
+        assert "patient" not in json.dumps(content)
+    assert "patient" in json.dumps(tiny.dataset_json())
+
+
+def refuse_private_export(trainer, folder):
+    """An export has none of it either; networks of ours are no stock ones, and that is said."""
+    model = Path(trainer.output_folder_base)
+    if trainer.configuration_manager.network_arch_class_name in OWN_NETWORKS:
+        with pytest.raises(ValueError, match="which plain nnU-Net does not have"):
+            export_model(model, folder)
+        return
+    export_model(model, folder)
+    stored = torch.load(folder / "fold_0" / "checkpoint_final.pth", weights_only=False)
+    assert "patient" not in json.dumps(
+        [stored["init_args"], json.loads((folder / "dataset.json").read_text())], default=str
+    )
+    assert type(trainer).__name__ not in str(stored["trainer_name"])
