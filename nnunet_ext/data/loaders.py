@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib import import_module
 from typing import Any
 
 import torch
-from batchgenerators.dataloading import nondet_multi_threaded_augmenter as background
 from batchgenerators.dataloading.nondet_multi_threaded_augmenter import NonDetMultiThreadedAugmenter
 from batchgenerators.dataloading.single_threaded_augmenter import SingleThreadedAugmenter
 from nnunetv2.training.dataloading.data_loader import nnUNetDataLoader
@@ -17,6 +15,7 @@ from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
 from nnunet_ext.data.pool import end_with_parent
 from nnunet_ext.data.training_cases import labelled_command, reading_problem, unlabelled_command
 from nnunet_ext.data.transforms import with_validity
+from nnunet_ext.plugin import compat
 
 
 class NamingLoader(nnUNetDataLoader):
@@ -44,9 +43,10 @@ class NamingLoader(nnUNetDataLoader):
             batch: dict[str, Any] = super().generate_train_batch()
         except Exception as error:
             for key in dict.fromkeys(self._keys):
-                problem = reading_problem(self._data, str(key))
+                dataset = compat.dataset_of(self)
+                problem = reading_problem(dataset, str(key))
                 if problem is not None:
-                    what = f"the preprocessed case {key} in {self._data.source_folder} cannot be read ({problem})"
+                    what = f"the preprocessed case {key} in {dataset.source_folder} cannot be read ({problem})"
                     raise RuntimeError(f"{what}; {self.remedy.format(case=key)}") from error
             raise
         return batch
@@ -60,19 +60,13 @@ def naming_damaged_cases(trainer: Any) -> Iterator[None]:
         trainer: An initialised nnU-Net trainer.
     """
 
-    def named(*arguments: Any, **options: Any) -> NamingLoader:
+    def naming_loader(*arguments: Any, **options: Any) -> NamingLoader:
         loader = NamingLoader(*arguments, **options)
         loader.remedy = f"run: {labelled_command(trainer)}"
         return loader
 
-    trainer_module: Any = import_module("nnunetv2.training.nnUNetTrainer.nnUNetTrainer")
-    before = trainer_module.nnUNetDataLoader
-    if before is nnUNetDataLoader:  # else somebody has one of their own
-        trainer_module.nnUNetDataLoader = named
-    try:
+    with compat.loaders_made_by(naming_loader):
         yield
-    finally:
-        trainer_module.nnUNetDataLoader = before
 
 
 class TwoStreamLoader:
@@ -134,7 +128,7 @@ def two_stream_loader(trainer: Any, unlabelled_dataset: Any) -> TwoStreamLoader:
         transforms = trainer.get_training_transforms(
             patch_size,
             rotation,
-            None if unlabelled else trainer._get_deep_supervision_scales(),
+            None if unlabelled else compat.deep_supervision_scales(trainer),
             mirror_axes,
             dummy_2d,
             use_mask_for_norm=trainer.configuration_manager.use_mask_for_norm,
@@ -172,7 +166,7 @@ def validation_loader(trainer: Any) -> nnUNetDataLoader:
     labels = trainer.label_manager
     _, dataset_val = trainer.get_tr_and_val_datasets()
     transforms = trainer.get_validation_transforms(
-        trainer._get_deep_supervision_scales(),
+        compat.deep_supervision_scales(trainer),
         is_cascaded=False,
         foreground_labels=labels.foreground_labels,
         regions=labels.foreground_regions if labels.has_regions else None,
@@ -195,7 +189,7 @@ def validation_loader(trainer: Any) -> nnUNetDataLoader:
     return loader
 
 
-_produce = background.producer  # where a process is forked, the module has ours under that name
+_produce = compat.loader_process()  # where a process is forked, the module has ours under that name
 
 
 def _produce_until_parent_ends(*arguments: Any) -> None:
@@ -207,20 +201,19 @@ def _produce_until_parent_ends(*arguments: Any) -> None:
 @contextmanager
 def workers_that_end_with_this_process() -> Iterator[None]:
     """Let loader processes that are started inside the block end when this process does, also if it is killed."""
-    before = background.producer
-    background.producer = _produce_until_parent_ends
-    try:
+    with compat.loader_processes_run(_produce_until_parent_ends):
         yield
-    finally:
-        background.producer = before
 
 
 class _BackgroundLoader(NonDetMultiThreadedAugmenter):
     """nnU-Net's queue, filled by processes that end with this one."""
 
-    def _start(self) -> None:
+    def __next__(self) -> Any:
+        """Return the next batch; the first call starts the processes."""
+        if self.initialized:
+            return super().__next__()
         with workers_that_end_with_this_process():
-            super()._start()
+            return super().__next__()
 
 
 def in_background(loader: Any, pin_memory: bool, train: bool, seed: int) -> Any:

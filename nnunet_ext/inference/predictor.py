@@ -28,6 +28,7 @@ from nnunet_ext.inference.pruning import load_pruned
 from nnunet_ext.inference.report import SpacingReport, spacing_line
 from nnunet_ext.inference.run import PredictionFailedError, Run, Task, named, returned
 from nnunet_ext.inference.spacing import PlansSpacing, SpacingRule
+from nnunet_ext.plugin import compat
 from nnunet_ext.training.trust import trusted_by_environment, trusting
 
 
@@ -245,8 +246,8 @@ class Predictor(nnUNetPredictor):
         if folder is not None:
             self._describe_run(folder, call)
         # which are done already is looked at here
-        images_of, names, previous = self._manage_input_and_output_lists(
-            source, outputs, call["folder_with_segs_from_prev_stage"], True, *part
+        images_of, names, previous = compat.input_and_output_lists(
+            self, source, outputs, call["folder_with_segs_from_prev_stage"], True, *part
         )
         tasks = [
             Task(tuple(str(image) for image in images), seg, None if output is None else str(output))
@@ -346,7 +347,7 @@ class Predictor(nnUNetPredictor):
         padded = [*shape[: len(shape) - len(patch)], *map(max, shape[-len(patch) :], patch)]
         self.verbose, verbose = False, self.verbose
         try:
-            return len(self._internal_get_sliding_window_slicers(tuple(padded)))
+            return len(compat.sliding_window_slicers(self, tuple(padded)))
         finally:
             self.verbose = verbose
 

@@ -2,13 +2,18 @@
 
 A seam is installed only where nnU-Net looks exactly as it did when the seam was written. Anything else raises
 ``SeamError``, upon which the start-up hook leaves nnU-Net as it is.
+
+Below the seams stand the inner workings of nnU-Net's objects that are used elsewhere, a small function for each. This
+module is imported in every process that imports nnU-Net, so it imports nothing that costs time, and no room of ours.
 """
 
+import contextlib
 import functools
+import importlib
 import importlib.metadata
 import inspect
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
@@ -183,3 +188,113 @@ def replace(module: ModuleType, targets: Sequence[Target], wrap: Callable[[Calla
 
 def _remedy() -> str:
     return f"nnU-Net is left untouched, install {SUPPORTED} or an nnunetv2-ext made for this version"
+
+
+BEST_EMA = "_best_ema"  # of the trainer, and the key of it in checkpoints
+
+
+def best_ema(trainer: Any) -> float | None:
+    """Return the best moving average of the validation Dice of a trainer so far."""
+    best: float | None = trainer._best_ema
+    return best
+
+
+def compiles(trainer: Any) -> bool:
+    """Whether a trainer compiles networks and losses."""
+    return bool(trainer._do_i_compile())
+
+
+def deep_supervision_scales(trainer: Any) -> list[list[float]] | None:
+    """Return the size of each output of a trainer's network by that of the patch, None without deep supervision."""
+    scales: list[list[float]] | None = trainer._get_deep_supervision_scales()
+    return scales
+
+
+def set_batch_size(trainer: Any) -> None:
+    """Let a trainer set its batch size and oversampling, which under DDP are shares of the plans'."""
+    trainer._set_batch_size_and_oversample()
+
+
+def logged_curves(logger: Any) -> dict[str, list[Any]]:
+    """Return the curves that nnU-Net's logger holds, by key; changes of them are changes of the logger."""
+    curves: dict[str, list[Any]] = logger.local_logger.my_fantastic_logging
+    return curves
+
+
+def build_network(
+    trainer_class: Any,
+    plans: Any,
+    configuration: Any,
+    input_channels: int,
+    output_channels: int,
+    deep_supervision: bool,
+) -> Any:
+    """Build the network of a class of trainers, by either signature that nnU-Net takes."""
+    arguments: tuple[Any, ...] = (plans, configuration)
+    if "plans_manager" not in inspect.signature(trainer_class.build_network_architecture).parameters:
+        arguments = (
+            configuration.network_arch_class_name,
+            configuration.network_arch_init_kwargs,
+            configuration.network_arch_init_kwargs_req_import,
+        )
+    return trainer_class.build_network_architecture(*arguments, input_channels, output_channels, deep_supervision)
+
+
+def dataset_of(loader: Any) -> Any:
+    """Return the dataset that nnU-Net's loader draws from."""
+    return loader._data
+
+
+@contextlib.contextmanager
+def loaders_made_by(make: Callable[..., Any]) -> Iterator[None]:
+    """Let nnU-Net's trainer make its loaders by another function inside the block; one that is another already stays.
+
+    Args:
+        make: Takes the arguments of nnU-Net's loader.
+    """
+    trainer: Any = importlib.import_module("nnunetv2.training.nnUNetTrainer.nnUNetTrainer")
+    stock = importlib.import_module("nnunetv2.training.dataloading.data_loader").nnUNetDataLoader
+    before = trainer.nnUNetDataLoader
+    if before is stock:
+        trainer.nnUNetDataLoader = make
+    try:
+        yield
+    finally:
+        trainer.nnUNetDataLoader = before
+
+
+_PROCESSES = "batchgenerators.dataloading.nondet_multi_threaded_augmenter"
+
+
+def loader_process() -> Callable[..., None]:
+    """Return the function that a loader process of batchgenerators runs."""
+    function: Callable[..., None] = importlib.import_module(_PROCESSES).producer
+    return function
+
+
+@contextlib.contextmanager
+def loader_processes_run(function: Callable[..., None]) -> Iterator[None]:
+    """Let loader processes that are started inside the block run another function.
+
+    Args:
+        function: Takes the arguments of :func:`loader_process`.
+    """
+    module: Any = importlib.import_module(_PROCESSES)
+    before = module.producer
+    module.producer = function
+    try:
+        yield
+    finally:
+        module.producer = before
+
+
+def input_and_output_lists(predictor: Any, *arguments: Any) -> tuple[list[Any], Any, list[Any]]:
+    """Return images, outputs (None where nothing is written) and previous segmentations of what would be predicted."""
+    images, outputs, previous = predictor._manage_input_and_output_lists(*arguments)
+    return images, outputs, previous
+
+
+def sliding_window_slicers(predictor: Any, shape: tuple[int, ...]) -> list[Any]:
+    """Return the places of the patches with which nnU-Net's predictor covers an image."""
+    slicers: list[Any] = predictor._internal_get_sliding_window_slicers(shape)
+    return slicers

@@ -15,6 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from nnunet_ext.data.loaders import naming_damaged_cases, workers_that_end_with_this_process
 from nnunet_ext.data.training_cases import naming_damaged_validation
+from nnunet_ext.plugin import compat
 from nnunet_ext.trainers._mixin import TrainerMixin
 from nnunet_ext.training import checkpoints, pretrained
 from nnunet_ext.training.cases import refuse_unfit_cases
@@ -32,7 +33,11 @@ class ExtPart(TrainerMixin):
     Attributes:
         seed: Base of all seeds of this training (environment variable ``nnUNet_ext_seed``).
         cpu_bf16: Run the forward pass in bfloat16 on CPUs (environment variable ``nnUNet_ext_cpu_bf16``).
+        has_own_loss: The loss is neither nnU-Net's nor that of the network's part; for those who ask what a training
+            takes.
     """
+
+    has_own_loss = False
 
     def __init__(
         self,
@@ -88,7 +93,7 @@ class ExtPart(TrainerMixin):
         if self.local_rank == 0:
             checkpoints.sweep(self.output_folder)
         self.warn_of_slow_bf16()
-        self._set_batch_size_and_oversample()
+        compat.set_batch_size(self)
         self.num_input_channels = determine_num_input_channels(
             self.plans_manager, self.configuration_manager, self.dataset_json
         )
@@ -117,7 +122,7 @@ class ExtPart(TrainerMixin):
                 self.label_manager.num_segmentation_heads,
                 self.enable_deep_supervision,
             ).to(self.device)
-        if self._do_i_compile():
+        if compat.compiles(self):
             self.print_to_log_file("Using torch.compile...")
             network = torch.compile(network)
         with self.using_network(network):

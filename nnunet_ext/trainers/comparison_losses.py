@@ -12,6 +12,8 @@ from nnunet_ext.training.criteria import supervised_criterion
 class GDLPart(TrainerMixin):
     """Generalised Dice instead of nnU-Net's loss; nothing else changes."""
 
+    has_own_loss = True
+
     def _build_loss(self) -> nn.Module:
         labels, batch_dice = self.label_manager, self.configuration_manager.batch_dice
         return supervised_criterion(
@@ -21,6 +23,8 @@ class GDLPart(TrainerMixin):
 
 class DWCEPart(TrainerMixin):
     """Cross-entropy weighted by the distance to the nearest boundary instead of nnU-Net's loss."""
+
+    has_own_loss = True
 
     def _build_loss(self) -> nn.Module:
         labels, spacing = self.label_manager, self.configuration_manager.spacing

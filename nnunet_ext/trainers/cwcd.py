@@ -27,6 +27,8 @@ class CWCDPart(TrainerMixin):
         contour_pseudo_labels: With CPS, contour-weighted losses for the pseudo-labels, too.
     """
 
+    has_own_loss = True
+
     def set_defaults(self) -> None:
         """Set the contours to one voxel."""
         super().set_defaults()

@@ -13,9 +13,10 @@ from torch._dynamo import OptimizedModule
 from torch.nn.parallel import DistributedDataParallel
 
 from nnunet_ext import files
+from nnunet_ext.plugin import compat
 
 _KEYS = ("trainer_name", "network_weights", "init_args")
-_TRAINING_KEYS = ("optimizer_state", "logging", "_best_ema", "current_epoch")
+_TRAINING_KEYS = ("optimizer_state", "logging", compat.BEST_EMA, "current_epoch")
 _OLD_TEMPORARIES = ("unfinished_checkpoint.tmp", ".progress.png")  # fixed names that were used once
 
 
@@ -35,7 +36,7 @@ def stock_state(trainer: Any) -> dict[str, Any]:
         "optimizer_state": trainer.optimizer.state_dict(),
         "grad_scaler_state": None if trainer.grad_scaler is None else trainer.grad_scaler.state_dict(),
         "logging": trainer.logger.get_checkpoint(),
-        "_best_ema": trainer._best_ema,
+        compat.BEST_EMA: compat.best_ema(trainer),
         "current_epoch": trainer.current_epoch + 1,
         "init_args": trainer.my_init_kwargs,
         "trainer_name": type(trainer).__name__,

@@ -7,11 +7,16 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from nnunetv2.utilities.ddp_allgather import AllGatherGrad
 from torch import Tensor, nn
 
 from nnunet_ext.losses import ContourWeightedLoss
-from nnunet_ext.training.criteria import DeepSupervision, PseudoCriterion, strides_of_scales
+from nnunet_ext.training.criteria import (
+    DeepSupervision,
+    PseudoCriterion,
+    compiled,
+    strides_of_scales,
+    sum_over_processes,
+)
 
 ANISOTROPY = 3.0  # nnU-Net's own threshold for treating an axis apart
 
@@ -91,11 +96,9 @@ def _contour_loss(trainer: Any, iterations: tuple[int, ...], ignore_label: int |
         dice_complement_weight=1 - trainer.contour_dice_weight,
         background_contour=trainer.contour_of_background,
         min_interior=trainer.contour_min_interior,
-        gather=AllGatherGrad.apply if trainer.is_ddp else None,
+        gather=sum_over_processes(trainer.is_ddp),
     )
-    if trainer._do_i_compile() and not trainer.is_ddp:
-        loss.compile()
-    return loss
+    return compiled(trainer, loss)
 
 
 def contour_criterion(trainer: Any) -> DeepSupervision:

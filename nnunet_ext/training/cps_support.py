@@ -21,7 +21,7 @@ from nnunet_ext.training import cps_monitor, curves
 from nnunet_ext.training.checkpoints import plain_module
 from nnunet_ext.training.cps_monitor import CPSMonitor
 from nnunet_ext.training.cps_step import CPSStep
-from nnunet_ext.training.criteria import CrossPseudoCriterion
+from nnunet_ext.training.criteria import CrossPseudoCriterion, compiles_losses
 from nnunet_ext.training.next_stage import next_stages
 from nnunet_ext.training.schedules import restore_scheduler, scheduler_state
 
@@ -69,7 +69,7 @@ def pseudo_criterion(trainer: Any) -> CrossPseudoCriterion:
         trainer.label_manager.has_regions,
         trainer.configuration_manager.batch_dice,
         trainer.is_ddp,
-        compile_loss=trainer._do_i_compile(),
+        compile_loss=compiles_losses(trainer),
     )
 
 

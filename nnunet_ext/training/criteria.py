@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from nnunet_ext.losses.cross_pseudo import cross_pseudo_loss, cross_pseudo_region_loss
+from nnunet_ext.plugin import compat
 
 
 def deep_supervision_weights(number_of_outputs: int, lowest: float = 0.0) -> tuple[float, ...]:
@@ -28,18 +29,42 @@ def deep_supervision_weights(number_of_outputs: int, lowest: float = 0.0) -> tup
     return tuple(float(w) for w in weights / weights.sum())
 
 
+def least_weight(trainer: Any) -> float:
+    """Return the least weight that an output of a trainer may have: DDP wants every parameter to take part.
+
+    With torch.compile it does not, as nnU-Net found.
+    """
+    return 1e-6 if trainer.is_ddp and not compat.compiles(trainer) else 0.0
+
+
 def nnunet_weights(trainer: Any) -> tuple[float, ...]:
     """Return nnU-Net's weights of a trainer's outputs."""
-    outputs = len(trainer._get_deep_supervision_scales()) if trainer.enable_deep_supervision else 1
-    # DDP without torch.compile wants every parameter to take part
-    return deep_supervision_weights(outputs, 1e-6 if trainer.is_ddp and not trainer._do_i_compile() else 0.0)
+    return deep_supervision_weights(len(strides_of_scales(trainer)), least_weight(trainer))
 
 
 def strides_of_scales(trainer: Any) -> list[tuple[int, ...]]:
     """Return by what each axis of each output is downsampled."""
-    if not trainer.enable_deep_supervision:
+    scales = compat.deep_supervision_scales(trainer) if trainer.enable_deep_supervision else None
+    if scales is None:
         return [(1,) * len(trainer.configuration_manager.patch_size)]
-    return [tuple(round(1 / factor) for factor in scale) for scale in trainer._get_deep_supervision_scales()]
+    return [tuple(round(1 / factor) for factor in scale) for scale in scales]
+
+
+def sum_over_processes(ddp: bool) -> Callable[[Tensor], Tensor] | None:
+    """Return what a loss sums Dice and voxel counts over the processes of DDP with, None for one process."""
+    return AllGatherGrad.apply if ddp else None
+
+
+def compiles_losses(trainer: Any) -> bool:
+    """Whether a trainer compiles its losses: where nnU-Net compiles, but for DDP, whose sums are not compiled."""
+    return compat.compiles(trainer) and not trainer.is_ddp
+
+
+def compiled(trainer: Any, loss: nn.Module) -> nn.Module:
+    """Return a loss, compiled where the trainer compiles its losses."""
+    if compiles_losses(trainer):
+        loss.compile()
+    return loss
 
 
 class DeepSupervision(nn.Module):
@@ -128,8 +153,7 @@ class CrossPseudoCriterion(PseudoCriterion):
 
     def loss_of_scale(self, scale: int, logits: Tensor, target: Tensor, mask: Tensor | None) -> Tensor:
         """Return the loss of one output, on the voxels where the mask is not 0."""
-        gather = AllGatherGrad.apply if self.ddp else None
-        return self._function(logits, target, mask, batch_dice=self.batch_dice, gather=gather)
+        return self._function(logits, target, mask, batch_dice=self.batch_dice, gather=sum_over_processes(self.ddp))
 
 
 def resize_mask(mask: Tensor | None, size: Sequence[int]) -> Tensor | None:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from nnunet_ext import files
+from nnunet_ext.plugin import compat
 
 _COLOURS = 10  # classes that matplotlib's own colours tell apart
 _MORE_COLOURS = ("#000075", "#f032e6", "#00d084", "#7f0000")
@@ -45,7 +46,7 @@ def register(logger: Any, keys: Sequence[str]) -> None:
 
     A curve that a checkpoint does not have is filled with NaN up to the present.
     """
-    content = logger.local_logger.my_fantastic_logging
+    content = compat.logged_curves(logger)
     length = len(content["train_losses"])
     for key in keys:
         content.setdefault(key, [float("nan")] * length)
@@ -83,7 +84,7 @@ def figure_of(logger: Any, panels: Sequence[Panel], class_names: Sequence[str]) 
     from matplotlib.figure import Figure
     from matplotlib.ticker import LogFormatterSciNotation, MaxNLocator
 
-    content = logger.local_logger.my_fantastic_logging
+    content = compat.logged_curves(logger)
     tables = {key: _table(content.get(key, [])) for panel in panels for key, _ in panel.curves}
     shown, left_out = _shown_classes(panels, tables, len(class_names))
     window = 1

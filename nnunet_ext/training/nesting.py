@@ -7,14 +7,19 @@ from collections.abc import Sequence
 from copy import deepcopy
 from typing import Any
 
-from nnunetv2.utilities.ddp_allgather import AllGatherGrad
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 from torch import nn
 
 from nnunet_ext.losses import HybridLoss
 from nnunet_ext.training.architecture import NESTED, STOCK_NETWORKS, build, network_name
 from nnunet_ext.training.checkpoints import plain_module
-from nnunet_ext.training.criteria import DeepSupervision, supervised_criterion
+from nnunet_ext.training.criteria import (
+    DeepSupervision,
+    compiled,
+    least_weight,
+    sum_over_processes,
+    supervised_criterion,
+)
 from nnunet_ext.training.memory import supervised_step_memory
 
 
@@ -76,9 +81,7 @@ def output_weights(trainer: Any) -> tuple[float, ...]:
         )
     if not trainer.enable_deep_supervision:
         return (1.0,)
-    # DDP without torch.compile wants every parameter to take part
-    least = 1e-6 if trainer.is_ddp and not trainer._do_i_compile() else 0.0
-    weights = [max(weight, least) for weight in reversed(given)]
+    weights = [max(weight, least_weight(trainer)) for weight in reversed(given)]
     return tuple(weight / sum(weights) for weight in weights)
 
 
@@ -90,10 +93,9 @@ def hybrid_criterion(trainer: Any) -> nn.Module:
         trainer.configuration_manager.batch_dice,
         trainer.anu_gamma,
         trainer.anu_delta,
-        gather=AllGatherGrad.apply if trainer.is_ddp else None,
+        gather=sum_over_processes(trainer.is_ddp),
     )
-    if trainer._do_i_compile() and not trainer.is_ddp:
-        loss.compile()
+    compiled(trainer, loss)
     return supervised_criterion(trainer, lambda strides: loss)
 
 

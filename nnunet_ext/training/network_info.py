@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from nnunetv2.utilities.label_handling.label_handling import determine_num_input
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 
 from nnunet_ext.files import read_json
+from nnunet_ext.plugin import compat
 from nnunet_ext.training.architecture import NESTED, network_name, stock_configuration
 from nnunet_ext.training.memory import GIB, cps_step_memory, supervised_step_memory
 from nnunet_ext.training.nesting import nested_step_memory
@@ -108,13 +108,8 @@ def _look(
 
 def _with_hybrid_loss(cls: Any, configuration: ConfigurationManager) -> dict[str, Any] | None:
     """Return the architecture of a trainer of one nested network that keeps the loss of such networks, else None."""
-    change, loss = getattr(cls, "network_architecture", None), getattr(cls._build_loss, "__code__", None)
-    if (
-        change is None
-        or loss is None
-        or "default_loss" not in loss.co_names
-        or getattr(cls, "number_of_networks", 1) > 1
-    ):
+    change = getattr(cls, "network_architecture", None)
+    if change is None or getattr(cls, "has_own_loss", True) or getattr(cls, "number_of_networks", 1) > 1:
         return None
     architecture: dict[str, Any] = change(cls, configuration)
     return architecture if network_name(architecture) == NESTED else None
@@ -123,14 +118,7 @@ def _with_hybrid_loss(cls: Any, configuration: ConfigurationManager) -> dict[str
 def _build(
     cls: Any, manager: PlansManager, configuration: ConfigurationManager, channels: int, heads: int
 ) -> torch.nn.Module:
-    """Build a trainer's network with deep supervision, by either signature that nnU-Net takes."""
+    """Build a trainer's network with deep supervision."""
     check_classes(configuration.configuration["architecture"])
-    first: tuple[Any, ...] = (manager, configuration)
-    if "plans_manager" not in inspect.signature(cls.build_network_architecture).parameters:
-        first = (
-            configuration.network_arch_class_name,
-            configuration.network_arch_init_kwargs,
-            configuration.network_arch_init_kwargs_req_import,
-        )
-    network: torch.nn.Module = cls.build_network_architecture(*first, channels, heads, True)
+    network: torch.nn.Module = compat.build_network(cls, manager, configuration, channels, heads, True)
     return network

@@ -1,9 +1,12 @@
 """Deep supervision weights and the CPS criterion over scales."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
 from nnunet_ext.losses import cross_pseudo_loss
+from nnunet_ext.training import criteria
 from nnunet_ext.training.criteria import CrossPseudoCriterion, deep_supervision_weights, resize_mask
 
 
@@ -40,3 +43,17 @@ def test_all_weights_zero_is_an_error():
     criterion = CrossPseudoCriterion((0.0,), regions=False, batch_dice=False, ddp=False)
     with pytest.raises(ValueError, match="at least one deep supervision weight"):
         criterion([torch.zeros(1, 2, 2, 2)], [torch.zeros(1, 1, 2, 2)], None)
+
+
+@pytest.mark.parametrize(
+    ("ddp", "compiles", "least", "compiles_losses"),
+    [(False, False, 0.0, False), (False, True, 0.0, True), (True, False, 1e-6, False), (True, True, 0.0, False)],
+)
+def test_ddp_and_compilation_are_decided_in_one_place(ddp, compiles, least, compiles_losses):
+    trainer = SimpleNamespace(is_ddp=ddp, _do_i_compile=lambda: compiles)
+    assert criteria.least_weight(trainer) == least
+    assert criteria.compiles_losses(trainer) is compiles_losses
+    loss = torch.nn.MSELoss()
+    assert criteria.compiled(trainer, loss) is loss
+    assert (loss._compiled_call_impl is not None) is compiles_losses
+    assert (criteria.sum_over_processes(ddp) is not None) is ddp
