@@ -12,6 +12,7 @@ from batchgenerators.dataloading.single_threaded_augmenter import SingleThreaded
 from nnunetv2.training.dataloading.data_loader import nnUNetDataLoader
 from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
 
+from nnunet_ext.data.host import Trainer
 from nnunet_ext.data.pool import end_with_parent
 from nnunet_ext.data.training_cases import labelled_command, reading_problem, unlabelled_command
 from nnunet_ext.data.transforms import with_validity
@@ -53,7 +54,7 @@ class NamingLoader(nnUNetDataLoader):
 
 
 @contextmanager
-def naming_damaged_cases(trainer: Any) -> Iterator[None]:
+def naming_damaged_cases(trainer: Trainer) -> Iterator[None]:
     """Let the loaders that nnU-Net's trainer makes inside the block name a damaged case and the command that mends it.
 
     Args:
@@ -111,7 +112,7 @@ class TwoStreamLoader:
         return batch
 
 
-def two_stream_loader(trainer: Any, unlabelled_dataset: Any) -> TwoStreamLoader:
+def two_stream_loader(trainer: Trainer, unlabelled_dataset: Any) -> TwoStreamLoader:
     """Build the training loader of a semi-supervised trainer from its own transforms.
 
     Args:
@@ -161,7 +162,7 @@ def two_stream_loader(trainer: Any, unlabelled_dataset: Any) -> TwoStreamLoader:
     )
 
 
-def validation_loader(trainer: Any) -> nnUNetDataLoader:
+def validation_loader(trainer: Trainer) -> nnUNetDataLoader:
     """Build nnU-Net's own validation loader."""
     labels = trainer.label_manager
     _, dataset_val = trainer.get_tr_and_val_datasets()

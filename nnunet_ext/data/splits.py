@@ -68,7 +68,7 @@ def hidden_cases_of_fold(preprocessed_folder: str | Path, fold: int | str) -> li
     return sorted(lists["unlabeled"])
 
 
-def check_splits(preprocessed_folder: str | Path, fold: int | str, labelled: Iterable[str]) -> None:
+def check_splits(preprocessed_folder: str | Path, fold: int | str, labelled: Iterable[str]) -> dict[str, Any] | None:
     """Check the split that a trainer is about to use; nnU-Net notices what is wrong in its loaders, or never.
 
     Args:
@@ -76,13 +76,16 @@ def check_splits(preprocessed_folder: str | Path, fold: int | str, labelled: Ite
         fold: Fold number, or ``"all"``, which uses no split.
         labelled: Names of the preprocessed labelled cases.
 
+    Returns:
+        The split of the fold, None where nnU-Net draws one of its own, or uses none.
+
     Raises:
         ValueError: If the file is no list of splits, or the fold's lists are missing, empty, or name a case that is
             not preprocessed; names the file, fold and case.
     """
     splits = load_splits(preprocessed_folder)
     if not isinstance(fold, int) or fold >= len(splits):
-        return  # nnU-Net draws a split of its own
+        return None
     where = f"{Path(preprocessed_folder) / FILE}, fold {fold}"
     known = set(labelled)
     for key, use in (("train", "train on"), ("val", "validate with")):
@@ -97,3 +100,5 @@ def check_splits(preprocessed_folder: str | Path, fold: int | str, labelled: Ite
                 f"{where}: {key!r} names {', '.join(unknown[:_NAMED])}{more}, not among the {len(known)} preprocessed "
                 "labelled cases; correct the names, or preprocess (and mend) these cases first"
             )
+    split: dict[str, Any] = splits[fold]
+    return split

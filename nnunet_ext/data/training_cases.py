@@ -14,6 +14,7 @@ from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
 from tqdm import tqdm
 
 from nnunet_ext.data import dataset as store
+from nnunet_ext.data.host import Trainer
 from nnunet_ext.data.signature import changed_plans, plans_signature, source_signature
 from nnunet_ext.data.splits import hidden_cases_of_fold
 from nnunet_ext.data.unlabeled import UnlabeledCase, find_unlabeled_cases, load_dataset_json, where_looked
@@ -21,7 +22,7 @@ from nnunet_ext.data.unlabeled import UnlabeledCase, find_unlabeled_cases, load_
 _NAMED = 10  # cases named in a message; the others are counted
 
 
-def unlabeled_dataset(trainer: Any) -> store.UnlabeledDataset:
+def unlabeled_dataset(trainer: Trainer) -> store.UnlabeledDataset:
     """Return the unlabelled cases of a trainer's dataset, configuration and fold, and say in its log how many of them.
 
     Raises:
@@ -60,7 +61,7 @@ def _refuse_damaged(folder: Path, names: list[str], command: str) -> None:
         raise RuntimeError(f"{damaged[0]}{more}; to make the damaged cases again, run: {command}")
 
 
-def _refuse_stale(trainer: Any, folder: Path, cases: dict[str, dict[str, Any]], command: str) -> None:
+def _refuse_stale(trainer: Trainer, folder: Path, cases: dict[str, dict[str, Any]], command: str) -> None:
     signature = plans_signature(trainer.plans_manager, trainer.configuration_manager)
     changes = {name: changed_plans(metadata, signature) for name, metadata in cases.items()}
     stale = [name for name, changed in changes.items() if changed != []]
@@ -74,7 +75,7 @@ def _refuse_stale(trainer: Any, folder: Path, cases: dict[str, dict[str, Any]], 
         )
 
 
-def _log_number(trainer: Any, folder: Path, names: list[str], hidden: set[str], command: str) -> None:
+def _log_number(trainer: Trainer, folder: Path, names: list[str], hidden: set[str], command: str) -> None:
     """Say how many unlabelled cases are used, and name those of the raw dataset that are not, where it is there.
 
     The log lies in the model's folder, which names no patient, so names go to stderr only.
@@ -112,7 +113,7 @@ def _log_number(trainer: Any, folder: Path, names: list[str], hidden: set[str], 
         _name(trainer, [f"  {name}" for name in changed])
 
 
-def _name(trainer: Any, lines: list[str]) -> None:
+def _name(trainer: Trainer, lines: list[str]) -> None:
     if trainer.local_rank == 0:
         tqdm.write(_listed(lines, "\n"), file=sys.stderr)
 
@@ -140,11 +141,11 @@ def _listed(entries: list[str], separator: str) -> str:
     return separator.join(entries[:_NAMED]) + more
 
 
-def _raw_folder(trainer: Any) -> Path:
+def _raw_folder(trainer: Trainer) -> Path:
     return Path(str(nnUNet_raw)) / trainer.plans_manager.dataset_name
 
 
-def labelled_names(trainer: Any) -> list[str]:
+def labelled_names(trainer: Trainer) -> list[str]:
     """Return the names of a trainer's preprocessed labelled cases, sorted.
 
     nnU-Net says "found more than one file ending" where there is none.
@@ -164,7 +165,7 @@ def labelled_names(trainer: Any) -> list[str]:
     return sorted(infer_dataset_class(str(folder)).get_identifiers(str(folder)))
 
 
-def check_labelled_cases(trainer: Any, names: Iterable[str]) -> None:
+def check_labelled_cases(trainer: Trainer, names: Iterable[str]) -> None:
     """Check that the preprocessed labelled cases are whole; only the heads of their files are read.
 
     Args:
@@ -184,7 +185,7 @@ def check_labelled_cases(trainer: Any, names: Iterable[str]) -> None:
 
 
 @contextmanager
-def naming_damaged_validation(trainer: Any) -> Iterator[None]:
+def naming_damaged_validation(trainer: Trainer) -> Iterator[None]:
     """Name the damaged case where nnU-Net's validation, which reads whole cases, fails on one.
 
     Raises:
@@ -199,7 +200,7 @@ def naming_damaged_validation(trainer: Any) -> Iterator[None]:
         raise RuntimeError(f"{problem}; run: {labelled_command(trainer)}") from error
 
 
-def _unreadable(trainer: Any) -> str | None:
+def _unreadable(trainer: Trainer) -> str | None:
     """Return which case of the validation cannot be read and why, or None if all can, or cannot be listed."""
     try:
         _, dataset = trainer.get_tr_and_val_datasets()
@@ -245,7 +246,7 @@ def _labelled_damage(folder: Path, name: str) -> str | None:
     return None
 
 
-def labelled_command(trainer: Any) -> str:
+def labelled_command(trainer: Trainer) -> str:
     """Return the command that preprocesses the labelled cases of a trainer."""
     return (
         f"nnUNetv2_preprocess -d {trainer.plans_manager.dataset_name[7:10]} "
@@ -253,7 +254,7 @@ def labelled_command(trainer: Any) -> str:
     )
 
 
-def unlabelled_command(trainer: Any) -> str:
+def unlabelled_command(trainer: Trainer) -> str:
     """Return the command that preprocesses those unlabelled cases of a trainer that are missing or stale."""
     return (
         f"nnUNetv2_ext preprocess_unlabeled -d {trainer.plans_manager.dataset_name} "

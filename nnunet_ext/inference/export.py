@@ -13,13 +13,13 @@ from nnunet_ext.inference.model_folder import building, check_plain_name, check_
 from nnunet_ext.inference.model_folder import read_model_json as read_json
 from nnunet_ext.inference.safe_load import load_checkpoint
 from nnunet_ext.training.architecture import build, check_fit
+from nnunet_ext.training.checkpoints import SECOND_NETWORK
 from nnunet_ext.training.sharing import for_inference, without_private_keys
 
 __all__ = ["check_target", "export_model", "find_folds", "read_json"]
 
 STOCK_TRAINER = "nnUNetTrainer"
 STOCK_ARCHITECTURES = "dynamic_network_architectures."
-CPS_KEY = "nnunet_ext_cps"
 # What stock inference reads, and nothing else: no optimiser states, no curves.
 _KEPT = ("network_weights", "inference_allowed_mirroring_axes")
 
@@ -84,9 +84,9 @@ def export_model(
 def _weights(checkpoint: dict[str, Any], network: str, file: Path) -> list[dict[str, Any]]:
     if network == "1":
         return [checkpoint["network_weights"]]
-    if CPS_KEY not in checkpoint:
+    if SECOND_NETWORK not in checkpoint:
         raise ValueError(f"{file} (of {checkpoint['trainer_name']}) has no second network; export it with --network 1")
-    second = checkpoint[CPS_KEY]["network_weights"]
+    second = checkpoint[SECOND_NETWORK]["network_weights"]
     return [second] if network == "2" else [checkpoint["network_weights"], second]
 
 

@@ -1,5 +1,12 @@
-"""The base of the mixins: nothing at run time; for type checkers, a class that has everything nnU-Net's trainer has."""
+"""The base of the parts: nothing at run time; for type checkers, our base, before which all parts stand."""
 
-from typing import Any
+from __future__ import annotations
 
-TrainerMixin: Any = object
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from nnunet_ext.trainers.base import ExtPart as TrainerMixin
+else:
+    TrainerMixin = object
+
+__all__ = ["TrainerMixin"]

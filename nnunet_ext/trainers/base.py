@@ -5,7 +5,7 @@ from __future__ import annotations
 import platform
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any
+from typing import Any, cast
 
 import torch
 from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
@@ -16,7 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 from nnunet_ext.data.loaders import naming_damaged_cases, workers_that_end_with_this_process
 from nnunet_ext.data.training_cases import naming_damaged_validation
 from nnunet_ext.plugin import compat
-from nnunet_ext.trainers._mixin import TrainerMixin
+from nnunet_ext.trainers._stock import StockTrainer
 from nnunet_ext.training import checkpoints, pretrained
 from nnunet_ext.training.cases import refuse_unfit_cases
 from nnunet_ext.training.criteria import nnunet_weights
@@ -27,7 +27,7 @@ from nnunet_ext.training.seeds import base_seed, derived_seed, seed_everything, 
 from nnunet_ext.training.sharing import for_inference, without_private_keys
 
 
-class ExtPart(TrainerMixin):
+class ExtPart(StockTrainer):
     """Stands between the parts and nnU-Net's trainer. With default settings it trains as nnU-Net does.
 
     Attributes:
@@ -124,7 +124,7 @@ class ExtPart(TrainerMixin):
             ).to(self.device)
         if compat.compiles(self):
             self.print_to_log_file("Using torch.compile...")
-            network = torch.compile(network)
+            network = cast(nn.Module, torch.compile(network))
         with self.using_network(network):
             optimizer, scheduler = self.configure_optimizers()
         if self.is_ddp:

@@ -9,10 +9,15 @@ from torch import nn
 
 from nnunet_ext.data.loaders import in_background, two_stream_loader, validation_loader
 from nnunet_ext.data.training_cases import unlabeled_dataset
+from nnunet_ext.inference.averaging import AverageOfNetworks
 from nnunet_ext.trainers._mixin import TrainerMixin
-from nnunet_ext.training import cps_monitor, cps_support, curves, next_stage
+from nnunet_ext.training import cps_monitor, curves, next_stage, second_network, semi_supervised
+from nnunet_ext.training.checkpoints import SECOND_NETWORK, plain_module
+from nnunet_ext.training.cps_step import make_step
+from nnunet_ext.training.criteria import cross_pseudo_criterion
 from nnunet_ext.training.schedules import PlateauScheduler, linear_ramp
 from nnunet_ext.training.seeds import seed_everything
+from nnunet_ext.training.validation import compare_validations, validate_networks
 
 
 class CPSPart(TrainerMixin):
@@ -46,24 +51,24 @@ class CPSPart(TrainerMixin):
     def refuse_unsupported(self) -> None:
         """Refuse the cascade: unlabelled cases have no prediction of the previous stage."""
         super().refuse_unsupported()
-        cps_support.refuse_unsupported(self)
+        semi_supervised.refuse_unsupported(self)
 
     def build_networks(self) -> None:
         """Build both networks, each from a seed of its own."""
         super().build_networks()
         self.network_2, self.optimizer_2, self.lr_scheduler_2 = self.make_network(1)
-        cps_support.check_networks_differ(self.network, self.network_2)
+        second_network.check_networks_differ(self.network, self.network_2)
 
     def initialize(self) -> None:
         """Initialise as nnU-Net does, then make the step from what is there."""
         super().initialize()
-        self.monitor = cps_support.make_monitor(self)
-        self.cps_step = cps_support.make_step(self)
+        self.monitor = cps_monitor.CPSMonitor(semi_supervised.first_class(self), self.missing_class_patience)
+        self.cps_step = make_step(self)
         curves.register(self.logger, cps_monitor.KEYS)
 
     def pseudo_criterion(self) -> nn.Module:
         """Return the loss against the labels of the peer; a part with another loss may replace it."""
-        return cps_support.pseudo_criterion(self)
+        return cross_pseudo_criterion(self)
 
     def configure_optimizers(self) -> tuple[Any, Any]:
         """Return nnU-Net's optimiser, and its scheduler unless ``lr_schedule`` says otherwise."""
@@ -95,7 +100,7 @@ class CPSPart(TrainerMixin):
 
     def set_deep_supervision_enabled(self, enabled: bool) -> None:
         """Switch deep supervision of both networks."""
-        cps_support.set_deep_supervision([self.network, self.network_2], enabled)
+        second_network.set_deep_supervision([self.network, self.network_2], enabled)
 
     def on_train_start(self) -> None:
         """Say where the next stage of a cascade finds what this one predicts."""
@@ -121,7 +126,7 @@ class CPSPart(TrainerMixin):
         super().on_train_epoch_end([{"loss": o["loss"]} for o in train_outputs])
         values = self.monitor.epoch(train_outputs, self.current_cps_weight(), self.is_ddp)
         curves.log(self.logger, values, self.current_epoch)
-        cps_support.say(self, values)
+        cps_monitor.log_epoch(self, values)
         for scheduler, key in ((self.lr_scheduler, "supervised_loss_1"), (self.lr_scheduler_2, "supervised_loss_2")):
             if isinstance(scheduler, PlateauScheduler):
                 scheduler.observe(values[key] + values["cps_lambda"] * values["cps_loss"])
@@ -145,7 +150,7 @@ class CPSPart(TrainerMixin):
         dice = self.logger.get_value("dice_per_class_or_region", step=-1)
         values = {
             "pseudo_dice_1": [float(d) for d in dice],
-            "pseudo_dice_2": cps_support.pseudo_dice(val_outputs, "_2", self.is_ddp),
+            "pseudo_dice_2": cps_monitor.pseudo_dice(val_outputs, "_2", self.is_ddp),
         }
         curves.log(self.logger, values, self.current_epoch)
 
@@ -153,26 +158,31 @@ class CPSPart(TrainerMixin):
         """Draw the curves of CPS beside nnU-Net's."""
         super().on_epoch_end()
         if self.local_rank == 0:
-            cps_support.draw(self)
+            cps_monitor.draw(self)
 
     def extra_state(self) -> dict[str, Any]:
         """Add the second network and what belongs to it, under a key of its own."""
-        return super().extra_state() | {cps_support.KEY: cps_support.state(self)}
+        second = second_network.state(self) | {"monitor": self.monitor.state()}
+        return super().extra_state() | {SECOND_NETWORK: second}
 
     def load_extra_state(self, checkpoint: dict[str, Any]) -> None:
         """Restore the second network; refuse a checkpoint without one."""
         super().load_extra_state(checkpoint)
-        cps_support.load_state(self, checkpoint)
+        saved = second_network.load_state(self, checkpoint)
+        self.monitor.load_state(saved["monitor"])
+        curves.register(self.logger, cps_monitor.KEYS)
 
     def after_pretrained_weights(self, filename: str) -> None:
         """Give network 2 the pretrained weights that network 1 has taken; its heads keep their own seed."""
-        cps_support.pretrain_second(self, filename)
+        second_network.pretrain(self, filename)
 
     def perform_actual_validation(self, save_probabilities: bool = False) -> None:
         """Validate network 2 and the average of both, then network 1, whose results are nnU-Net's."""
         if self.validate_second_network:
-            cps_support.validate_others(self, super().perform_actual_validation)
+            first, second = plain_module(self.network), plain_module(self.network_2)
+            networks = {"network_2": second, "average": AverageOfNetworks(first, second)}
+            validate_networks(self, networks, super().perform_actual_validation)
         with next_stage.next_stages(self, next_stage.preprocessed_next_stages(self)):
             super().perform_actual_validation(save_probabilities)
         if self.validate_second_network and self.local_rank == 0:
-            cps_support.compare_validations(self)
+            compare_validations(self, {"": "network 1", "network_2": "network 2", "average": "average"})

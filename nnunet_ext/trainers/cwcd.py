@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from torch import nn
@@ -32,7 +33,7 @@ class CWCDPart(TrainerMixin):
     def set_defaults(self) -> None:
         """Set the contours to one voxel."""
         super().set_defaults()
-        self.contour_kernel = 3
+        self.contour_kernel: int | Sequence[int] = 3
         self.contour_iterations = 1
         self.contour_thickness_mm: float | None = None
         self.contour_border = "inside"

@@ -13,6 +13,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 from torch import nn
 
 from nnunet_ext import files
+from nnunet_ext.data.host import Trainer
 from nnunet_ext.training.trust import check_classes
 
 STOCK_NETWORKS = "dynamic_network_architectures.architectures.unet."
@@ -132,14 +133,14 @@ def check_fit(network: nn.Module, weights: Mapping[str, Any], file: Path, surplu
         )
 
 
-def refuse_other_folds(trainer: Any, keys: Iterable[str]) -> None:
+def refuse_other_folds(trainer: Trainer, keys: Iterable[str]) -> None:
     """Raise RuntimeError if the model folder holds folds with other settings."""
     folder = Path(trainer.output_folder_base)
     if any(folder.glob("fold_*/checkpoint_*.pth")) and (folder / "plans.json").is_file():
         refuse_other_settings(trainer, files.read_json(folder / "plans.json"), f"the model {folder}", keys)
 
 
-def refuse_other_settings(trainer: Any, plans: dict[str, Any] | None, what: str, keys: Iterable[str]) -> None:
+def refuse_other_settings(trainer: Trainer, plans: dict[str, Any] | None, what: str, keys: Iterable[str]) -> None:
     """Raise RuntimeError if plans describe another network than the trainer's.
 
     Args:

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
-from nnunet_ext.data.splits import FILE, check_splits, load_splits
+from nnunet_ext.data.host import Trainer
+from nnunet_ext.data.splits import FILE, check_splits
 from nnunet_ext.data.training_cases import check_labelled_cases, labelled_names
 
 _FOLDS = 5  # that nnU-Net makes where there is no file of splits
 
 
-def refuse_unfit_cases(trainer: Any) -> None:
+def refuse_unfit_cases(trainer: Trainer) -> None:
     """Raise where there are no labelled cases to train and validate with; nnU-Net's own errors do not say so.
 
     Raises:
@@ -27,8 +27,8 @@ def refuse_unfit_cases(trainer: Any) -> None:
     if type(trainer).do_split is not nnUNetTrainer.do_split:
         return  # a split of the user's own
     preprocessed = Path(trainer.preprocessed_dataset_folder_base)
-    check_splits(preprocessed, trainer.fold, names)
-    check_labelled_cases(trainer, _used(preprocessed, trainer.fold, names))
+    split = check_splits(preprocessed, trainer.fold, names)
+    check_labelled_cases(trainer, names if split is None else [*split["train"], *split["val"]])
     if trainer.fold == "all":
         return
     has_file = (preprocessed / FILE).is_file()
@@ -37,16 +37,8 @@ def refuse_unfit_cases(trainer: Any) -> None:
             f"{trainer.preprocessed_dataset_folder} has {len(names)} labelled case(s), but nnU-Net's five-fold split "
             f"needs at least {_FOLDS}; train with fold all, or write {FILE} yourself"
         )
-    if len(names) < 2 and trainer.fold >= len(load_splits(preprocessed)):
+    if len(names) < 2 and split is None:
         raise ValueError(
             f"{preprocessed / FILE} has no fold {trainer.fold}, for which nnU-Net would draw one of its own, and that "
             f"needs at least 2 labelled cases, got {len(names)}; train with fold all"
         )
-
-
-def _used(preprocessed: Path, fold: int | str, names: list[str]) -> list[str]:
-    """Return the labelled cases of a fold; all where nnU-Net draws the split itself."""
-    splits = load_splits(preprocessed)
-    if not isinstance(fold, int) or fold >= len(splits):
-        return names
-    return [*splits[fold].get("train", ()), *splits[fold].get("val", ())]

@@ -13,8 +13,10 @@ from torch._dynamo import OptimizedModule
 from torch.nn.parallel import DistributedDataParallel
 
 from nnunet_ext import files
+from nnunet_ext.data.host import Trainer
 from nnunet_ext.plugin import compat
 
+SECOND_NETWORK = "nnunet_ext_cps"  # key of what a checkpoint holds of a second network
 _KEYS = ("trainer_name", "network_weights", "init_args")
 _TRAINING_KEYS = ("optimizer_state", "logging", compat.BEST_EMA, "current_epoch")
 _OLD_TEMPORARIES = ("unfinished_checkpoint.tmp", ".progress.png")  # fixed names that were used once
@@ -29,7 +31,7 @@ def plain_module(network: nn.Module) -> nn.Module:
     return network
 
 
-def stock_state(trainer: Any) -> dict[str, Any]:
+def stock_state(trainer: Trainer) -> dict[str, Any]:
     """Return exactly the keys of nnU-Net's checkpoint; ``network_weights`` is one ordinary network."""
     return {
         "network_weights": plain_module(trainer.network).state_dict(),
@@ -100,7 +102,7 @@ def _not_whole(filename: str | Path, reason: str, remedy: str) -> RuntimeError:
     return RuntimeError(f"{filename} is not a whole nnU-Net checkpoint{why}; {remedy}")
 
 
-def load_for(trainer: Any, filename: str) -> dict[str, Any]:
+def load_for(trainer: Trainer, filename: str) -> dict[str, Any]:
     """Load a checkpoint that ``trainer`` wrote.
 
     Raises:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,7 @@ from nnunet_ext.training.criteria import (
     strides_of_scales,
     sum_over_processes,
 )
+from nnunet_ext.training.host import ExtTrainer
 
 ANISOTROPY = 3.0  # nnU-Net's own threshold for treating an axis apart
 
@@ -54,7 +55,22 @@ def iterations_at_scale(iterations: Sequence[int], strides: Sequence[int]) -> tu
     return tuple(max(1, round(n / stride)) if n else 0 for n, stride in zip(iterations, strides, strict=True))
 
 
-def refuse_unsupported(trainer: Any) -> None:
+class ContourTrainer(ExtTrainer, Protocol):
+    """A trainer with the part ``CWCD``; the part says what each setting does."""
+
+    contour_kernel: int | Sequence[int]
+    contour_iterations: int
+    contour_thickness_mm: float | None
+    contour_border: str
+    contour_reduction: str
+    contour_ce_weight: float
+    contour_dice_weight: float
+    contour_of_background: bool
+    contour_min_interior: float
+    contour_pseudo_labels: bool
+
+
+def refuse_unsupported(trainer: ContourTrainer) -> None:
     """Raise where the settings of a trainer make no sense.
 
     Raises:
@@ -66,7 +82,7 @@ def refuse_unsupported(trainer: Any) -> None:
         raise ValueError(f"contour_dice_weight is a share from 0 to 1, got {trainer.contour_dice_weight}")
 
 
-def contour_losses(trainer: Any, ignore_label: int | None) -> list[nn.Module]:
+def contour_losses(trainer: ContourTrainer, ignore_label: int | None) -> list[nn.Module]:
     """Make the losses of all scales from the settings of a trainer with the part CWCD.
 
     Scales with bands of equal numbers of voxels share one loss, so that it is compiled once.
@@ -82,7 +98,7 @@ def contour_losses(trainer: Any, ignore_label: int | None) -> list[nn.Module]:
     return [made[step] for step in steps]
 
 
-def _contour_loss(trainer: Any, iterations: tuple[int, ...], ignore_label: int | None) -> nn.Module:
+def _contour_loss(trainer: ContourTrainer, iterations: tuple[int, ...], ignore_label: int | None) -> nn.Module:
     loss = ContourWeightedLoss(
         trainer.contour_kernel,
         iterations,
@@ -101,7 +117,7 @@ def _contour_loss(trainer: Any, iterations: tuple[int, ...], ignore_label: int |
     return compiled(trainer, loss)
 
 
-def contour_criterion(trainer: Any) -> DeepSupervision:
+def contour_criterion(trainer: ContourTrainer) -> DeepSupervision:
     """Return the loss of the labelled patches."""
     return DeepSupervision(contour_losses(trainer, trainer.label_manager.ignore_label), trainer.output_weights())
 
@@ -126,7 +142,7 @@ class ContourPseudoCriterion(PseudoCriterion):
         return self.losses[scale](logits, target)
 
 
-def contour_pseudo_criterion(trainer: Any) -> ContourPseudoCriterion:
+def contour_pseudo_criterion(trainer: ContourTrainer) -> ContourPseudoCriterion:
     """Return the contour-weighted loss of the pseudo-labels."""
     losses = contour_losses(trainer, trainer.label_manager.num_segmentation_heads)
     return ContourPseudoCriterion(trainer.output_weights(), losses, trainer.label_manager.has_regions)

@@ -1,14 +1,18 @@
-"""What a CPS training shows of itself every epoch, and the warning when a class is being lost."""
+"""What a CPS training shows of itself every epoch: curves, log lines, and the warning when a class is being lost."""
 
 from __future__ import annotations
 
-from typing import Any
+import os
+from typing import Any, Protocol
 
 import numpy as np
 import torch.distributed as dist
 
+from nnunet_ext.training import curves
 from nnunet_ext.training.agreement import shares_and_agreement
 from nnunet_ext.training.curves import Panel
+from nnunet_ext.training.host import ExtTrainer
+from nnunet_ext.training.semi_supervised import class_names
 
 KEYS = (
     "cps_lambda",
@@ -109,3 +113,72 @@ class CPSMonitor:
     def load_state(self, state: list[int] | None) -> None:
         """Restore a state."""
         self._missing_for = None if state is None else np.array(state, int)
+
+
+class MonitoredTrainer(ExtTrainer, Protocol):
+    """A trainer with a monitor.
+
+    Attributes:
+        monitor: Collects what the steps report.
+        missing_class_patience: Epochs after which a class that is missing from the pseudo-labels is warned of.
+    """
+
+    monitor: CPSMonitor
+    missing_class_patience: int
+
+
+def log_epoch(trainer: MonitoredTrainer, values: dict[str, Any]) -> None:
+    """Write the state of CPS into the log, with a warning for classes that are being lost.
+
+    Args:
+        trainer: A trainer with a monitor.
+        values: Curves of the epoch, as the monitor returns them.
+    """
+    names = class_names(trainer)
+    first = trainer.monitor.first_class
+    trainer.print_to_log_file(
+        f"CPS lambda {values['cps_lambda']:.4f}, loss {values['cps_loss']:.4f}, supervised "
+        f"{values['supervised_loss_1']:.4f} / {values['supervised_loss_2']:.4f}"
+    )
+    trainer.print_to_log_file("CPS agreement (Dice)", _listed(names[first:], values["cps_agreement"], "{:.3f}"))
+    trainer.print_to_log_file(
+        "CPS share in pseudo-labels", _listed(names[first:], values["pseudo_label_share"][first:], "{:.2e}")
+    )
+    missing = trainer.monitor.missing_classes(values)
+    if missing:
+        trainer.print_to_log_file(
+            f"WARNING: {', '.join(names[c] for c in missing)} missing from the pseudo-labels for "
+            f"{trainer.missing_class_patience} epochs or more, though the labelled patches have it: both networks "
+            "agree on leaving it out. A longer ramp (ramp_fraction), a smaller cps_weight or more steps let the labels "
+            "teach it first; see docs/cps.md."
+        )
+
+
+def _listed(names: list[str], values: list[float], form: str) -> str:
+    return ", ".join(f"{name} {form.format(value)}" for name, value in zip(names, values, strict=False))
+
+
+def pseudo_dice(outputs: list[dict[str, Any]], suffix: str, ddp: bool) -> list[float]:
+    """Return the Dice per class over all validation patches, as nnU-Net computes it for its green line.
+
+    Args:
+        outputs: Reports of nnU-Net's validation steps.
+        suffix: End of the keys of the network in question.
+        ddp: Sum over the processes.
+    """
+    sums = np.array([np.sum([o[f"{name}_hard{suffix}"] for o in outputs], 0) for name in ("tp", "fp", "fn")])
+    if ddp:
+        everyone: list[Any] = [None] * dist.get_world_size()
+        dist.all_gather_object(everyone, sums)
+        sums = np.sum(everyone, 0)
+    tp, fp, fn = sums
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return [float(v) for v in 2 * tp / (2 * tp + fp + fn)]
+
+
+def draw(trainer: ExtTrainer) -> None:
+    """Draw the curves of CPS beside nnU-Net's progress.png, where that is."""
+    if not os.path.isfile(os.path.join(trainer.output_folder, "progress.png")):
+        return
+    picture = curves.draw(trainer.logger, PANELS, class_names(trainer))
+    curves.append_to_progress_png(trainer.output_folder, picture)

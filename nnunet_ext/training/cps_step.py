@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from nnunet_ext.losses.cross_pseudo import pseudo_labels
 from nnunet_ext.training.agreement import label_counts, region_counts
+from nnunet_ext.training.host import TwoNetworkTrainer
 
 
 @dataclass
@@ -143,6 +144,21 @@ class CPSStep:
             "counts": voxels[: counts.numel()].reshape(3, -1),
             "labelled_counts": voxels[counts.numel() :],
         }
+
+
+def make_step(trainer: TwoNetworkTrainer) -> CPSStep:
+    """Make the step from a trainer's networks, optimisers and losses."""
+    return CPSStep(
+        networks=(trainer.network, trainer.network_2),
+        optimizers=(trainer.optimizer, trainer.optimizer_2),
+        supervised=trainer.loss,
+        cross_pseudo=trainer.pseudo_criterion(),
+        autocast=trainer.autocast,
+        device=trainer.device,
+        number_of_outputs=trainer.label_manager.num_segmentation_heads,
+        regions=trainer.label_manager.has_regions,
+        grad_scaler=trainer.grad_scaler,
+    )
 
 
 def _as_list(output: Any) -> list[Tensor]:

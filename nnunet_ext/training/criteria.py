@@ -11,8 +11,10 @@ from nnunetv2.utilities.ddp_allgather import AllGatherGrad
 from torch import Tensor, nn
 from torch.nn import functional
 
+from nnunet_ext.data.host import Trainer
 from nnunet_ext.losses.cross_pseudo import cross_pseudo_loss, cross_pseudo_region_loss
 from nnunet_ext.plugin import compat
+from nnunet_ext.training.host import ExtTrainer
 
 
 def deep_supervision_weights(number_of_outputs: int, lowest: float = 0.0) -> tuple[float, ...]:
@@ -29,7 +31,7 @@ def deep_supervision_weights(number_of_outputs: int, lowest: float = 0.0) -> tup
     return tuple(float(w) for w in weights / weights.sum())
 
 
-def least_weight(trainer: Any) -> float:
+def least_weight(trainer: Trainer) -> float:
     """Return the least weight that an output of a trainer may have: DDP wants every parameter to take part.
 
     With torch.compile it does not, as nnU-Net found.
@@ -37,12 +39,12 @@ def least_weight(trainer: Any) -> float:
     return 1e-6 if trainer.is_ddp and not compat.compiles(trainer) else 0.0
 
 
-def nnunet_weights(trainer: Any) -> tuple[float, ...]:
+def nnunet_weights(trainer: Trainer) -> tuple[float, ...]:
     """Return nnU-Net's weights of a trainer's outputs."""
     return deep_supervision_weights(len(strides_of_scales(trainer)), least_weight(trainer))
 
 
-def strides_of_scales(trainer: Any) -> list[tuple[int, ...]]:
+def strides_of_scales(trainer: Trainer) -> list[tuple[int, ...]]:
     """Return by what each axis of each output is downsampled."""
     scales = compat.deep_supervision_scales(trainer) if trainer.enable_deep_supervision else None
     if scales is None:
@@ -55,12 +57,12 @@ def sum_over_processes(ddp: bool) -> Callable[[Tensor], Tensor] | None:
     return AllGatherGrad.apply if ddp else None
 
 
-def compiles_losses(trainer: Any) -> bool:
+def compiles_losses(trainer: Trainer) -> bool:
     """Whether a trainer compiles its losses: where nnU-Net compiles, but for DDP, whose sums are not compiled."""
     return compat.compiles(trainer) and not trainer.is_ddp
 
 
-def compiled(trainer: Any, loss: nn.Module) -> nn.Module:
+def compiled(trainer: Trainer, loss: nn.Module) -> nn.Module:
     """Return a loss, compiled where the trainer compiles its losses."""
     if compiles_losses(trainer):
         loss.compile()
@@ -88,7 +90,7 @@ class DeepSupervision(nn.Module):
         return cast(Tensor, sum(weight * loss(output, target) for weight, loss, output, target in parts if weight != 0))
 
 
-def supervised_criterion(trainer: Any, make: Callable[[tuple[int, ...]], nn.Module]) -> DeepSupervision:
+def supervised_criterion(trainer: ExtTrainer, make: Callable[[tuple[int, ...]], nn.Module]) -> DeepSupervision:
     """Return the loss of a trainer over all scales.
 
     Args:
@@ -154,6 +156,17 @@ class CrossPseudoCriterion(PseudoCriterion):
     def loss_of_scale(self, scale: int, logits: Tensor, target: Tensor, mask: Tensor | None) -> Tensor:
         """Return the loss of one output, on the voxels where the mask is not 0."""
         return self._function(logits, target, mask, batch_dice=self.batch_dice, gather=sum_over_processes(self.ddp))
+
+
+def cross_pseudo_criterion(trainer: ExtTrainer) -> CrossPseudoCriterion:
+    """Return nnU-Net's kind of loss against the labels of a trainer's peer network, over all scales."""
+    return CrossPseudoCriterion(
+        trainer.output_weights(),
+        trainer.label_manager.has_regions,
+        trainer.configuration_manager.batch_dice,
+        trainer.is_ddp,
+        compile_loss=compiles_losses(trainer),
+    )
 
 
 def resize_mask(mask: Tensor | None, size: Sequence[int]) -> Tensor | None:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from copy import deepcopy
-from typing import Any
+from typing import Any, Protocol
 
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 from torch import nn
 
+from nnunet_ext.data.host import Trainer
 from nnunet_ext.losses import HybridLoss
 from nnunet_ext.training.architecture import NESTED, STOCK_NETWORKS, build, network_name
 from nnunet_ext.training.checkpoints import plain_module
@@ -20,6 +21,7 @@ from nnunet_ext.training.criteria import (
     sum_over_processes,
     supervised_criterion,
 )
+from nnunet_ext.training.host import ExtTrainer
 from nnunet_ext.training.memory import supervised_step_memory
 
 
@@ -51,7 +53,7 @@ def nested_architecture(settings: Any, configuration: ConfigurationManager) -> d
     return architecture
 
 
-def refuse_without_part(trainer: Any) -> None:
+def refuse_without_part(trainer: Trainer) -> None:
     """Raise ValueError if plans name a nested network for a trainer without the part ``ANUNet``."""
     if trainer.configuration_manager.network_arch_class_name == NESTED and not hasattr(trainer, "anu_depth"):
         raise ValueError(
@@ -61,13 +63,21 @@ def refuse_without_part(trainer: Any) -> None:
         )
 
 
-def number_of_outputs(trainer: Any) -> int:
+def number_of_outputs(trainer: Trainer) -> int:
     """Return the depth of a trainer's network."""
     depth: int = trainer.configuration_manager.network_arch_init_kwargs["depth"]
     return depth
 
 
-def output_weights(trainer: Any) -> tuple[float, ...]:
+class NestedTrainer(ExtTrainer, Protocol):
+    """A trainer with the part ``ANUNet``; the part says what each setting does."""
+
+    anu_output_weights: Sequence[float] | None
+    anu_gamma: float
+    anu_delta: float
+
+
+def output_weights(trainer: NestedTrainer) -> tuple[float, ...]:
     """Return the weights of a trainer's outputs, the deepest first, with a sum of 1.
 
     Raises:
@@ -85,7 +95,7 @@ def output_weights(trainer: Any) -> tuple[float, ...]:
     return tuple(weight / sum(weights) for weight in weights)
 
 
-def hybrid_criterion(trainer: Any) -> nn.Module:
+def hybrid_criterion(trainer: NestedTrainer) -> nn.Module:
     """Return the hybrid loss over all outputs of a trainer."""
     loss = HybridLoss(
         trainer.label_manager.has_regions,

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+
+from nnunet_ext.data.host import Trainer
 
 SECOND = "nnUNetTrainer"  # trains the next stage where the first stage's trainer cannot
 
 
-def say_where_to_copy(trainer: Any) -> None:
+def say_where_to_copy(trainer: Trainer) -> None:
     """Log what to do for a next stage that the trainer cannot train: nnU-Net looks under that stage's own trainer."""
     first = Path(trainer.output_folder_base)
     second = first.with_name(first.name.replace(type(trainer).__name__, SECOND, 1))
@@ -24,7 +25,7 @@ def say_where_to_copy(trainer: Any) -> None:
 
 
 @contextmanager
-def next_stages(trainer: Any, kept: Sequence[str]) -> Iterator[None]:
+def next_stages(trainer: Trainer, kept: Sequence[str]) -> Iterator[None]:
     """Let nnU-Net's final validation predict for no other next stages than these inside the block."""
     configuration = trainer.configuration_manager.configuration
     named = configuration.pop("next_stage", None)
@@ -37,7 +38,7 @@ def next_stages(trainer: Any, kept: Sequence[str]) -> Iterator[None]:
             configuration["next_stage"] = named
 
 
-def preprocessed_next_stages(trainer: Any) -> list[str]:
+def preprocessed_next_stages(trainer: Trainer) -> list[str]:
     """Return the next stages whose cases are preprocessed; the log names the others, where nnU-Net's validation ends.
 
     Without the cases nobody knows the size that the predictions should have.

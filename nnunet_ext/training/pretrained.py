@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor
 
+from nnunet_ext.data.host import Trainer
 from nnunet_ext.training.checkpoints import plain_module, read
 
 _HEADS = ".seg_layers."  # which nnU-Net leaves out of pretrained weights
@@ -26,7 +26,7 @@ def read_weights(filename: str | Path) -> dict[str, Tensor]:
     return weights
 
 
-def refuse_unfit(trainer: Any, weights: dict[str, Tensor], filename: str | Path) -> None:
+def refuse_unfit(trainer: Trainer, weights: dict[str, Tensor], filename: str | Path) -> None:
     """Raise ValueError if weights are not those of a trainer's network, its heads apart.
 
     Args:

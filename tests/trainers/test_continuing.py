@@ -7,7 +7,8 @@ import pytest
 import torch
 from nnunetv2.training.lr_scheduler.polylr import PolyLRScheduler
 
-from nnunet_ext.training import cps_support
+from nnunet_ext.training import second_network
+from nnunet_ext.training.checkpoints import SECOND_NETWORK
 from nnunet_ext.training.composition import find_trainer
 from nnunet_ext.training.schedules import PlateauScheduler
 
@@ -87,7 +88,7 @@ def test_another_initial_rate_counts_for_both_networks(make_trainer, schedule):
 def test_checkpoints_hold_no_settings_of_the_schedule(make_trainer):
     trainer = make_trainer(NAME)
     trainer.initialize()
-    assert cps_support.state(trainer)["lr_schedulers"] == [{}, {}]
+    assert second_network.state(trainer)["lr_schedulers"] == [{}, {}]
 
 
 def test_checkpoints_that_hold_all_numbers_of_a_schedule_still_load(make_trainer):
@@ -96,7 +97,7 @@ def test_checkpoints_that_hold_all_numbers_of_a_schedule_still_load(make_trainer
     path = checkpoint(first)
     content = torch.load(path, weights_only=False)
     numbers = {"initial_lr": 0.01, "max_steps": 2, "exponent": 0.9, "ctr": 0, "last_epoch": 0, "_step_count": 1}
-    content[cps_support.KEY]["lr_schedulers"] = [numbers, numbers]
+    content[SECOND_NETWORK]["lr_schedulers"] = [numbers, numbers]
     torch.save(content, path)
     second = make_trainer(cls=changed(num_epochs=5))
     second.load_checkpoint(path)
@@ -109,7 +110,7 @@ def test_old_plateau_checkpoints_keep_counters_and_rate(make_trainer):
     first = train(make_trainer(cls=changed(lr_schedule="plateau")))
     path = checkpoint(first)
     content = torch.load(path, weights_only=False)
-    own = content[cps_support.KEY]
+    own = content[SECOND_NETWORK]
     old = {"factor": 0.2, "patience": 30, "best": 0.25, "num_bad_epochs": 7, "cooldown_counter": 0, "last_epoch": 9}
     own["lr_schedulers"] = [old, old | {"num_bad_epochs": 8}]
     own["optimizer_state"]["param_groups"][0]["lr"] = 0.002

@@ -13,6 +13,8 @@ from nnunetv2.run.run_training import maybe_load_checkpoint
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from reference import tiny
 
+import nnunet_ext
+from nnunet_ext.data.host import Trainer
 from nnunet_ext.inference.export import export_model
 from nnunet_ext.training.architecture import OWN_NETWORKS
 from nnunet_ext.training.composition import PARTS, canonical_name, find_trainer
@@ -103,6 +105,29 @@ def test_hooks_are_replaced_as_planned_or_call_super(cls):
     others = [nnUNetTrainer] if cls.__name__ == "ExtPart" else [nnUNetTrainer, MIXINS["ExtPart"]]
     replaced = {name for name, function in shared(cls, others).items() if not calls_super(function)}
     assert replaced - {"network_architecture"} == REPLACED.get(cls.__name__, set())
+
+
+def test_what_is_said_of_nnunets_trainer_is_so(make_trainer):
+    """All that the Protocol names is there once nnU-Net's own trainer is initialised."""
+    trainer = make_trainer(cls=nnUNetTrainer)
+    trainer.initialize()
+    methods = [name for name, value in vars(Trainer).items() if inspect.isfunction(value) and not name.startswith("_")]
+    assert len(methods) > 4
+    members = [*Trainer.__annotations__, *methods]
+    assert [name for name in members if not hasattr(trainer, name)] == []
+    documented = Trainer.__doc__.split("Attributes:")[1]
+    assert [name for name in Trainer.__annotations__ if f"        {name}: " not in documented] == []
+
+
+@pytest.mark.parametrize("room", ["data", "trainers", "training"])
+def test_no_function_is_handed_just_anything_as_a_trainer(room):
+    """Type checkers see nothing of Any; the Protocols say what is used."""
+    package = Path(nnunet_ext.__file__).parent
+    for file in sorted((package / room).glob("*.py")):
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.arg) and node.arg == "trainer":
+                assert node.annotation is not None, f"{file.name}:{node.lineno}"
+                assert ast.unparse(node.annotation) != "Any", f"{file.name}:{node.lineno}"
 
 
 def test_a_comment_is_no_call():

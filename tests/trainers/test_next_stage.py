@@ -34,8 +34,8 @@ def test_nothing_is_predicted_for_a_stage_without_cases(make_trainer, environmen
         seen.append(self.configuration_manager.next_stage_names)
 
     monkeypatch.setattr(nnUNetTrainer, "perform_actual_validation", validate)
-    monkeypatch.setattr("nnunet_ext.training.cps_support._move_up", lambda folder, rank: None)
-    monkeypatch.setattr("nnunet_ext.training.cps_support.compare_validations", lambda trainer: None)
+    monkeypatch.setattr("nnunet_ext.training.validation._move_up", lambda folder, rank: None)
+    monkeypatch.setattr("nnunet_ext.trainers.cps.compare_validations", lambda trainer, titles: None)
     trainer = make_trainer(SHORT, "3d_lowres")
     trainer.initialize()
     if not there:

@@ -13,8 +13,8 @@ from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 from reference import tiny
 
 from nnunet_ext.inference.averaging import AverageOfNetworks
-from nnunet_ext.training import cps_support
-from nnunet_ext.training.checkpoints import stock_state
+from nnunet_ext.training import second_network
+from nnunet_ext.training.checkpoints import SECOND_NETWORK, stock_state
 
 SHORT = "nnUNetTrainerCPS_2epochs_2iterations"
 
@@ -191,7 +191,7 @@ def test_checkpoint_is_nnunets_with_the_second_network_under_its_own_key(make_tr
     plain.initialize()
     plain.save_checkpoint(path)
     stock = torch.load(path, weights_only=False)
-    assert set(ours) - set(stock) == {cps_support.KEY}
+    assert set(ours) - set(stock) == {SECOND_NETWORK}
     assert set(stock) == set(stock_state(trainer))
     assert list(ours["network_weights"]) == list(stock["network_weights"])
     assert ours["trainer_name"] == SHORT
@@ -309,7 +309,7 @@ def test_deep_supervision_is_switched_in_every_network(make_trainer):
     trainer.set_deep_supervision_enabled(False)
     assert not trainer.network.decoder.deep_supervision
     assert not trainer.network_2.decoder.deep_supervision
-    cps_support.set_deep_supervision([AverageOfNetworks(trainer.network, trainer.network_2)], True)
+    second_network.set_deep_supervision([AverageOfNetworks(trainer.network, trainer.network_2)], True)
     assert trainer.network.decoder.deep_supervision
 
 

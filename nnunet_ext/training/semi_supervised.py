@@ -1,0 +1,53 @@
+"""What trainers that learn from unlabelled cases have in common: what they refuse, and the names of their classes."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from nnunet_ext.data.host import Trainer
+from nnunet_ext.data.splits import hidden_cases_of_fold
+
+
+class RampTrainer(Trainer, Protocol):
+    """A trainer whose loss of pseudo-labels is weighted by a ramp.
+
+    Attributes:
+        lr_schedule: ``"poly"`` or ``"plateau"``.
+        ramp_fraction: Share of the epochs over which the weight rises, from 0 to 1.
+    """
+
+    lr_schedule: str
+    ramp_fraction: float
+
+
+def refuse_unsupported(trainer: RampTrainer) -> None:
+    """Raise where no training with unlabelled cases can do what is asked.
+
+    Raises:
+        NotImplementedError: For the second stage of the cascade.
+        ValueError: For settings that make no sense, or a contradictory split.
+    """
+    if trainer.is_cascaded:
+        raise NotImplementedError(
+            f"{type(trainer).__name__} cannot train {trainer.configuration_name}: unlabelled cases have no prediction "
+            "of the cascade's previous stage. Train 3d_fullres instead."
+        )
+    if trainer.lr_schedule not in ("poly", "plateau"):
+        raise ValueError(f"lr_schedule must be 'poly' or 'plateau', got {trainer.lr_schedule!r}")
+    if not 0 <= trainer.ramp_fraction <= 1:
+        raise ValueError(f"ramp_fraction must lie between 0 and 1, got {trainer.ramp_fraction}")
+    hidden_cases_of_fold(trainer.preprocessed_dataset_folder_base, trainer.fold)
+
+
+def class_names(trainer: Trainer) -> list[str]:
+    """Return the names of the network's outputs."""
+    names = {str(value): key for key, value in trainer.dataset_json["labels"].items()}
+    if trainer.label_manager.has_regions:
+        regions = trainer.label_manager.foreground_regions
+        return [names.get(str(list(r) if isinstance(r, tuple) else r), str(r)) for r in regions]
+    return [names.get(str(label), str(label)) for label in trainer.label_manager.all_labels]
+
+
+def first_class(trainer: Trainer) -> int:
+    """Return the first output whose loss matters: 1 where output 0 is the background, 0 for regions."""
+    return 0 if trainer.label_manager.has_regions else 1
