@@ -39,9 +39,9 @@ class Target:
     """A function of nnU-Net that a seam replaces.
 
     Attributes:
-        module: Module that defines it.
-        function: Its name there.
-        parameters: Names of its parameters, in order.
+        module: Module that defines the function.
+        function: Name of the function.
+        parameters: Names of the function's parameters, in order.
     """
 
     module: str
@@ -137,21 +137,22 @@ def expect_signature(function: Any, names: tuple[str, ...]) -> None:
     """Refuse a function whose parameters are not the expected ones.
 
     Args:
-        function: What nnU-Net has under the name in question.
+        function: Function that nnU-Net has under the name in question.
         names: The expected parameters, in order.
 
     Raises:
         SeamError: If ``function`` is no function, or its parameters have other names or another order.
     """
     try:
-        found = tuple(inspect.signature(function).parameters)
+        parameters = tuple(inspect.signature(function).parameters)
     except (TypeError, ValueError):
         raise SeamError(f"made for {SUPPORTED}, expected a function, got {function!r}; {_remedy()}") from None
-    if found != names:
+    if parameters != names:
         name = getattr(function, "__qualname__", repr(function))
         raise SeamError(
             f"made for {SUPPORTED}, expected {name}({', '.join(names)}), "
-            f"found nnunetv2 {nnunetv2_version() or 'of unknown version'} with {name}({', '.join(found)}); {_remedy()}"
+            f"found nnunetv2 {nnunetv2_version() or 'of unknown version'} with {name}({', '.join(parameters)}); "
+            f"{_remedy()}"
         )
 
 
@@ -163,7 +164,7 @@ def replace(module: ModuleType, targets: Sequence[Target], wrap: Callable[[Calla
     Args:
         module: The module, executed.
         targets: The functions to replace.
-        wrap: Takes the original function, returns what replaces it. Name, docstring and signature are copied.
+        wrap: Function that takes the original and returns what replaces it. Name, docstring and signature are copied.
 
     Raises:
         SeamError: If nnU-Net is not as expected; then nothing was changed.
@@ -250,7 +251,7 @@ def loaders_made_by(make: Callable[..., Any]) -> Iterator[None]:
     """Let nnU-Net's trainer make its loaders by another function inside the block; one that is another already stays.
 
     Args:
-        make: Takes the arguments of nnU-Net's loader.
+        make: Function that takes the arguments of nnU-Net's loader.
     """
     trainer: Any = importlib.import_module("nnunetv2.training.nnUNetTrainer.nnUNetTrainer")
     stock = importlib.import_module("nnunetv2.training.dataloading.data_loader").nnUNetDataLoader
@@ -277,7 +278,7 @@ def loader_processes_run(function: Callable[..., None]) -> Iterator[None]:
     """Let loader processes that are started inside the block run another function.
 
     Args:
-        function: Takes the arguments of :func:`loader_process`.
+        function: Function that takes the arguments of that of :func:`loader_process`.
     """
     module: Any = importlib.import_module(_PROCESSES)
     before = module.producer

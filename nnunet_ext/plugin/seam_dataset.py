@@ -12,7 +12,7 @@ def install(module: ModuleType) -> None:
     """Extend ``get_filenames_of_train_images_and_targets`` of ``nnunetv2.utilities.utils``.
 
     Args:
-        module: That module, executed and not copied from yet.
+        module: Module to extend, executed and not copied from yet.
 
     Raises:
         SeamError: If the function does not look as expected.
@@ -25,9 +25,9 @@ def _with_unlabelled_only(original: Callable[..., Any]) -> Callable[..., Any]:
         if not _has_files(os.path.join(raw_dataset_folder, "imagesTr")):
             from nnunet_ext.data.unlabeled import unlabelled_only
 
-            found = unlabelled_only(raw_dataset_folder, dataset_json)
-            if found is not None:
-                return found
+            dataset = unlabelled_only(raw_dataset_folder, dataset_json)
+            if dataset is not None:
+                return dataset
         return original(raw_dataset_folder, dataset_json)
 
     return get

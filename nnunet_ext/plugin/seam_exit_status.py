@@ -19,7 +19,7 @@ def install(module: ModuleType) -> None:
     """Extend the entry points of ``nnunetv2.experiment_planning.plan_and_preprocess_entrypoints``.
 
     Args:
-        module: That module, executed.
+        module: Module to extend, executed.
 
     Raises:
         SeamError: If an entry point does not look as expected.

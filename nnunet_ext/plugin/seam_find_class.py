@@ -41,7 +41,7 @@ def install(module: ModuleType) -> None:
     """Extend ``recursive_find_python_class`` of ``nnunetv2.utilities.find_class_by_name``.
 
     Args:
-        module: That module, executed and not copied from yet.
+        module: Module to extend, executed and not copied from yet.
 
     Raises:
         SeamError: If the function does not look as expected.
@@ -51,10 +51,10 @@ def install(module: ModuleType) -> None:
 
 def _with_ours(original: Callable[..., Any]) -> Callable[..., Any]:
     def find(folder: str, class_name: str, current_module: str | None, *args: Any, **kwargs: Any) -> Any:
-        found = original(folder, class_name, current_module, *args, **kwargs)
+        stock = original(folder, class_name, current_module, *args, **kwargs)
         ours = CLASSES.get(current_module or "", {})
-        if found is not None:
-            return found
+        if stock is not None:
+            return stock
         if class_name not in ours:
             elsewhere = any(class_name in table for table in CLASSES.values())
             if ours and not elsewhere and class_name.lower().startswith(_BEGINNINGS):

@@ -11,7 +11,7 @@ def install(module: ModuleType) -> None:
     """Extend ``recursive_find_trainer_class_by_name`` of ``nnunetv2.utilities.find_objects``.
 
     Args:
-        module: That module, executed and not copied from yet.
+        module: Module to extend, executed and not copied from yet.
 
     Raises:
         SeamError: If the function does not look as expected.

@@ -15,7 +15,7 @@ def install(module: ModuleType) -> None:
     """Extend ``preprocess_dataset`` of ``nnunetv2.experiment_planning.plan_and_preprocess_api``.
 
     Args:
-        module: That module, executed.
+        module: Module to extend, executed.
 
     Raises:
         SeamError: If the function does not look as expected.

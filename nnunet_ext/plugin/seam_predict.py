@@ -11,7 +11,7 @@ def install(module: ModuleType) -> None:
     """Extend the entry points of ``nnunetv2.inference.predict_from_raw_data``.
 
     Args:
-        module: That module, executed and not copied from yet.
+        module: Module to extend, executed and not copied from yet.
 
     Raises:
         SeamError: If an entry point does not look as expected, or builds its predictor otherwise.

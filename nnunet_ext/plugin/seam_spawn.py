@@ -41,7 +41,7 @@ def install(module: ModuleType) -> None:
     so the key has done its work by the time that the work item, which may import nnunetv2, is unpickled.
 
     Args:
-        module: ``multiprocessing.spawn``.
+        module: Module ``multiprocessing.spawn``.
 
     Raises:
         SeamError: If its function does not look as expected.

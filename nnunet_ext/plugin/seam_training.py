@@ -25,7 +25,7 @@ def install(module: ModuleType) -> None:
     because nnU-Net runs whatever code is in it. Other trainers see no difference.
 
     Args:
-        module: That module, executed.
+        module: Module to extend, executed.
 
     Raises:
         SeamError: If a function does not look as expected.

@@ -11,7 +11,7 @@ def install(module: ModuleType) -> None:
     """Extend ``verify_dataset_integrity`` of the module of that name in ``nnunetv2.experiment_planning``.
 
     Args:
-        module: That module, executed and not copied from yet.
+        module: Module to extend, executed and not copied from yet.
 
     Raises:
         SeamError: If the function does not look as expected.

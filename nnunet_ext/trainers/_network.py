@@ -43,7 +43,7 @@ class NetworkPart(TrainerMixin):
 
         Args:
             settings: The trainer, or its class where a network is built without one.
-            configuration: Of the plans.
+            configuration: Configuration of the plans.
         """
         raise NotImplementedError
 

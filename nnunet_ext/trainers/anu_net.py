@@ -18,14 +18,14 @@ class ANUNetPart(NetworkPart):
     and inference builds from there.
 
     Attributes:
-        anu_aggregation: ``"concat"``, or ``"sum"``, which is cheaper.
+        anu_aggregation: How a node joins its inputs: ``"concat"``, or ``"sum"``, which is cheaper.
         anu_gate_ratio: Inner channels of a gate by those of its level.
         anu_depth: Depth of the nest, ``None`` for all that the plans' stages allow.
         anu_output_weights: Weights of the outputs, one a depth, depth 1 first; ``None`` weighs all alike.
         anu_gamma: Exponent of the weight of undecided voxels in the hybrid loss.
-        anu_delta: Least distance from 1/2 that this weight sees.
-        anu_checkpointing: Keep only each node's result and compute the rest again in the backward pass: less memory,
-            more time, the same training.
+        anu_delta: Least distance from 1/2 that the weight of undecided voxels sees.
+        anu_checkpointing: Whether to keep only each node's result and compute the rest again for gradients: less
+            memory, more time, the same training.
     """
 
     anu_aggregation = "concat"
@@ -70,5 +70,5 @@ class ANUNetPart(NetworkPart):
     def hyperparameters(self) -> dict[str, Any]:
         """Add the settings of the nest."""
         names = ("aggregation", "gate_ratio", "output_weights", "gamma", "delta", "checkpointing")
-        own = {f"anu_{name}": getattr(self, f"anu_{name}") for name in names}
-        return super().hyperparameters() | own | {"anu_depth": nesting.number_of_outputs(self)}
+        settings = {f"anu_{name}": getattr(self, f"anu_{name}") for name in names}
+        return super().hyperparameters() | settings | {"anu_depth": nesting.number_of_outputs(self)}

@@ -32,9 +32,9 @@ class ExtPart(StockTrainer):
 
     Attributes:
         seed: Base of all seeds of this training (environment variable ``nnUNet_ext_seed``).
-        cpu_bf16: Run the forward pass in bfloat16 on CPUs (environment variable ``nnUNet_ext_cpu_bf16``).
-        has_own_loss: The loss is neither nnU-Net's nor that of the network's part; for those who ask what a training
-            takes.
+        cpu_bf16: Whether forward passes on CPUs run in bfloat16 (environment variable ``nnUNet_ext_cpu_bf16``).
+        has_own_loss: Whether the loss is neither nnU-Net's nor that of the network's part; for those who ask what a
+            training takes.
     """
 
     has_own_loss = False
@@ -111,7 +111,7 @@ class ExtPart(StockTrainer):
         """Make one network with optimiser and scheduler.
 
         Args:
-            number: Which network; each has initial weights from a seed of its own.
+            number: Number of the network; each has initial weights from a seed of its own.
         """
         fold = -1 if self.fold == "all" else int(self.fold)
         with torch_seed(derived_seed(self.seed, fold + 1, number)):
@@ -156,12 +156,12 @@ class ExtPart(StockTrainer):
     @contextmanager
     def using_network(self, network: nn.Module) -> Iterator[None]:
         """Let ``self.network`` be another network inside the block, so that nnU-Net's own methods serve it too."""
-        own: Any = getattr(self, "network", None)
+        before: Any = getattr(self, "network", None)
         self.network = network
         try:
             yield
         finally:
-            self.network = own
+            self.network = before
 
     def _build_loss(self) -> nn.Module:
         return self.default_loss()

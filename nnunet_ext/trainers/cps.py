@@ -26,11 +26,12 @@ class CPSPart(TrainerMixin):
     Attributes:
         cps_weight: Weight of the CPS loss after the ramp.
         ramp_fraction: Share of the epochs over which the weight rises linearly from 0; 0 for no ramp.
-        lr_schedule: ``"poly"`` (nnU-Net's, and the released code's) or ``"plateau"`` (the paper's table).
-        use_unlabeled: False trains on labelled patches alone.
+        lr_schedule: Course of the learning rate: ``"poly"`` (nnU-Net's, and the released code's) or ``"plateau"`` (the
+            paper's table).
+        use_unlabeled: Whether to train on unlabelled patches, too.
         missing_class_patience: Epochs after which a class that is missing from the pseudo-labels is warned of.
-        validate_second_network: Also run the final validation of network 2 and of the average of both.
-        number_of_networks: That are trained, for those who ask what a training takes.
+        validate_second_network: Whether network 2 and the average of both get a final validation, too.
+        number_of_networks: Number of networks that are trained, for those who ask what a training takes.
     """
 
     number_of_networks = 2
@@ -105,7 +106,7 @@ class CPSPart(TrainerMixin):
     def on_train_start(self) -> None:
         """Say where the next stage of a cascade finds what this one predicts."""
         super().on_train_start()
-        next_stage.say_where_to_copy(self)
+        next_stage.log_where_to_copy(self)
 
     def current_cps_weight(self) -> float:
         """Return lambda of the current epoch."""

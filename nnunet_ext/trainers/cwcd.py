@@ -16,16 +16,18 @@ class CWCDPart(TrainerMixin):
 
     Attributes:
         contour_kernel: Size of the box of one erosion in voxels, one number or one an axis (array order).
-        contour_iterations: Erosions; with the box of 3 the thickness of the contour in voxels. 0 gives nnU-Net's loss
-            plus 1. Axes coarser than three times the finest have none.
-        contour_thickness_mm: Thickness in mm instead, by the spacing of the plans, with the box of 3.
-        contour_border: ``"inside"``, or ``"outside"`` to make contours of what touches the patch's border.
-        contour_reduction: Dice ``"per_class"`` or ``"pooled"``.
-        contour_ce_weight: Added to the weight of the cross-entropy on contours.
+        contour_iterations: Number of erosions; with the box of 3 the thickness of the contour in voxels. 0 gives
+            nnU-Net's loss plus 1. Axes coarser than three times the finest have none.
+        contour_thickness_mm: Thickness of the contour in mm instead of erosions, by the spacing of the plans, with the
+            box of 3.
+        contour_border: What lies beyond the patch: ``"inside"``, or ``"outside"`` to make contours of what touches the
+            patch's border.
+        contour_reduction: How the Dice joins classes: ``"per_class"`` or ``"pooled"``.
+        contour_ce_weight: Number that is added to the weight of the cross-entropy on contours.
         contour_dice_weight: Weight of the contours' Dice, lambda; the rest's has 1 - lambda.
-        contour_of_background: Weigh the background's voxels beside the foreground, too.
+        contour_of_background: Whether to weigh the background's voxels beside the foreground, too.
         contour_min_interior: Share of each class that must not be contour; thinner bands for it if needed.
-        contour_pseudo_labels: With CPS, contour-weighted losses for the pseudo-labels, too.
+        contour_pseudo_labels: With CPS, whether the losses of pseudo-labels are contour-weighted, too.
     """
 
     has_own_loss = True

@@ -17,11 +17,11 @@ class IFEPart(NetworkPart):
     and inference builds from there.
 
     Attributes:
-        ife_score: ``"curvature"`` or ``"entropy"``.
+        ife_score: What channels are ranked by, ``"curvature"`` or ``"entropy"``.
         ife_stages: Encoder stages whose skips are enhanced, 0 the highest resolution; those without are left out.
         ife_ratios: Share of the channels that is appended, one a stage.
-        ife_bins: Of each side of the entropy's joint histogram.
-        ife_step: The entropy looks at every such position along each axis.
+        ife_bins: Bins of each side of the entropy's joint histogram.
+        ife_step: Step along each axis between the positions that the entropy counts.
     """
 
     ife_score = "curvature"

@@ -11,9 +11,9 @@ def label_counts(first: Tensor, second: Tensor, valid_mask: Tensor | None, class
     """Count exclusive hard labels of two networks.
 
     Args:
-        first: ``(B, 1, *S)`` class indices of network 1.
-        second: The same of network 2.
-        valid_mask: ``(B, 1, *S)`` or None; other voxels are not counted.
+        first: Class indices of network 1, ``(B, 1, *S)``.
+        second: Class indices of network 2, ``(B, 1, *S)``.
+        valid_mask: Mask ``(B, 1, *S)`` of the voxels to count, or None for all.
         classes: Number of classes, K.
 
     Returns:
@@ -40,7 +40,7 @@ def shares_and_agreement(counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return the share of each class in the pseudo-labels and the Dice of the two networks.
 
     Args:
-        counts: ``(3, K)`` as counted, summed over batches.
+        counts: Voxels ``(3, K)`` as counted, summed over batches.
 
     Returns:
         Shares ``(K,)`` (mean of both networks, of all counted voxels) and Dice ``(K,)`` (NaN where neither network

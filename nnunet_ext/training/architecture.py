@@ -14,6 +14,7 @@ from torch import nn
 
 from nnunet_ext import files
 from nnunet_ext.data.host import Trainer
+from nnunet_ext.training.checkpoints import unfit_weights
 from nnunet_ext.training.trust import check_classes
 
 STOCK_NETWORKS = "dynamic_network_architectures.architectures.unet."
@@ -61,27 +62,27 @@ def changed_plans(
     """Return a copy of plans with another network in one configuration.
 
     Args:
-        plans: Of the dataset.
-        configuration: Name.
+        plans: Plans of the dataset.
+        configuration: Name of the configuration to change.
         change: Makes the architecture that the settings ask for from a configuration with nnU-Net's own network.
         keys: Arguments of the network that the settings decide.
-        trainer: Name of the class, for messages.
+        trainer: Name of the trainer's class, for messages.
 
     Raises:
         ValueError: If the plans have such a network already, with other settings.
     """
     plans = deepcopy(plans)
     manager = PlansManager(plans).get_configuration(configuration)
-    own = OWN_NETWORKS.get(network_name(manager.configuration["architecture"]), ("", ()))[1] == keys
+    has_network_of_part = OWN_NETWORKS.get(network_name(manager.configuration["architecture"]), ("", ()))[1] == keys
     # a network of another part of ours stays, for this one to refuse
-    architecture = change(stock_configuration(manager) if own else manager)
-    named = manager.network_arch_init_kwargs
+    architecture = change(stock_configuration(manager) if has_network_of_part else manager)
+    arguments = manager.network_arch_init_kwargs
     for key in keys:
-        wanted = architecture["arch_kwargs"].get(key)
-        if key in named and json.dumps(named[key]) != json.dumps(wanted):
+        setting = architecture["arch_kwargs"].get(key)
+        if key in arguments and json.dumps(arguments[key]) != json.dumps(setting):
             raise ValueError(
-                f"the plans already name {manager.network_arch_class_name} with {key} = {named[key]}, but {trainer} "
-                f"has {wanted}; set one of both to the other"
+                f"the plans already name {manager.network_arch_class_name} with {key} = {arguments[key]}, but "
+                f"{trainer} has {setting}; set one of both to the other"
             )
     plans["configurations"][configuration]["architecture"] = architecture
     return plans
@@ -109,24 +110,21 @@ def check_fit(network: nn.Module, weights: Mapping[str, Any], file: Path, surplu
     """Refuse weights that are not those of a network.
 
     Args:
-        network: Built from the plans beside the weights, without deep supervision; may be on the meta device.
-        weights: By name.
-        file: That they are from, for the message.
-        surplus: Whether there may be more of them, as for a network that was cut.
+        network: Network of the plans beside the weights, without deep supervision; may be on the meta device.
+        weights: Weights by name.
+        file: File with the weights, for the message.
+        surplus: Whether there may be more weights than the network has, as for one that was cut.
 
     Raises:
         ValueError: If they do not fit; names the file and the first difference.
     """
-    expected = network.state_dict()
-    for key in dict.fromkeys([*expected, *([] if surplus else weights)]):
-        if key not in weights:
+    for key, given, expected in unfit_weights(network.state_dict(), weights, surplus):
+        if given is None:
             difference = f"lacks {key}"
-        elif key not in expected:
+        elif expected is None:
             difference = f"has {key}, which is one too many"
-        elif (shape := tuple(getattr(weights[key], "shape", ()))) != tuple(expected[key].shape):
-            difference = f"has {key} of the shape {shape}, expected {tuple(expected[key].shape)}"
         else:
-            continue
+            difference = f"has {key} of the shape {given}, expected {expected}"
         raise ValueError(
             f"{file} {difference}: its network_weights are not those of the network in plans.json and dataset.json of "
             "the model; restore the files of this training"
@@ -144,20 +142,20 @@ def refuse_other_settings(trainer: Trainer, plans: dict[str, Any] | None, what: 
     """Raise RuntimeError if plans describe another network than the trainer's.
 
     Args:
-        trainer: With plans of its own.
-        plans: Those saved with weights; None says nothing.
-        what: That has these plans, for the message.
+        trainer: A trainer with plans of its own.
+        plans: Plans saved with weights; None says nothing.
+        what: What has the saved plans, for the message.
         keys: Arguments of the network to compare.
     """
     if plans is None or trainer.configuration_name not in plans["configurations"]:
         return
-    saved, own = (
-        PlansManager(one).get_configuration(trainer.configuration_name).network_arch_init_kwargs
-        for one in (plans, trainer.plans_manager.plans)
+    saved, present = (
+        PlansManager(content).get_configuration(trainer.configuration_name).network_arch_init_kwargs
+        for content in (plans, trainer.plans_manager.plans)
     )
     for key in keys:
-        if json.dumps(saved.get(key)) != json.dumps(own.get(key)):
+        if json.dumps(saved.get(key)) != json.dumps(present.get(key)):
             raise RuntimeError(
-                f"{what} was trained with {key} = {saved.get(key)}, but {type(trainer).__name__} has {own.get(key)} "
-                "now; set it back, or give the trainer another name"
+                f"{what} was trained with {key} = {saved.get(key)}, but {type(trainer).__name__} has "
+                f"{present.get(key)} now; set it back, or give the trainer another name"
             )

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -29,6 +29,36 @@ def plain_module(network: nn.Module) -> nn.Module:
     if isinstance(network, OptimizedModule):
         network = network._orig_mod
     return network
+
+
+class UnfitWeight(NamedTuple):
+    """A weight that is not as a network has it.
+
+    Attributes:
+        key: Name of the weight.
+        given: Shape that was given, None where it is missing.
+        expected: Shape in the network, None where the network has no such weight.
+    """
+
+    key: str
+    given: tuple[int, ...] | None
+    expected: tuple[int, ...] | None
+
+
+def unfit_weights(
+    expected: Mapping[str, Any], weights: Mapping[str, Any], surplus: bool = False
+) -> Iterator[UnfitWeight]:
+    """Find the weights that do not fit a network, in the network's order, then those that it does not have.
+
+    Args:
+        expected: State of the network.
+        weights: Weights by name.
+        surplus: Whether there may be more weights than the network has.
+    """
+    for key in dict.fromkeys([*expected, *([] if surplus else weights)]):
+        shapes = [tuple(getattr(state[key], "shape", ())) if key in state else None for state in (weights, expected)]
+        if shapes[0] != shapes[1]:
+            yield UnfitWeight(key, *shapes)
 
 
 def stock_state(trainer: Trainer) -> dict[str, Any]:
@@ -63,9 +93,9 @@ def read(filename: str | Path, keys: Sequence[str] = _KEYS, remedy: str = "remov
     """Read a checkpoint into host memory.
 
     Args:
-        filename: Of the checkpoint.
-        keys: What it must have.
-        remedy: What to do where it is damaged, for the message.
+        filename: File of the checkpoint.
+        keys: Keys that the checkpoint must have.
+        remedy: What to do where the file is damaged, for the message.
 
     Raises:
         FileNotFoundError: If there is none.

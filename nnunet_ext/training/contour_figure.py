@@ -30,9 +30,9 @@ class Band:
 
     Attributes:
         kernel: Size of the box of one erosion, one number or one an axis (array order).
-        iterations: Erosions.
+        iterations: Number of erosions.
         thickness_mm: Thickness in mm instead of ``iterations``.
-        border: ``"inside"`` or ``"outside"``.
+        border: Whether the patch's border is ``"inside"`` or ``"outside"`` of what touches it.
     """
 
     kernel: int | Sequence[int] = 3
@@ -46,7 +46,7 @@ class LabelNames:
     """Labels and what they are called.
 
     Attributes:
-        names: Name -> label, or labels of a region; without background.
+        names: Label, or labels of a region, by name; without background.
         ignored: The ignore label, None if there is none.
     """
 
@@ -92,10 +92,10 @@ class Contours:
     """Labels and their contours.
 
     Attributes:
-        labels: ``(*S)`` integers.
-        names: Of the labels.
-        band: ``(*S)`` bool, for exclusive labels: the contours of all of them; ``None`` for regions.
-        regions: Name -> ``(*S)`` bool, the contours of each region.
+        labels: Labels ``(*S)``, integers.
+        names: Names of the labels.
+        band: Contours of all exclusive labels, ``(*S)`` bool; ``None`` for regions.
+        regions: Contours of each region by its name, ``(*S)`` bool.
     """
 
     labels: np.ndarray
@@ -125,10 +125,10 @@ def contours_of(labels: np.ndarray, spacing_mm: Sequence[float], names: LabelNam
     """Return the contours of the foreground as the loss computes them.
 
     Args:
-        labels: ``(*S)`` integers.
-        spacing_mm: Array order; an axis of infinite spacing has no contour.
-        names: Of the labels; regions have contours of their own.
-        band: Thickness and border.
+        labels: Labels ``(*S)``, integers.
+        spacing_mm: Spacing in array order; an axis of infinite spacing has no contour.
+        names: Names of the labels; regions have contours of their own.
+        band: Thickness of the contours, and their border.
     """
     steps = band_iterations(spacing_mm, band.iterations, band.thickness_mm, band.kernel)
     tensor = torch.from_numpy(np.ascontiguousarray(labels))[None, None]
@@ -152,11 +152,11 @@ def draw(
     The slices are those with the most classes, and of these the one with the largest interior.
 
     Args:
-        path: PNG to write; complete or not there.
-        title: Of the figure.
-        contours: Of a volume ``(Z, Y, X)``.
-        spacing_mm: Array order.
-        image: ``(Z, Y, X)``, drawn under the labels.
+        path: PNG file to write; complete or not there.
+        title: Title of the figure.
+        contours: Contours of a volume ``(Z, Y, X)``.
+        spacing_mm: Spacing of the volume, array order.
+        image: Image ``(Z, Y, X)`` that is drawn under the labels.
     """
     shape, shares = contours.labels.shape, contours.shares()
     planes = [axis for axis in range(3) if axis == 0 or shape[0] > 1]

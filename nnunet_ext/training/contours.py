@@ -28,9 +28,11 @@ def band_iterations(
     """Return the erosions along each axis.
 
     Args:
-        spacing_mm: Of the images, array order.
-        iterations: Erosions. An axis coarser than three times the finest gets 0: a slice away is no neighbour there.
-        thickness_mm: Thickness in mm instead, rounded to voxels along each axis, at least 1 along the finest.
+        spacing_mm: Spacing of the images, array order.
+        iterations: Number of erosions. An axis coarser than three times the finest gets 0: a slice away is no neighbour
+            there.
+        thickness_mm: Thickness of the band in mm instead of erosions, rounded to voxels along each axis, at least 1
+            along the finest.
         kernel: Size of the box of one erosion, one number or one an axis; a thickness in mm counts in boxes of 3
             voxels, one voxel an erosion.
 
@@ -127,8 +129,8 @@ class ContourPseudoCriterion(PseudoCriterion):
 
     Args:
         weights: One weight an output; outputs of weight 0 are skipped.
-        losses: One an output, with an ``ignore_label`` (for regions any, for labels K, the number of classes).
-        regions: Overlapping regions instead of exclusive classes.
+        losses: One loss an output, with an ``ignore_label`` (for regions any, for labels K, the number of classes).
+        regions: Whether there are overlapping regions instead of exclusive classes.
     """
 
     def __init__(self, weights: Sequence[float], losses: Sequence[nn.Module], regions: bool) -> None:

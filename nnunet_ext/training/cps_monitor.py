@@ -57,7 +57,7 @@ class CPSMonitor:
     """Collects the reports of the steps and turns them into curves once an epoch.
 
     Args:
-        first_class: 1 where output 0 is the background, which cannot be lost; 0 for regions.
+        first_class: First output that can be lost: 1 where output 0 is the background, 0 for regions.
         patience: Epochs after which a missing class is warned of.
         missing_share: A class counts as missing from the pseudo-labels below this fraction of its share in the
             labelled patches.
@@ -75,7 +75,7 @@ class CPSMonitor:
         Args:
             outputs: Reports of the steps (:class:`~nnunet_ext.training.cps_step.CPSStep`).
             weight: Weight of the CPS loss in this epoch.
-            ddp: Average over the processes.
+            ddp: Whether to average over the processes.
         """
         losses = np.array([[o["loss"], o["loss_2"], o["cps"]] for o in outputs]).mean(0)
         counts = np.sum([o["counts"] for o in outputs], 0)
@@ -164,7 +164,7 @@ def pseudo_dice(outputs: list[dict[str, Any]], suffix: str, ddp: bool) -> list[f
     Args:
         outputs: Reports of nnU-Net's validation steps.
         suffix: End of the keys of the network in question.
-        ddp: Sum over the processes.
+        ddp: Whether to sum over the processes.
     """
     sums = np.array([np.sum([o[f"{name}_hard{suffix}"] for o in outputs], 0) for name in ("tp", "fp", "fn")])
     if ddp:

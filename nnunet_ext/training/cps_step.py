@@ -26,14 +26,15 @@ class CPSStep:
 
     Attributes:
         networks: The two networks.
-        optimizers: Theirs.
-        supervised: nnU-Net's loss: ``(outputs, target) -> scalar``.
-        cross_pseudo: ``(outputs, labels, valid_mask) -> scalar``, both lists over the scales.
+        optimizers: Optimisers of the two networks.
+        supervised: Loss of labelled patches, ``(outputs, target) -> scalar``.
+        cross_pseudo: Loss against the peer's labels, ``(outputs, labels, valid_mask) -> scalar``; lists over the
+            scales.
         autocast: Makes the context of the forward pass.
         device: Where the networks lie.
         number_of_outputs: Channels of the networks' output, K.
-        regions: Overlapping regions instead of exclusive classes.
-        grad_scaler: For fp16, or None.
+        regions: Whether there are overlapping regions instead of exclusive classes.
+        grad_scaler: Scaler of the gradients for fp16, or None.
         clip: Largest norm of the gradients of one network.
     """
 
@@ -52,7 +53,7 @@ class CPSStep:
         """Train both networks on one batch.
 
         Args:
-            batch: As of :class:`~nnunet_ext.data.loaders.TwoStreamLoader`; without ``unlabeled`` the step uses the
+            batch: Batch of :class:`~nnunet_ext.data.loaders.TwoStreamLoader`; without ``unlabeled`` the step uses the
                 labelled half alone.
             weight: Weight of the CPS loss, lambda.
 
@@ -69,11 +70,11 @@ class CPSStep:
         labels = [[pseudo_labels(o, self.regions) for o in output] for output in outputs]
 
         supervised, cross = [], []
-        for own, peer in ((0, 1), (1, 0)):
+        for learner, peer in ((0, 1), (1, 0)):
             with self.autocast():
-                loss = self.supervised(_like(target, [o[:labelled] for o in outputs[own]]), target)
+                loss = self.supervised(_like(target, [o[:labelled] for o in outputs[learner]]), target)
                 with torch.set_grad_enabled(weight != 0):
-                    cps = self.cross_pseudo(outputs[own], labels[peer], valid)
+                    cps = self.cross_pseudo(outputs[learner], labels[peer], valid)
             total = loss + weight * cps if weight != 0 else loss
             self._backward(total)
             supervised.append(loss.detach())

@@ -21,7 +21,7 @@ def deep_supervision_weights(number_of_outputs: int, lowest: float = 0.0) -> tup
     """Return nnU-Net's weights: halved from output to output, the lowest resolution left out, sum 1.
 
     Args:
-        number_of_outputs: Outputs, highest resolution first.
+        number_of_outputs: Number of outputs, which begin with the highest resolution.
         lowest: Weight of the last output before the weights are scaled; under DDP it must not be 0 (1e-6 in nnU-Net),
             or its parameters would take no part in the backward pass.
     """
@@ -73,8 +73,8 @@ class DeepSupervision(nn.Module):
     """A loss of its own for each output; nnU-Net's wrapper has one for all.
 
     Args:
-        losses: One an output, ``(logits, target) -> scalar``.
-        weights: One an output; outputs of weight 0 are skipped.
+        losses: One loss an output, ``(logits, target) -> scalar``.
+        weights: One weight an output; outputs of weight 0 are skipped.
     """
 
     def __init__(self, losses: Sequence[nn.Module], weights: Sequence[float]) -> None:
@@ -94,7 +94,7 @@ def supervised_criterion(trainer: ExtTrainer, make: Callable[[tuple[int, ...]], 
     """Return the loss of a trainer over all scales.
 
     Args:
-        trainer: The trainer.
+        trainer: A trainer of ours.
         make: Makes the loss of one scale from its strides.
     """
     return DeepSupervision([make(strides) for strides in strides_of_scales(trainer)], trainer.output_weights())
@@ -121,7 +121,7 @@ class PseudoCriterion(nn.Module):
         Args:
             outputs: Logits ``(B, K, *S_i)``, highest resolution first.
             labels: The peer's hard labels at the same scales.
-            valid_mask: ``(B, 1, *S_0)`` or None.
+            valid_mask: Mask ``(B, 1, *S_0)`` of the voxels that count, or None for all.
         """
         total: Tensor | float = 0.0
         for scale, (weight, logits, target) in enumerate(zip(self.weights, outputs, labels, strict=True)):
@@ -138,10 +138,10 @@ class CrossPseudoCriterion(PseudoCriterion):
 
     Args:
         weights: One weight an output; outputs of weight 0 are skipped.
-        regions: Overlapping regions instead of exclusive classes.
-        batch_dice: As the plans say.
-        ddp: Sum Dice and voxel counts over the processes.
-        compile_loss: Compile the loss of one scale.
+        regions: Whether there are overlapping regions instead of exclusive classes.
+        batch_dice: Whether the Dice is that of the batch as a whole, as the plans say.
+        ddp: Whether to sum Dice and voxel counts over the processes.
+        compile_loss: Whether to compile the loss of one scale.
     """
 
     def __init__(

@@ -25,12 +25,13 @@ class Panel:
     """One panel of the figure.
 
     Attributes:
-        title: Stands above it.
+        title: Title above the panel.
         curves: Key and legend of each curve; those after the first are dashed where they have one value a class.
-        log_scale: Logarithmic values.
-        lowest: Of too many classes to draw, as many with the lowest values in this panel are shown, in all panels.
-        called: What these are called.
-        mean: Draw the mean over the classes where there are many.
+        log_scale: Whether the values are on a logarithmic axis.
+        lowest: How many classes with the lowest values in this panel are shown, in all panels, where there are too
+            many.
+        called: What the classes with the lowest values are called.
+        mean: Whether to draw the mean over the classes where there are many.
     """
 
     title: str
@@ -65,8 +66,8 @@ def draw(logger: Any, panels: Sequence[Panel], class_names: Sequence[str]) -> np
     that are lowest in any panel that asks for it.
 
     Args:
-        logger: nnU-Net's logger.
-        panels: What to draw.
+        logger: nnU-Net's logger of curves.
+        panels: Panels to draw, the first on top.
         class_names: Names for curves that have one value a class; the last ones where a curve leaves out the first.
 
     Returns:

@@ -37,8 +37,9 @@ def enhanced_architecture(settings: Any, configuration: ConfigurationManager) ->
     """Return the architecture of plans with enhanced skips.
 
     Args:
-        settings: What has ``ife_score``, ``ife_stages``, ``ife_ratios``, ``ife_bins`` and ``ife_step``.
-        configuration: Of the plans. One that already has an enhanced network is returned as it is.
+        settings: A trainer or its class, with ``ife_score``, ``ife_stages``, ``ife_ratios``, ``ife_bins`` and
+            ``ife_step``.
+        configuration: Configuration of the plans. One that already has an enhanced network is returned as it is.
 
     Raises:
         NotImplementedError: If the network is neither a plain nor a residual encoder U-Net.
@@ -82,10 +83,10 @@ def describe(network: torch.nn.Module) -> list[str]:
     """Return a line for each enhanced stage of a network, as trained."""
     enhancements: Any = plain_module(network).enhancements
     return [
-        f"IFE at encoder stage {stage}: {one.selected} of {one.channels} channels by {one.score}"
-        + ("" if one.axes is None else f", along the axes {', '.join(map(str, one.axes))} alone")
-        + ("" if one.selected else "; the ratio is too small, nothing is enhanced here")
-        for stage, one in enhancements.items()
+        f"IFE at encoder stage {stage}: {layer.selected} of {layer.channels} channels by {layer.score}"
+        + ("" if layer.axes is None else f", along the axes {', '.join(map(str, layer.axes))} alone")
+        + ("" if layer.selected else "; the ratio is too small, nothing is enhanced here")
+        for stage, layer in enhancements.items()
     ]
 
 
@@ -94,7 +95,7 @@ def widened_weights(networks: Sequence[torch.nn.Module], filename: str) -> Itera
     """Give a file of pretrained weights that fits networks with added input channels.
 
     Args:
-        networks: Those that will load it, all alike.
+        networks: Networks that will load the file, all alike.
         filename: Checkpoint of the plain network, or of an enhanced one.
 
     Yields:
@@ -108,11 +109,11 @@ def widened_weights(networks: Sequence[torch.nn.Module], filename: str) -> Itera
     network = plain_module(networks[0])
     added: dict[str, int] = network.added_input_channels  # type: ignore[assignment]
     checkpoint = load_checkpoint(filename, required=("network_weights",))
-    weights, own = checkpoint["network_weights"], network.state_dict()
+    weights, state = checkpoint["network_weights"], network.state_dict()
     missing = {
         key: channels
         for key, channels in added.items()
-        if channels and key in weights and weights[key].shape[1] + channels == own[key].shape[1]
+        if channels and key in weights and weights[key].shape[1] + channels == state[key].shape[1]
     }
     if not missing:
         yield filename, []

@@ -80,14 +80,14 @@ def cps_step_memory(
     allocator loses between blocks.
 
     Args:
-        architecture: As in plans: ``network_class_name``, ``arch_kwargs``, ``_kw_requires_import``; or what makes one
-            network.
-        patch_size: Voxels.
+        architecture: Architecture as in plans: ``network_class_name``, ``arch_kwargs``, ``_kw_requires_import``; or
+            what makes one network.
+        patch_size: Size of a patch in voxels.
         batch_size: Labelled patches a step.
-        input_channels: Of the network.
-        output_channels: Of the network.
-        regions: Overlapping regions instead of exclusive classes.
-        half_precision: Mixed precision, as nnU-Net trains on GPUs.
+        input_channels: Input channels of the network.
+        output_channels: Output channels of the network.
+        regions: Whether there are overlapping regions instead of exclusive classes.
+        half_precision: Whether to train in mixed precision, as nnU-Net trains on GPUs.
     """
     with FakeTensorMode(), PeakOfStorages() as memory:
         (first, second), optimizers, batch = _prepared(

@@ -29,8 +29,8 @@ def nested_architecture(settings: Any, configuration: ConfigurationManager) -> d
     """Return the architecture of plans as a nested network.
 
     Args:
-        settings: What has ``anu_aggregation``, ``anu_gate_ratio`` and ``anu_depth``.
-        configuration: Of the plans; what a nested network's own arguments say there stays.
+        settings: A trainer or its class, with ``anu_aggregation``, ``anu_gate_ratio`` and ``anu_depth``.
+        configuration: Configuration of the plans; what a nested network's own arguments say there stays.
 
     Raises:
         NotImplementedError: If the network is neither nnU-Net's plain U-Net nor a nested one.
@@ -48,8 +48,8 @@ def nested_architecture(settings: Any, configuration: ConfigurationManager) -> d
     if not 1 <= depth <= deepest:
         raise ValueError(f"anu_depth must lie between 1 and {deepest} for these plans, got {depth}")
     architecture["network_class_name"] = NESTED
-    own = {"aggregation": settings.anu_aggregation, "gate_ratio": settings.anu_gate_ratio, "depth": depth}
-    architecture["arch_kwargs"] = own | architecture["arch_kwargs"]
+    arguments = {"aggregation": settings.anu_aggregation, "gate_ratio": settings.anu_gate_ratio, "depth": depth}
+    architecture["arch_kwargs"] = arguments | architecture["arch_kwargs"]
     return architecture
 
 
@@ -85,7 +85,7 @@ def output_weights(trainer: NestedTrainer) -> tuple[float, ...]:
     """
     depth = number_of_outputs(trainer)
     given = (1.0,) * depth if trainer.anu_output_weights is None else tuple(trainer.anu_output_weights)
-    if len(given) != depth or not all(0 <= one < math.inf for one in given) or sum(given) <= 0:
+    if len(given) != depth or not all(0 <= weight < math.inf for weight in given) or sum(given) <= 0:
         raise ValueError(
             f"anu_output_weights must hold {depth} numbers of 0 or more, depth 1 first, and one above 0, got {given}"
         )
@@ -122,14 +122,14 @@ def nested_step_memory(
     """Return the most bytes that a training step of a nested network with its hybrid loss has allocated at once.
 
     Args:
-        architecture: As in plans.
-        patch_size: Voxels.
+        architecture: Architecture as in plans.
+        patch_size: Size of a patch in voxels.
         batch_size: Patches a step.
-        input_channels: Of the network.
-        output_channels: Of the network.
-        regions: Overlapping regions instead of exclusive classes.
-        checkpointing: Compute activations again in the backward pass.
-        half_precision: Mixed precision, as nnU-Net trains on GPUs.
+        input_channels: Input channels of the network.
+        output_channels: Output channels of the network.
+        regions: Whether there are overlapping regions instead of exclusive classes.
+        checkpointing: Whether activations are computed again in the backward pass.
+        half_precision: Whether to train in mixed precision, as nnU-Net trains on GPUs.
     """
 
     def make() -> nn.Module:

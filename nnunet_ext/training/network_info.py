@@ -43,10 +43,10 @@ def compare_networks(
     """Return what a trainer's network takes, by configuration.
 
     Args:
-        plans: Of the dataset.
-        dataset_json: Of the dataset.
+        plans: Plans of the dataset.
+        dataset_json: Content of its dataset.json.
         trainer: Name of a trainer: one of ours, of nnU-Net's, or the user's.
-        configurations: Names; ``None`` takes all of the plans.
+        configurations: Names of configurations; ``None`` takes all of the plans.
 
     Returns:
         Configuration -> ``patch_size``, ``batch_size``, and for ``"plain"`` and ``"trainer"`` the network's class,
@@ -63,19 +63,19 @@ def compare_networks(
             f"the plans have no configuration {unknown[0]}, but {', '.join(manager.available_configurations)}"
         )
     cls = recursive_find_trainer_class_by_name(trainer)
-    found = {}
+    comparison = {}
     for name in configurations or manager.available_configurations:
         configuration = manager.get_configuration(name)
-        found[name] = {
+        comparison[name] = {
             "patch_size": list(configuration.patch_size),
             "batch_size": configuration.batch_size,
-            "plain": _look(nnUNetTrainer, manager, stock_configuration(configuration), dataset_json),
-            "trainer": _look(cls, manager, configuration, dataset_json),
+            "plain": _network_and_memory(nnUNetTrainer, manager, stock_configuration(configuration), dataset_json),
+            "trainer": _network_and_memory(cls, manager, configuration, dataset_json),
         }
-    return found
+    return comparison
 
 
-def _look(
+def _network_and_memory(
     cls: type, manager: PlansManager, configuration: ConfigurationManager, dataset_json: dict[str, Any]
 ) -> dict[str, Any]:
     labels = manager.get_label_manager(dataset_json)

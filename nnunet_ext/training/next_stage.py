@@ -11,7 +11,7 @@ from nnunet_ext.data.host import Trainer
 SECOND = "nnUNetTrainer"  # trains the next stage where the first stage's trainer cannot
 
 
-def say_where_to_copy(trainer: Trainer) -> None:
+def log_where_to_copy(trainer: Trainer) -> None:
     """Log what to do for a next stage that the trainer cannot train: nnU-Net looks under that stage's own trainer."""
     first = Path(trainer.output_folder_base)
     second = first.with_name(first.name.replace(type(trainer).__name__, SECOND, 1))
@@ -28,14 +28,14 @@ def say_where_to_copy(trainer: Trainer) -> None:
 def next_stages(trainer: Trainer, kept: Sequence[str]) -> Iterator[None]:
     """Let nnU-Net's final validation predict for no other next stages than these inside the block."""
     configuration = trainer.configuration_manager.configuration
-    named = configuration.pop("next_stage", None)
+    before = configuration.pop("next_stage", None)
     if kept:
         configuration["next_stage"] = list(kept)
     try:
         yield
     finally:
-        if named is not None:
-            configuration["next_stage"] = named
+        if before is not None:
+            configuration["next_stage"] = before
 
 
 def preprocessed_next_stages(trainer: Trainer) -> list[str]:
@@ -43,15 +43,15 @@ def preprocessed_next_stages(trainer: Trainer) -> list[str]:
 
     Without the cases nobody knows the size that the predictions should have.
     """
-    there = []
+    preprocessed = []
     for name in trainer.configuration_manager.next_stage_names or ():
         identifier = trainer.plans_manager.get_configuration(name).data_identifier
         folder = Path(trainer.preprocessed_dataset_folder_base) / identifier
         if folder.is_dir() and any(folder.iterdir()):
-            there.append(name)
+            preprocessed.append(name)
         else:
             trainer.print_to_log_file(
                 f"No predictions for the next stage {name}: {folder} has no preprocessed cases. For that stage "
                 f"run nnUNetv2_preprocess -c {name}, then this training with --val"
             )
-    return there
+    return preprocessed

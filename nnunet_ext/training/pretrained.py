@@ -7,7 +7,7 @@ from pathlib import Path
 from torch import Tensor
 
 from nnunet_ext.data.host import Trainer
-from nnunet_ext.training.checkpoints import plain_module, read
+from nnunet_ext.training.checkpoints import plain_module, read, unfit_weights
 
 _HEADS = ".seg_layers."  # which nnU-Net leaves out of pretrained weights
 _REMEDY = "give a checkpoint of nnU-Net after -pretrained_weights"
@@ -30,27 +30,31 @@ def refuse_unfit(trainer: Trainer, weights: dict[str, Tensor], filename: str | P
     """Raise ValueError if weights are not those of a trainer's network, its heads apart.
 
     Args:
-        trainer: An initialised one.
-        weights: As the network's state.
-        filename: Where they come from, for the message.
+        trainer: A trainer whose network is built.
+        weights: Weights by name.
+        filename: File with the weights, for the message.
     """
-    own = {key: value for key, value in plain_module(trainer.network).state_dict().items() if _HEADS not in key}
-    unfit = [key for key, value in own.items() if key not in weights or weights[key].shape != value.shape]
+    state = {key: value for key, value in plain_module(trainer.network).state_dict().items() if _HEADS not in key}
+    unfit = list(unfit_weights(state, weights, surplus=True))
     if not unfit:
         return
-    unfit = list({own[key].data_ptr(): key for key in reversed(unfit)}.values())[::-1]  # some weights have more names
-    key = unfit[0]
-    here = tuple(own[key].shape)
-    there = f"has shape {tuple(weights[key].shape)} there" if key in weights else "is missing there"
-    more = f", and {len(unfit) - 1} more weights do not fit" if len(unfit) > 1 else ""
-    channels = key in weights and here[:1] + here[2:] == tuple(weights[key].shape[:1] + weights[key].shape[2:])
+    # some weights have more names, of which the first is told
+    distinct = list({state[weight.key].data_ptr(): weight for weight in reversed(unfit)}.values())[::-1]
+    key, given, expected = distinct[0]
+    there = f"has shape {given} there" if given is not None else "is missing there"
+    more = f", and {len(distinct) - 1} more weights do not fit" if len(distinct) > 1 else ""
     need = (
-        f"it was trained with {weights[key].shape[1]} input channel(s), this data has {here[1]}"
-        if channels and len(unfit) == 1
-        else "weights need the same network, so train with the plans they come from "
+        "weights need the same network, so train with the plans they come from "
         "(nnUNetv2_move_plans_between_datasets copies plans)"
     )
+    if len(distinct) == 1 and given and expected and _other_channels(given, expected):
+        need = f"it was trained with {given[1]} input channel(s), this data has {expected[1]}"
     raise ValueError(
-        f"-pretrained_weights {filename} does not fit {type(trainer).__name__}: {key} {there} and {here} here{more}; "
-        f"{need}, or leave -pretrained_weights out"
+        f"-pretrained_weights {filename} does not fit {type(trainer).__name__}: {key} {there} and {expected} "
+        f"here{more}; {need}, or leave -pretrained_weights out"
     )
+
+
+def _other_channels(given: tuple[int, ...], expected: tuple[int, ...]) -> bool:
+    """Whether two shapes of a weight, which differ, do so in their input channels alone."""
+    return len(given) == len(expected) and given[:1] + given[2:] == expected[:1] + expected[2:]

@@ -14,7 +14,7 @@ def linear_ramp(epoch: int, num_epochs: int, final: float = 0.5, fraction: float
     (500 of 1000 epochs) for any number of epochs. ``fraction`` 0 switches the ramp off.
 
     Args:
-        epoch: Epoch, from 0.
+        epoch: Number of the epoch, from 0.
         num_epochs: Length of the training.
         final: Weight after the ramp.
         fraction: Share of the training that the ramp takes, 0 to 1.
@@ -37,8 +37,8 @@ class PlateauScheduler:
     Args:
         optimizer: Optimiser whose learning rate is reduced.
         patience: Epochs without improvement before the rate is reduced.
-        factor: The rate is multiplied by this.
-        threshold: A smaller absolute improvement counts as none.
+        factor: Number that the rate is multiplied by.
+        threshold: Least absolute improvement that counts.
     """
 
     _COUNTERS = ("best", "num_bad_epochs", "cooldown_counter", "last_epoch")  # all else are settings
@@ -71,7 +71,8 @@ class PlateauScheduler:
         """Restore a state; the settings, the initial rate among them, stay those of this scheduler.
 
         Args:
-            state: Of a checkpoint. One that does not say by how much the rate is reduced leaves the optimiser's rate.
+            state: State of a checkpoint. One that does not say by how much the rate is reduced leaves the optimiser's
+                rate.
         """
         for name in self._COUNTERS:
             if name in state:

@@ -28,7 +28,7 @@ def derived_seed(seed: int, *purpose: int) -> int:
     """Return a 32-bit seed for one purpose; different purposes give unrelated streams.
 
     Args:
-        seed: Base seed.
+        seed: Base of all seeds.
         purpose: Numbers that name the purpose, e.g. fold and network.
     """
     return int(np.random.SeedSequence([seed, *purpose]).generate_state(1)[0])

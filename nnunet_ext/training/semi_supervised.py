@@ -12,7 +12,7 @@ class RampTrainer(Trainer, Protocol):
     """A trainer whose loss of pseudo-labels is weighted by a ramp.
 
     Attributes:
-        lr_schedule: ``"poly"`` or ``"plateau"``.
+        lr_schedule: Course of the learning rate, ``"poly"`` or ``"plateau"``.
         ramp_fraction: Share of the epochs over which the weight rises, from 0 to 1.
     """
 

@@ -37,7 +37,7 @@ def check_classes(architecture: dict[str, Any], remedy: str = f"set {TRUST_VARIA
     """Refuse an architecture of plans that names anything but networks and their layers; nothing else is imported.
 
     Args:
-        architecture: As in plans.
+        architecture: Architecture as in plans.
         remedy: How a user says that the plans are to be trusted, for the message.
 
     Raises:
@@ -63,11 +63,11 @@ def _is_within(name: Any, packages: tuple[str, ...]) -> bool:
 def _is_layer(name: str) -> bool:
     """Whether a name leads to a layer: attributes of modules lead to all that these import, ``os`` among it."""
     try:
-        found = pydoc.locate(name)
+        definition = pydoc.locate(name)
     except pydoc.ErrorDuringImport:
         return False
-    if found is None:  # nnU-Net looks for networks that have moved by their last name, in one of these packages
+    if definition is None:  # nnU-Net looks for networks that have moved by their last name, in one of these packages
         return name.startswith("dynamic_network_architectures.")
-    if inspect.isclass(found):
-        return issubclass(found, nn.Module) and _is_within(f"{found.__module__}.", _PACKAGES)
-    return inspect.isfunction(found) and found.__module__ == _FUNCTIONS
+    if inspect.isclass(definition):
+        return issubclass(definition, nn.Module) and _is_within(f"{definition.__module__}.", _PACKAGES)
+    return inspect.isfunction(definition) and definition.__module__ == _FUNCTIONS
