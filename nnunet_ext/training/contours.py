@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 import torch
+from nnunetv2.configuration import ANISO_THRESHOLD
 from torch import Tensor, nn
 
 from nnunet_ext.losses import ContourWeightedLoss
@@ -18,8 +19,6 @@ from nnunet_ext.training.criteria import (
     sum_over_processes,
 )
 from nnunet_ext.training.host import ExtTrainer
-
-ANISOTROPY = 3.0  # nnU-Net's own threshold for treating an axis apart
 
 
 def band_iterations(
@@ -41,7 +40,7 @@ def band_iterations(
     """
     finest = min(spacing_mm)
     if thickness_mm is None:
-        return tuple(iterations if spacing <= ANISOTROPY * finest else 0 for spacing in spacing_mm)
+        return tuple(iterations if spacing <= ANISO_THRESHOLD * finest else 0 for spacing in spacing_mm)
     if not 0 < thickness_mm < math.inf:
         raise ValueError(f"the thickness of the contour must be positive, got {thickness_mm} mm; pass e.g. 2.0")
     sizes = {kernel} if isinstance(kernel, int) else set(kernel)

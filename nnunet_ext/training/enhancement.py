@@ -11,14 +11,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from nnunetv2.configuration import ANISO_THRESHOLD
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 
 from nnunet_ext.files import naming_full_disk
 from nnunet_ext.networks.ife_unet import zero_added_channels
 from nnunet_ext.training.architecture import ENHANCED, network_name
 from nnunet_ext.training.checkpoints import plain_module
-
-_ANISOTROPY = 3.0  # nnU-Net's own threshold for treating an axis apart
 
 
 def axes_of_stage(spacing: Sequence[float], strides: Sequence[Sequence[int]], stage: int) -> list[int] | None:
@@ -28,7 +27,7 @@ def axes_of_stage(spacing: Sequence[float], strides: Sequence[Sequence[int]], st
     """
     size = np.array(spacing, float) * np.prod(np.array(strides[: stage + 1]), 0)
     near = sorted(
-        {*np.argsort(size, kind="stable")[:2].tolist(), *np.flatnonzero(size <= _ANISOTROPY * size.min()).tolist()}
+        {*np.argsort(size, kind="stable")[:2].tolist(), *np.flatnonzero(size <= ANISO_THRESHOLD * size.min()).tolist()}
     )
     return None if len(near) == len(size) else [int(axis) for axis in near]
 

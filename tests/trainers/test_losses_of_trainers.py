@@ -28,7 +28,6 @@ def test_found_alone_and_in_combination(part):
 @pytest.mark.parametrize(
     ("configuration", "kind"),
     [
-        ("3d_fullres", "labels"),
         ("2d", "labels"),
         ("3d_fullres", "ignore"),
         ("2d", "regions"),
