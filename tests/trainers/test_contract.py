@@ -107,6 +107,15 @@ def test_hooks_are_replaced_as_planned_or_call_super(cls):
     assert replaced - {"network_architecture"} == REPLACED.get(cls.__name__, set())
 
 
+def test_parts_with_a_loss_say_so():
+    """Estimates of memory ask for it; a trainer of no part but ours has the loss of nnU-Net or of its network."""
+    parts = {name: cls for name, cls in MIXINS.items() if name != "ExtPart"}
+    with_loss = {name for name, cls in parts.items() if "_build_loss" in vars(cls)}
+    assert with_loss
+    assert with_loss == {name for name, cls in parts.items() if vars(cls).get("has_own_loss", False)}
+    assert MIXINS["ExtPart"].has_own_loss is False
+
+
 def test_what_is_said_of_nnunets_trainer_is_so(make_trainer):
     """All that the Protocol names is there once nnU-Net's own trainer is initialised."""
     trainer = make_trainer(cls=nnUNetTrainer)
