@@ -14,7 +14,7 @@ from pathlib import Path
 
 from nnunet_ext.cli.values import fold as _fold
 from nnunet_ext.cli.values import model_folder, positive_int
-from nnunet_ext.inference.profile_settings import Setting, choose_settings, describe_settings, parse_setting
+from nnunet_ext.evaluation.settings import Setting, choose_settings, describe_settings, parse_setting
 
 _KEEP = -1.0  # --target_spacing: the plans' value
 
@@ -106,10 +106,10 @@ def run(arguments: argparse.Namespace) -> int:
     settings = choose_settings(arguments.settings, arguments.setting, arguments.target_spacing, arguments.max_voxels)
     model = _model(arguments)
 
-    from nnunet_ext.inference.profile_inputs import find_inputs
-    from nnunet_ext.inference.profile_record import FILE, PICTURE
-    from nnunet_ext.inference.profile_table import format_profile
-    from nnunet_ext.inference.profiling import ProfileOptions, failed, profile
+    from nnunet_ext.evaluation.inputs import find_inputs
+    from nnunet_ext.evaluation.profile import ProfileOptions, failed, profile
+    from nnunet_ext.evaluation.record import FILE, PICTURE
+    from nnunet_ext.evaluation.table import format_profile
 
     inputs = find_inputs(model, arguments.i, arguments.labels, arguments.f, arguments.chk)
     options = ProfileOptions(

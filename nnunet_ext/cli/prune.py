@@ -67,7 +67,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Compare the depths, and write a model if asked to."""
-    from nnunet_ext.inference.depths import (
+    from nnunet_ext.evaluation.depths import (
         PICTURE,
         PruneOptions,
         check_model,
@@ -75,10 +75,10 @@ def run(arguments: argparse.Namespace) -> int:
         format_depths,
         link_validation_cases,
     )
-    from nnunet_ext.inference.model_folder import check_plain_name
-    from nnunet_ext.inference.model_folder import read_model_json as read_json
-    from nnunet_ext.inference.profiling import check_device
-    from nnunet_ext.inference.pruning import write_pruned
+    from nnunet_ext.evaluation.profile import check_device
+    from nnunet_ext.model_sharing.folders import check_plain_name
+    from nnunet_ext.model_sharing.folders import read_model_json as read_json
+    from nnunet_ext.model_sharing.pruning import write_pruned
 
     model = _model(arguments)
     if (arguments.i is None) != (arguments.labels is None):
@@ -121,7 +121,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _check_written(arguments: argparse.Namespace, model: Path, output: Path) -> None:
     """Refuse a place for the pruned model before hours of predictions."""
-    from nnunet_ext.inference.model_folder import check_target, is_archive
+    from nnunet_ext.model_sharing.folders import check_target, is_archive
 
     target = arguments.write
     if target is None:

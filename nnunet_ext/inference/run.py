@@ -13,8 +13,8 @@ from nnunet_ext.data.pool import WORKER_DIED, WorkerDiedError, map_isolated
 from nnunet_ext.files import DiskFullError
 from nnunet_ext.inference.background import Background
 from nnunet_ext.inference.case import prepare
-from nnunet_ext.inference.exporting import Exported, Handover, export
 from nnunet_ext.inference.report import SpacingReport, finished
+from nnunet_ext.inference.writing import Exported, Handover, export
 
 if TYPE_CHECKING:
     from nnunet_ext.inference.predictor import Predictor

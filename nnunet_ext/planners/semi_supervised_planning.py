@@ -8,9 +8,9 @@ from typing import Any
 from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
 
-from nnunet_ext.data.fingerprint import GLOBAL_KEY, SHAPES_KEY, SPACINGS_KEY
 from nnunet_ext.data.reading import choose_reader
 from nnunet_ext.data.unlabeled import file_problem, labelled_cases, number_of_channels
+from nnunet_ext.fingerprints.cases import GLOBAL_KEY, SHAPES_KEY, SPACINGS_KEY
 from nnunet_ext.planners.fitting import MemoryFit
 from nnunet_ext.planners.own_plans import OwnPlans, check_before_planning
 from nnunet_ext.training.memory import GIB, cps_step_memory

@@ -16,7 +16,7 @@ from torch import nn
 
 from nnunet_ext.data.splits import hidden_cases_of_fold
 from nnunet_ext.files import read_json
-from nnunet_ext.inference.averaging import AverageOfNetworks
+from nnunet_ext.networks.averaging import AverageOfNetworks
 from nnunet_ext.training import cps_monitor, curves
 from nnunet_ext.training.checkpoints import plain_module
 from nnunet_ext.training.cps_monitor import CPSMonitor

@@ -11,7 +11,7 @@ from PIL import Image
 from reference import naive_cwcd
 
 from nnunet_ext.cli.main import main
-from nnunet_ext.training.contour_figure import Band, LabelNames, contours_of
+from nnunet_ext.figures.contours import Band, LabelNames, contours_of
 
 PICTURES = {f"case_{n}.png" for n in range(3)}
 

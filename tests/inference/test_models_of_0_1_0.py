@@ -15,7 +15,7 @@ from reference import tiny
 
 from nnunet_ext.data.plans import load_configuration
 from nnunet_ext.inference import Predictor
-from nnunet_ext.training.composition import find_trainer
+from nnunet_ext.trainers.names import find_trainer
 
 MODELS = sorted((Path(__file__).parents[1] / "reference" / "models_of_0_1_0").iterdir())
 SLICES = slice(8, 10)

@@ -7,7 +7,7 @@ import textwrap
 import pytest
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
-from nnunet_ext.training.composition import PARTS, find_trainer
+from nnunet_ext.trainers.names import PARTS, find_trainer
 
 # What a part replaces without asking the next one; all else calls super().
 REPLACED = {
