@@ -22,7 +22,7 @@ from nnunet_ext.evaluation.profile import ProfileOptions, failed, profile
 from nnunet_ext.evaluation.record import without_nan
 from nnunet_ext.evaluation.settings import Setting
 from nnunet_ext.evaluation.table import align
-from nnunet_ext.figures.fingerprint import plain_style, save_figure
+from nnunet_ext.figures.style import plain_style, save_figure
 from nnunet_ext.model_sharing.folders import find_folds, read_model_json
 from nnunet_ext.model_sharing.pruning import depth_of, pruned_network
 from nnunet_ext.training.safe_load import load_checkpoint

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from torch import nn
 
 from nnunet_ext.figures import middle_patch
-from nnunet_ext.figures.fingerprint import plain_style, save_figure
+from nnunet_ext.figures.style import plain_style, save_figure
 from nnunet_ext.inference.case import Model
 from nnunet_ext.training.architecture import NESTED
 

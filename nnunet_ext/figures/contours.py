@@ -14,7 +14,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-from nnunet_ext.figures.fingerprint import save_figure
+from nnunet_ext.figures.style import save_figure
 from nnunet_ext.files import read_json
 from nnunet_ext.losses import contour_map
 from nnunet_ext.losses.contour import reach_of, region_contours

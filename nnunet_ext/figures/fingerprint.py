@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from nnunet_ext.files import whole
+from nnunet_ext.figures.style import save_figure
 from nnunet_ext.fingerprints.case_statistics import CaseStatistics
 from nnunet_ext.fingerprints.intensity import IntensityStatistics
 
@@ -65,20 +63,6 @@ def draw_fingerprint(
     counts = ", ".join(f"{len(some)} {kind}" for kind, some in cases.items())
     figure.suptitle(f"{title}: {counts} cases")
     save_figure(figure, path)
-
-
-@contextmanager
-def plain_style() -> Iterator[None]:
-    """Draw with matplotlib's own settings; nnU-Net's progress.png leaves seaborn's large fonts in its process."""
-    with matplotlib.rc_context():
-        matplotlib.rcdefaults()
-        yield
-
-
-def save_figure(figure: Figure, path: Path) -> None:
-    """Write a figure as PNG; the file is complete or not there."""
-    with whole(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=110)
 
 
 def _draw_intensities(axes: Axes, name: str, groups: list[tuple[str, IntensityStatistics]]) -> None:
