@@ -21,11 +21,12 @@ from tqdm import tqdm
 from nnunet_ext.data.completeness import check_complete
 from nnunet_ext.evaluation.command import CommandError, run_command
 from nnunet_ext.evaluation.inputs import ProfileInputs, files_digest
-from nnunet_ext.evaluation.record import PICTURE, STAGES, ProfileRecord, hardware, versions, without_nan
+from nnunet_ext.evaluation.record import PICTURE, ProfileRecord, hardware, versions, without_nan
 from nnunet_ext.evaluation.settings import Setting
 from nnunet_ext.evaluation.usage import Curve, Usage, UsageSampler
 from nnunet_ext.figures.profile import draw_profile
 from nnunet_ext.inference.checks import OUR_FLAGS, TRUST_FLAG, check_device, check_model
+from nnunet_ext.inference.report import STAGES
 
 COMMAND = ("nnUNetv2_predict_from_modelfolder",)
 REPORT = "spacing_report.json"

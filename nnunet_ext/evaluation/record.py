@@ -15,7 +15,6 @@ from nnunet_ext import files
 from nnunet_ext.evaluation.settings import NAME
 from nnunet_ext.evaluation.usage import gpu_name
 
-STAGES = ("reading", "preprocessing", "network", "resampling", "writing")  # of a prediction, in this order
 FILE, PICTURE = "profile.json", "profile.png"
 _PACKAGES = ("nnunetv2-ext", "nnunetv2", "torch", "monai")
 # Where one of these differs, times and memories do not compare; paths may be written in another way.
