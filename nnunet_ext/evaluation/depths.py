@@ -9,8 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 from nnunetv2.evaluation.evaluate_predictions import compute_metrics
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
@@ -22,7 +20,7 @@ from nnunet_ext.evaluation.profile import ProfileOptions, failed, profile
 from nnunet_ext.evaluation.record import without_nan
 from nnunet_ext.evaluation.settings import Setting
 from nnunet_ext.evaluation.table import align
-from nnunet_ext.figures.style import plain_style, save_figure
+from nnunet_ext.figures.depths import draw_depths
 from nnunet_ext.model_sharing.folders import find_folds, read_model_json
 from nnunet_ext.model_sharing.pruning import depth_of, pruned_network
 from nnunet_ext.training.safe_load import load_checkpoint
@@ -211,7 +209,7 @@ def compare_depths(
             "depths": depths,
         }
     )
-    draw(options.output / PICTURE, document)
+    draw_depths(options.output / PICTURE, document)
     files.write_json(options.output / FILE, document, indent=1)
     return document
 
@@ -289,38 +287,3 @@ def format_depths(document: dict[str, Any]) -> str:
 
 def _number(value: float | None, digits: int) -> str:
     return "-" if value is None else f"{value:.{digits}f}"
-
-
-@plain_style()
-def draw(path: Path, document: dict[str, Any]) -> None:
-    """Draw accuracy, parameters, time and memory by depth; a temporary file is renamed."""
-    depths = document["depths"]
-    x = [int(depth) for depth in depths]
-    figure = Figure(figsize=(14, 3.6), layout="constrained", facecolor="white")
-    FigureCanvasAgg(figure)
-    panels = figure.subplots(1, 4)
-    for name, colour in zip(ACCURACY, ("#0072b2", "#009e73", "#e69f00", "#cc79a7"), strict=True):
-        values = [np.nan if one[name] is None else one[name] for one in depths.values()]
-        panels[0].plot(x, values, "o-", color=colour, label=name if name != "iou" else "IoU")
-    panels[0].legend(fontsize=8, frameon=False)
-    panels[0].set_title("accuracy, mean", fontsize=10)
-    memory = "peak_gpu_memory_mb" if depths[str(x[-1])]["peak_gpu_memory_mb"] is not None else "peak_memory_mb"
-    bars = (
-        ("parameters", "parameters [million]", 1e-6),
-        ("seconds", "network [s/case]", 1.0),
-        (memory, f"peak {'GPU ' if 'gpu' in memory else ''}memory [GB]", 1e-3),
-    )
-    for axes, (key, title, scale) in zip(panels[1:], bars, strict=True):
-        heights = [(one[key] or 0) * scale for one in depths.values()]
-        axes.bar(x, heights, color=["#d55e00" if d == document["recommended"] else "#bbbbbb" for d in x])
-        for d, height in zip(x, heights, strict=True):
-            axes.annotate(f"{height:.3g}", (d, height), ha="center", va="bottom", fontsize=8)
-        axes.margins(y=0.12)
-        axes.set_title(title, fontsize=10)
-    for axes in panels:
-        axes.set_xticks(x)
-        axes.set_xlabel("prune depth")
-        axes.spines[["top", "right"]].set_visible(False)
-    title = f"{Path(document['model']).name}, fold {document['fold']}: {len(document['cases'])} case(s); "
-    figure.suptitle(f"{title}recommended depth {document['recommended'] or 'unknown'} (orange)", fontsize=11)
-    save_figure(figure, path)

@@ -11,6 +11,7 @@ from inference.tiny_model import make_model
 from nnunet_ext.cli.main import main
 from nnunet_ext.evaluation import depths
 from nnunet_ext.evaluation.inputs import find_inputs
+from nnunet_ext.figures.depths import draw_depths
 from nnunet_ext.training.architecture import NESTED
 
 REGIONS = {"background": 0, "whole": [1, 2, 3], "core": [2, 3], "three": 3}
@@ -71,7 +72,7 @@ def document(gpu=None):
 def test_table_and_picture(tmp_path, gpu):
     unknown = document(gpu) | {"recommended": None}
     assert "No depth is recommended: no class is in these cases" in depths.format_depths(unknown)
-    depths.draw(tmp_path / "unknown.png", unknown)
+    draw_depths(tmp_path / "unknown.png", unknown)
     text = depths.format_depths(document(gpu))
     lines = text.splitlines()
     head, first = lines[0], next(line for line in lines[1:] if line.lstrip().startswith("1"))
@@ -79,7 +80,7 @@ def test_table_and_picture(tmp_path, gpu):
     assert "0.9000" in first
     assert "1,000" in first
     assert "Recommended: depth 1, the shallowest whose mean Dice is at most 0.01 below depth 3." in text
-    depths.draw(tmp_path / "prune.png", document(gpu))
+    draw_depths(tmp_path / "prune.png", document(gpu))
     assert (tmp_path / "prune.png").stat().st_size > 10_000
 
 
