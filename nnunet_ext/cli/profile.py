@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 
 from nnunet_ext.cli.values import fold as _fold
-from nnunet_ext.cli.values import model_folder, positive_int
+from nnunet_ext.cli.values import positive_int
 from nnunet_ext.evaluation.settings import Setting, choose_settings, describe_settings, parse_setting
 
 _KEEP = -1.0  # --target_spacing: the plans' value
@@ -146,5 +146,7 @@ def _model(arguments: argparse.Namespace) -> Path:
     missing = [flag for flag in ("-d", "-c") if named[flag] is None]
     if missing:
         raise ValueError(f"{' and '.join(missing)} missing, expected -m MODEL, or -d DATASET and -c CONF; pass them")
+
+    from nnunet_ext.model_sharing.folders import model_folder
 
     return model_folder(arguments.d, arguments.tr or "nnUNetTrainer", arguments.p or "nnUNetPlans", arguments.c)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from nnunet_ext.cli.values import fold as _fold
-from nnunet_ext.cli.values import model_folder, positive_int
+from nnunet_ext.cli.values import positive_int
 
 
 def _share(text: str) -> float:
@@ -139,4 +139,6 @@ def _model(arguments: argparse.Namespace) -> Path:
         raise ValueError("expected either -d DATASET (with -c, -p, -tr) or -m MODEL; pass one of them")
     if arguments.m is not None:
         return Path(arguments.m)
+    from nnunet_ext.model_sharing.folders import model_folder
+
     return model_folder(arguments.d, arguments.tr, arguments.p, arguments.c)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from nnunet_ext.model_sharing.folders import find_folds, read_model_json
+from nnunet_ext.model_sharing.folders import find_folds, model_folder, read_model_json
 from nnunet_ext.training.safe_load import load_checkpoint
 from nnunet_ext.training.trust import check_classes, trusted_by_environment
 
@@ -122,6 +122,4 @@ def _model_of(given: dict[str, Any]) -> Path | None:
         return Path(given["m"])
     if "d" not in given:
         return None
-    from nnunet_ext.cli.values import model_folder
-
     return model_folder(given["d"], given["tr"], given["p"], given["c"])

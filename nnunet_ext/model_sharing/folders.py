@@ -35,6 +35,20 @@ def read_model_json(path: Path) -> dict[str, Any]:
     return content
 
 
+def model_folder(dataset: str, trainer: str, plans: str, configuration: str) -> Path:
+    """Return where nnU-Net keeps a model.
+
+    Raises:
+        ValueError: If nnUNet_results is not set.
+    """
+    from nnunetv2.paths import nnUNet_results
+    from nnunetv2.utilities.file_path_utilities import get_output_folder
+
+    if nnUNet_results is None:
+        raise ValueError("nnUNet_results is not set, the folder of trained models; set it, or name a model with -m")
+    return Path(get_output_folder(int(dataset) if dataset.isdigit() else dataset, trainer, plans, configuration))
+
+
 def find_folds(model: Path, folds: Sequence[int | str] | None, checkpoint_name: str) -> list[int | str]:
     """Return the folds of a model that have a checkpoint.
 
