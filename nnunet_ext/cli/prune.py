@@ -75,9 +75,8 @@ def run(arguments: argparse.Namespace) -> int:
         format_depths,
         link_validation_cases,
     )
-    from nnunet_ext.evaluation.profile import check_device
-    from nnunet_ext.model_sharing.folders import check_plain_name
-    from nnunet_ext.model_sharing.folders import read_model_json as read_json
+    from nnunet_ext.inference.checks import check_device
+    from nnunet_ext.model_sharing.folders import check_plain_name, read_model_json
     from nnunet_ext.model_sharing.pruning import write_pruned
 
     model = _model(arguments)
@@ -89,9 +88,9 @@ def run(arguments: argparse.Namespace) -> int:
     _check_written(arguments, model, output)
     images, labels = arguments.i, arguments.labels
     if images is None:
-        dataset: Any = read_json(model / "plans.json").get("dataset_name")
+        dataset: Any = read_model_json(model / "plans.json").get("dataset_name")
         check_plain_name(dataset, "dataset_name", model / "plans.json")
-        ending = read_json(model / "dataset.json")["file_ending"]
+        ending = read_model_json(model / "dataset.json")["file_ending"]
         images, labels = link_validation_cases(dataset, arguments.f, output / "validation_cases", ending)
     options = PruneOptions(
         output,

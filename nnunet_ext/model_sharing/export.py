@@ -9,13 +9,17 @@ from typing import Any
 from torch import nn
 
 from nnunet_ext import files
-from nnunet_ext.model_sharing.folders import building, check_plain_name, check_target, copy_fingerprint, find_folds
-from nnunet_ext.model_sharing.folders import read_model_json as read_json
+from nnunet_ext.model_sharing.folders import (
+    building,
+    check_plain_name,
+    check_target,
+    copy_fingerprint,
+    find_folds,
+    read_model_json,
+)
 from nnunet_ext.model_sharing.private import for_inference, without_private_keys
 from nnunet_ext.training.architecture import build, check_fit
 from nnunet_ext.training.safe_load import load_checkpoint
-
-__all__ = ["check_target", "export_model", "find_folds", "read_json"]
 
 STOCK_TRAINER = "nnUNetTrainer"
 STOCK_ARCHITECTURES = "dynamic_network_architectures."
@@ -53,7 +57,7 @@ def export_model(
     """
     model, output = Path(model), Path(output)
     check_target(model, output, overwrite)
-    plans, dataset_json = (read_json(model / name) for name in ("plans.json", "dataset.json"))
+    plans, dataset_json = (read_model_json(model / name) for name in ("plans.json", "dataset.json"))
     sources = find_folds(model, folds, checkpoint_name)
     first = model / f"fold_{sources[0]}" / checkpoint_name
     configuration = load_checkpoint(first, mapped=True)["init_args"]["configuration"]
