@@ -242,7 +242,7 @@ def train_and_evaluate(run: Run) -> None:
     import torch
     from batchgenerators.utilities.file_and_folder_operations import load_json
 
-    from nnunet_ext.training.composition import find_trainer
+    from nnunet_ext.trainers.names import find_trainer
 
     torch.set_num_threads(1)
     task = TASKS[run.task]
@@ -266,7 +266,7 @@ def train_and_evaluate(run: Run) -> None:
     seconds = time.time() - seconds
     networks = {"network 1": trainer.network}
     if hasattr(trainer, "network_2"):
-        from nnunet_ext.inference.averaging import AverageOfNetworks
+        from nnunet_ext.networks.averaging import AverageOfNetworks
 
         networks |= {"network 2": trainer.network_2, "average": AverageOfNetworks(trainer.network, trainer.network_2)}
     trainer.set_deep_supervision_enabled(False)
@@ -305,7 +305,7 @@ def evaluate(trainer, network, task: Task) -> dict[str, dict[str, dict[str, floa
     from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
     from tqdm import tqdm
 
-    from nnunet_ext.inference.metrics import Classes, compare
+    from nnunet_ext.evaluation.metrics import Classes, compare
 
     options = {"perform_everything_on_device": False, "allow_tqdm": False, "use_mirroring": task.mirroring}
     predictor = nnUNetPredictor(device=trainer.device, **options)

@@ -40,7 +40,7 @@ from pathlib import Path
 from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
 from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
 from tqdm import tqdm
-from nnunet_ext.data.fingerprint import case_table
+from nnunet_ext.fingerprints.cases import case_table
 from nnunet_ext.data.pool import map_isolated
 from read_only import read
 from nnunetv2.paths import nnUNet_raw

@@ -34,7 +34,7 @@ def main() -> None:
     from _pairs import machine
     from batchgenerators.utilities.file_and_folder_operations import load_json
 
-    from nnunet_ext.training.composition import find_trainer
+    from nnunet_ext.trainers.names import find_trainer
 
     preprocessed = accuracy.WORK / "preprocessed" / task.dataset
     plans = load_json(str(preprocessed / f"{task.plans}.json")) | {"continue_training": False}

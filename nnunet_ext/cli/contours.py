@@ -43,8 +43,8 @@ def run(arguments: argparse.Namespace) -> int:
     """Draw; the exit status is 1 if a file failed."""
     from tqdm import tqdm
 
+    from nnunet_ext.figures.contours import Band, LabelNames
     from nnunet_ext.files import sweep
-    from nnunet_ext.training.contour_figure import Band, LabelNames
     from nnunet_ext.training.contours import band_iterations
 
     if len(arguments.kernel) not in (1, 3):
@@ -86,7 +86,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _draw_one(file: Path, reader: Any, output: Path, band: Any, names: Any, plans: Any) -> dict[str, float]:
     """Draw one file; return the share of contour of each class it has."""
-    from nnunet_ext.training.contour_figure import LabelNames, contours_of, draw
+    from nnunet_ext.figures.contours import LabelNames, contours_of, draw
 
     case, ending = _split(file)
     labels, spacing = _read(file, reader, segmentation=True)

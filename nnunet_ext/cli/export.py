@@ -28,8 +28,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Export and say how to predict with the result."""
-    from nnunet_ext.inference.export import export_model
-    from nnunet_ext.inference.model_folder import is_archive
+    from nnunet_ext.model_sharing.export import export_model
+    from nnunet_ext.model_sharing.folders import is_archive
 
     folds = export_model(
         arguments.m,

@@ -29,12 +29,12 @@ def run(arguments: argparse.Namespace) -> int:
     from nnunetv2.utilities.dataset_name_id_conversion import maybe_convert_to_dataset_name
     from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
 
-    from nnunet_ext.data.case_statistics import CaseStatistics, merge
     from nnunet_ext.data.failures import LABELLED, UNLABELLED, format_report
-    from nnunet_ext.data.fingerprint import case_table, light, read_cases
-    from nnunet_ext.data.fingerprint_figure import Group, draw_fingerprint
-    from nnunet_ext.data.outliers import find_outliers, format_outliers
     from nnunet_ext.data.unlabeled import channel_names, check_raw_dataset
+    from nnunet_ext.figures.fingerprint import Group, draw_fingerprint
+    from nnunet_ext.fingerprints.case_statistics import CaseStatistics, merge
+    from nnunet_ext.fingerprints.cases import case_table, light, read_cases
+    from nnunet_ext.fingerprints.outliers import find_outliers, format_outliers
 
     name = maybe_convert_to_dataset_name(int(arguments.d) if arguments.d.isdigit() else arguments.d)
     table = case_table(name, get_filenames_of_train_images_and_targets(str(check_raw_dataset(name))))

@@ -20,11 +20,11 @@ def run(arguments: argparse.Namespace) -> int:
     """Draw."""
     import torch
 
+    from nnunet_ext.figures.enhancement import draw, load_network, look
+    from nnunet_ext.figures.middle_patch import channels_of_case
     from nnunet_ext.files import sweep
-    from nnunet_ext.inference.enhancement_figure import draw, load_network, look
-    from nnunet_ext.inference.middle_patch import channels_of_case
-    from nnunet_ext.inference.model_folder import find_folds, read_model_json
-    from nnunet_ext.inference.predict_checks import check_device
+    from nnunet_ext.inference.checks import check_device
+    from nnunet_ext.model_sharing.folders import find_folds, read_model_json
 
     check_device(arguments.device)
     fold = find_folds(arguments.m, None if arguments.f is None else [arguments.f], arguments.chk)[0]

@@ -104,7 +104,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _print_networks(arguments: argparse.Namespace) -> int:
-    from nnunet_ext.training.network_info import compare_networks, read_plans
+    from nnunet_ext.evaluation.network_info import compare_networks, read_plans
 
     if arguments.d is None or arguments.tr is None:
         raise ValueError("-d and -tr belong together: a dataset, and the trainer whose network to look at")

@@ -13,8 +13,8 @@ import sys
 from pathlib import Path
 
 from nnunet_ext.cli.values import fold as _fold
-from nnunet_ext.cli.values import model_folder, positive_int
-from nnunet_ext.inference.profile_settings import Setting, choose_settings, describe_settings, parse_setting
+from nnunet_ext.cli.values import positive_int
+from nnunet_ext.evaluation.settings import Setting, choose_settings, describe_settings, parse_setting
 
 _KEEP = -1.0  # --target_spacing: the plans' value
 
@@ -106,10 +106,10 @@ def run(arguments: argparse.Namespace) -> int:
     settings = choose_settings(arguments.settings, arguments.setting, arguments.target_spacing, arguments.max_voxels)
     model = _model(arguments)
 
-    from nnunet_ext.inference.profile_inputs import find_inputs
-    from nnunet_ext.inference.profile_record import FILE, PICTURE
-    from nnunet_ext.inference.profile_table import format_profile
-    from nnunet_ext.inference.profiling import ProfileOptions, failed, profile
+    from nnunet_ext.evaluation.inputs import find_inputs
+    from nnunet_ext.evaluation.profile import ProfileOptions, failed, profile
+    from nnunet_ext.evaluation.record import FILE, PICTURE
+    from nnunet_ext.evaluation.table import format_profile
 
     inputs = find_inputs(model, arguments.i, arguments.labels, arguments.f, arguments.chk)
     options = ProfileOptions(
@@ -146,5 +146,7 @@ def _model(arguments: argparse.Namespace) -> Path:
     missing = [flag for flag in ("-d", "-c") if named[flag] is None]
     if missing:
         raise ValueError(f"{' and '.join(missing)} missing, expected -m MODEL, or -d DATASET and -c CONF; pass them")
+
+    from nnunet_ext.model_sharing.folders import model_folder
 
     return model_folder(arguments.d, arguments.tr or "nnUNetTrainer", arguments.p or "nnUNetPlans", arguments.c)

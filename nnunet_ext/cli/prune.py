@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from nnunet_ext.cli.values import fold as _fold
-from nnunet_ext.cli.values import model_folder, positive_int
+from nnunet_ext.cli.values import positive_int
 
 
 def _share(text: str) -> float:
@@ -67,7 +67,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Compare the depths, and write a model if asked to."""
-    from nnunet_ext.inference.depths import (
+    from nnunet_ext.evaluation.depths import (
         PICTURE,
         PruneOptions,
         check_model,
@@ -75,10 +75,9 @@ def run(arguments: argparse.Namespace) -> int:
         format_depths,
         link_validation_cases,
     )
-    from nnunet_ext.inference.model_folder import check_plain_name
-    from nnunet_ext.inference.model_folder import read_model_json as read_json
-    from nnunet_ext.inference.profiling import check_device
-    from nnunet_ext.inference.pruning import write_pruned
+    from nnunet_ext.inference.checks import check_device
+    from nnunet_ext.model_sharing.folders import check_plain_name, read_model_json
+    from nnunet_ext.model_sharing.pruning import write_pruned
 
     model = _model(arguments)
     if (arguments.i is None) != (arguments.labels is None):
@@ -89,9 +88,9 @@ def run(arguments: argparse.Namespace) -> int:
     _check_written(arguments, model, output)
     images, labels = arguments.i, arguments.labels
     if images is None:
-        dataset: Any = read_json(model / "plans.json").get("dataset_name")
+        dataset: Any = read_model_json(model / "plans.json").get("dataset_name")
         check_plain_name(dataset, "dataset_name", model / "plans.json")
-        ending = read_json(model / "dataset.json")["file_ending"]
+        ending = read_model_json(model / "dataset.json")["file_ending"]
         images, labels = link_validation_cases(dataset, arguments.f, output / "validation_cases", ending)
     options = PruneOptions(
         output,
@@ -121,7 +120,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _check_written(arguments: argparse.Namespace, model: Path, output: Path) -> None:
     """Refuse a place for the pruned model before hours of predictions."""
-    from nnunet_ext.inference.model_folder import check_target, is_archive
+    from nnunet_ext.model_sharing.folders import check_target, is_archive
 
     target = arguments.write
     if target is None:
@@ -139,4 +138,6 @@ def _model(arguments: argparse.Namespace) -> Path:
         raise ValueError("expected either -d DATASET (with -c, -p, -tr) or -m MODEL; pass one of them")
     if arguments.m is not None:
         return Path(arguments.m)
+    from nnunet_ext.model_sharing.folders import model_folder
+
     return model_folder(arguments.d, arguments.tr, arguments.p, arguments.c)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 
-from nnunet_ext.training.composition import COMMON, PARTS, summary_of
+from nnunet_ext.trainers.names import COMMON, PARTS, summary_of
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

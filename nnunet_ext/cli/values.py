@@ -67,17 +67,3 @@ def add_picture_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-f", type=fold, default=None, metavar="FOLD", help="fold (default: the first that is there)")
     parser.add_argument("-chk", default="checkpoint_final.pth", metavar="FILE", help="(default: %(default)s)")
     parser.add_argument("-device", choices=("cpu", "cuda", "mps"), default="cpu", help="(default: %(default)s)")
-
-
-def model_folder(dataset: str, trainer: str, plans: str, configuration: str) -> Path:
-    """Return where nnU-Net keeps a model.
-
-    Raises:
-        ValueError: If nnUNet_results is not set.
-    """
-    from nnunetv2.paths import nnUNet_results
-    from nnunetv2.utilities.file_path_utilities import get_output_folder
-
-    if nnUNet_results is None:
-        raise ValueError("nnUNet_results is not set, the folder of trained models; set it, or name a model with -m")
-    return Path(get_output_folder(int(dataset) if dataset.isdigit() else dataset, trainer, plans, configuration))

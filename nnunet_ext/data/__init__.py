@@ -1,1 +1,1 @@
-"""Unlabelled cases: where they lie, how they are preprocessed, the two-stream loader."""
+"""Cases: where they lie, how they are read, preprocessed and loaded."""

@@ -117,7 +117,7 @@ def two_stream_loader(trainer: Trainer, unlabelled_dataset: Any) -> TwoStreamLoa
 
     Args:
         trainer: An initialised nnU-Net trainer.
-        unlabelled_dataset: :class:`~nnunet_ext.data.dataset.UnlabeledDataset` or None.
+        unlabelled_dataset: :class:`~nnunet_ext.data.unlabeled_store.UnlabeledDataset` or None.
     """
     rotation, dummy_2d, initial_patch_size, mirror_axes = (
         trainer.configure_rotation_dummyDA_mirroring_and_inital_patch_size()

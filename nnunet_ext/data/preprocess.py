@@ -15,7 +15,7 @@ from nnunetv2.utilities.dataset_name_id_conversion import maybe_convert_to_datas
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 from tqdm import tqdm
 
-from nnunet_ext.data import dataset as store
+from nnunet_ext.data import unlabeled_store as store
 from nnunet_ext.data.failures import UNLABELLED, Failure
 from nnunet_ext.data.leftovers import sweep_all
 from nnunet_ext.data.plans import load_configuration

@@ -13,7 +13,7 @@ from nnunetv2.paths import nnUNet_raw
 from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
 from tqdm import tqdm
 
-from nnunet_ext.data import dataset as store
+from nnunet_ext.data import unlabeled_store as store
 from nnunet_ext.data.host import Trainer
 from nnunet_ext.data.signature import changed_plans, plans_signature, source_signature
 from nnunet_ext.data.splits import hidden_cases_of_fold

@@ -6,8 +6,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from nnunet_ext import files
-from nnunet_ext.inference import command
-from nnunet_ext.inference.usage import tree_memory_mb
+from nnunet_ext.evaluation import command
+from nnunet_ext.evaluation.usage import tree_memory_mb
 
 __all__ = ["DemoError", "Usage", "find_command", "run_command", "tree_memory_mb"]
 

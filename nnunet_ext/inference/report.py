@@ -15,6 +15,7 @@ from nnunet_ext.data.completeness import check_complete
 from nnunet_ext.inference.axes import XYZ
 
 NAME = "spacing_report"
+STAGES = ("reading", "preprocessing", "network", "resampling", "writing")  # of a prediction, in this order
 ORDER = "x y z: left-right, front-back, head-foot"
 _RECORD = ".spacing_record_"
 

@@ -5,20 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
+import torch
 from tqdm import tqdm
 
 from nnunet_ext.data.pool import WORKER_DIED, WorkerDiedError, map_isolated
 from nnunet_ext.files import DiskFullError
 from nnunet_ext.inference.background import Background
-from nnunet_ext.inference.case import prepare
-from nnunet_ext.inference.exporting import Exported, Handover, export
+from nnunet_ext.inference.case import Model, Prepared, prepare
 from nnunet_ext.inference.report import SpacingReport, finished
-
-if TYPE_CHECKING:
-    from nnunet_ext.inference.predictor import Predictor
-
+from nnunet_ext.inference.spacing import SpacingRule
+from nnunet_ext.inference.writing import Exported, Handover, export
 
 FAST_EXPORTS = 2  # at a time: each holds its logits in this process
 REMEDY = "run again with -npp 0, or on a machine with more memory"
@@ -70,11 +68,43 @@ def named(tasks: list[Task]) -> dict[str, Task]:
     return dict(zip(names, tasks, strict=True))
 
 
+class PredictorOfCases(Protocol):
+    """What a run needs of a predictor."""
+
+    allow_tqdm: bool
+    dataset_json: dict[str, Any]
+
+    @property
+    def rule(self) -> SpacingRule:
+        """How spacings are chosen."""
+
+    @property
+    def model_of_cases(self) -> Model:
+        """What workers need of the predictor."""
+
+    @property
+    def export_device(self) -> torch.device:
+        """Where fast exports interpolate."""
+
+    def predict_logits(self, prepared: Prepared) -> torch.Tensor:
+        """Return the logits of a case, and complete its record."""
+
+    def exports_fast(self, prepared: Prepared, logits: torch.Tensor, save_probabilities: bool) -> bool:
+        """Whether a case can be exported fast."""
+
+    def say_spacing(self, name: str, record: dict[str, Any]) -> None:
+        """Print which spacings a case got."""
+
+
 class Run:
     """One call of a predictor: cases go through preprocessing, network and export, each on its own."""
 
     def __init__(
-        self, predictor: Predictor, tasks: dict[str, Task], save_probabilities: bool, report: SpacingReport | None
+        self,
+        predictor: PredictorOfCases,
+        tasks: dict[str, Task],
+        save_probabilities: bool,
+        report: SpacingReport | None,
     ) -> None:
         self.predictor, self.tasks, self.report = predictor, tasks, report
         self.save_probabilities = save_probabilities

@@ -11,10 +11,10 @@ from nnunetv2.paths import nnUNet_preprocessed
 from nnunetv2.utilities.dataset_name_id_conversion import maybe_convert_to_dataset_name
 
 from nnunet_ext.data.dataset_json import check_number_of_training_cases, load_dataset_json
-from nnunet_ext.data.fingerprint import FILE as FINGERPRINT
-from nnunet_ext.data.fingerprint import read_fingerprint
 from nnunet_ext.data.unlabeled import check_raw_dataset
 from nnunet_ext.files import only_here, read_json, write_json
+from nnunet_ext.fingerprints.cases import FILE as FINGERPRINT
+from nnunet_ext.fingerprints.cases import read_fingerprint
 
 _PLANNED_NAMES = ("2d", "3d_lowres", "3d_fullres", "3d_cascade_fullres")
 STOCK_PLANS = (

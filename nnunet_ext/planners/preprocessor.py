@@ -16,7 +16,6 @@ from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
 from tqdm import tqdm
 
-from nnunet_ext.data.dataset import unlabeled_folder
 from nnunet_ext.data.dataset_json import FILE, check_dataset_json, load_dataset_json, number_of_channels
 from nnunet_ext.data.failures import LABELLED, UNLABELLED, Failure, record
 from nnunet_ext.data.plans import load_configuration
@@ -25,6 +24,7 @@ from nnunet_ext.data.preprocess import preprocess_unlabeled
 from nnunet_ext.data.reading import describe, read_checked, read_labels
 from nnunet_ext.data.splits import hidden_cases
 from nnunet_ext.data.unlabeled import find_unlabeled_cases, labelled_cases, usable_labelled, where_looked
+from nnunet_ext.data.unlabeled_store import unlabeled_folder
 from nnunet_ext.files import DiskFullError, cleared, only_here, whole_files
 
 

@@ -2,12 +2,27 @@
 
 import importlib
 import sys
-from collections.abc import Mapping
 from importlib.machinery import ModuleSpec
 from types import ModuleType
-from typing import Any
+from typing import Any, Protocol
 
-from nnunet_ext.plugin.startup import refuse, say, short_name
+
+class Finder(Protocol):
+    """What the start-up hook's finder knows of seams, and what it is told."""
+
+    seams: dict[str, str]
+
+    def is_held(self, seam: str) -> bool:
+        """Whether a seam is active or refused."""
+
+    def accept(self, seam: str) -> None:
+        """Record that a seam is installed."""
+
+    def refuse(self, seam: str, reason: BaseException) -> None:
+        """Record that a seam is not installed, and say so."""
+
+    def say(self, seam: str, message: str) -> None:
+        """Say something on a seam."""
 
 
 class SeamLoader:
@@ -17,10 +32,10 @@ class SeamLoader:
     after the import, the module and its spec carry the own loader again.
     """
 
-    def __init__(self, loader: Any, seam: str, held: dict[str, str]) -> None:
+    def __init__(self, loader: Any, seam: str, finder: Finder) -> None:
         self._loader = loader
         self._seam = seam
-        self._held = held
+        self._finder = finder
 
     def __getattr__(self, name: str) -> Any:
         """Delegate to the own loader."""
@@ -39,16 +54,16 @@ class SeamLoader:
             module.__spec__.loader = self._loader
         module.__loader__ = self._loader
         self._loader.exec_module(module)
-        install(self._seam, module, self._held)
+        install(self._seam, module, self._finder)
 
 
-def wrap_loader(spec: ModuleSpec, seam: str, held: dict[str, str]) -> None:
+def wrap_loader(spec: ModuleSpec, seam: str, finder: Finder) -> None:
     """Make the loader of ``spec`` install the seam after it executed the module.
 
     Args:
         spec: Changed in place.
         seam: Our module.
-        held: The record of the finder.
+        finder: Keeps the record.
 
     Raises:
         TypeError: If the loader cannot be wrapped.
@@ -56,44 +71,44 @@ def wrap_loader(spec: ModuleSpec, seam: str, held: dict[str, str]) -> None:
     if not hasattr(spec.loader, "exec_module"):
         raise TypeError(f"the loader of {spec.name} has no exec_module, got {spec.loader!r}")
     if not isinstance(spec.loader, SeamLoader):  # a reload finds the wrapped spec again with some finders
-        spec.loader = SeamLoader(spec.loader, seam, held)  # type: ignore[assignment]
+        spec.loader = SeamLoader(spec.loader, seam, finder)  # type: ignore[assignment]
 
 
-def install(seam: str, module: ModuleType, held: dict[str, str]) -> None:
+def install(seam: str, module: ModuleType, finder: Finder) -> None:
     """Install one seam and record how it went; never raises.
 
     Args:
         seam: Our module.
         module: The module it extends.
-        held: The record of the finder.
+        finder: Keeps the record.
     """
     try:
         importlib.import_module(seam).install(module)
     except Exception as error:  # nnU-Net must keep working without us
-        refuse(seam, error, held)
+        finder.refuse(seam, error)
     else:
-        held[short_name(seam)] = "active"
+        finder.accept(seam)
 
 
-def install_in_imported(seams: Mapping[str, str], held: dict[str, str]) -> None:
+def install_in_imported(finder: Finder) -> None:
     """Install the seams whose modules were imported before the hook was there, and warn of names copied before.
 
     Args:
-        seams: Module that is extended -> our module.
-        held: The record of the finder; seams it already holds are left alone.
+        finder: Names the seams; those it already holds are left alone.
     """
-    for name, seam in seams.items():
+    for name, seam in finder.seams.items():
         module = sys.modules.get(name)
-        if module is None or short_name(seam) in held:
+        if module is None or finder.is_held(seam):
             continue
         before = dict(vars(module))
-        install(seam, module, held)
+        install(seam, module, finder)
         replaced = [value for key, value in before.items() if vars(module).get(key) is not value]
         copies = _modules_with(replaced, besides=module)
         if copies:
-            say(
-                f"seam '{short_name(seam)}' came too late for {', '.join(copies)}, where the stock function stays; "
-                "call nnunet_ext.activate() before importing nnunetv2"
+            finder.say(
+                seam,
+                f"came too late for {', '.join(copies)}, where the stock function stays; call nnunet_ext.activate() "
+                "before importing nnunetv2",
             )
 
 

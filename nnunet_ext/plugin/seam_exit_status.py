@@ -8,8 +8,8 @@ from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
+from nnunet_ext.errors import is_said_by_us
 from nnunet_ext.plugin import compat
-from nnunet_ext.plugin.errors import is_said_by_us
 
 PACKAGE = "nnunet_ext"
 FAILURES_MODULE = "nnunet_ext.data.failures"

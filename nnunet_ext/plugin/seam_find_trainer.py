@@ -28,7 +28,7 @@ def _with_ours(original: Callable[..., Any]) -> Callable[..., Any]:
                 raise
             not_found = error
         # Outside the handler: an error about a malformed name of ours is the answer, not stock's 'not found' above it.
-        from nnunet_ext.training.composition import find_trainer
+        from nnunet_ext.trainers.names import find_trainer
 
         trainer = find_trainer(trainer_name)
         if trainer is None:

@@ -21,7 +21,7 @@ def install(module: ModuleType) -> None:
 
     def with_options(original: Callable[..., Any]) -> Callable[..., Any]:
         def entry() -> Any:
-            from nnunet_ext.inference.predict_options import run
+            from nnunet_ext.inference.options import run
 
             return run(original, vars(module))
 

@@ -10,8 +10,8 @@ from contextlib import nullcontext
 from types import ModuleType
 from typing import Any
 
+from nnunet_ext.errors import is_said_by_us
 from nnunet_ext.plugin import compat
-from nnunet_ext.plugin.errors import is_said_by_us
 
 
 def install(module: ModuleType) -> None:
@@ -113,7 +113,7 @@ def _is_class_of_ours(trainer_class: type) -> bool:
 
 def _check(file: str) -> None:
     """Refuse weights that come with code; nnU-Net's command has no flag to trust them, so a variable says it."""
-    from nnunet_ext.inference.safe_load import check_weights
+    from nnunet_ext.training.safe_load import check_weights
     from nnunet_ext.training.trust import TRUST_VARIABLE, trusted_by_environment
 
     if not trusted_by_environment():

@@ -66,10 +66,36 @@ class SeamFinder:
         try:
             from nnunet_ext.plugin import installer
 
-            installer.wrap_loader(spec, seam, self.held)
+            installer.wrap_loader(spec, seam, self)
         except Exception as error:  # an import of nnU-Net must never fail because of us
-            refuse(seam, error, self.held)
+            self.refuse(seam, error)
         return spec
+
+    def is_held(self, seam: str) -> bool:
+        """Whether a seam is active or refused, not waiting."""
+        return short_name(seam) in self.held
+
+    def accept(self, seam: str) -> None:
+        """Record that a seam is installed."""
+        self.held[short_name(seam)] = "active"
+
+    def refuse(self, seam: str, reason: BaseException) -> None:
+        """Record that a seam is not installed, and say so in one line on stderr.
+
+        Args:
+            seam: Our module.
+            reason: Why it is not installed.
+        """
+        text = " ".join(f"{type(reason).__name__}: {reason}".split())
+        self.held[short_name(seam)] = f"refused: {text}"
+        self.say(seam, f"is not active. {text}")
+
+    def say(self, seam: str, message: str) -> None:
+        """Write one line on a seam on stderr, and put up with a process that has none."""
+        try:  # noqa: SIM105 - contextlib is not imported at start-up
+            sys.stderr.write(f"nnunet_ext: seam '{short_name(seam)}' {message}\n")
+        except (AttributeError, OSError, ValueError):  # None under pythonw; or closed
+            pass
 
 
 def is_disabled() -> bool:
@@ -89,7 +115,7 @@ def activate() -> None:
     finder.seams.setdefault(*SPAWN_SEAM)
     from nnunet_ext.plugin import installer
 
-    installer.install_in_imported(finder.seams, finder.held)
+    installer.install_in_imported(finder)
 
 
 def status() -> list[tuple[str, str, str]]:
@@ -109,27 +135,6 @@ def status() -> list[tuple[str, str, str]]:
 def short_name(seam: str) -> str:
     """Name of a seam for people: ``nnunet_ext.plugin.seam_find_class`` -> ``find_class``."""
     return seam.rpartition(".seam_")[2]
-
-
-def refuse(seam: str, reason: BaseException, held: dict[str, str]) -> None:
-    """Record that a seam is not installed, and say so in one line on stderr.
-
-    Args:
-        seam: Our module.
-        reason: Why it is not installed.
-        held: The record of the finder.
-    """
-    text = " ".join(f"{type(reason).__name__}: {reason}".split())
-    held[short_name(seam)] = f"refused: {text}"
-    say(f"seam '{short_name(seam)}' is not active. {text}")
-
-
-def say(message: str) -> None:
-    """Write one line on stderr, and put up with a process that has none."""
-    try:  # noqa: SIM105 - contextlib is not imported at start-up
-        sys.stderr.write(f"nnunet_ext: {message}\n")
-    except (AttributeError, OSError, ValueError):  # None under pythonw; or closed
-        pass
 
 
 def _table() -> list[tuple[str, str]]:

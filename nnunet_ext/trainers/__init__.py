@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from nnunet_ext.training.composition import COMMON, find_trainer
+from nnunet_ext.trainers.names import COMMON, find_trainer
 
 __all__ = list(COMMON)
 

@@ -15,6 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from nnunet_ext.data.loaders import naming_damaged_cases, workers_that_end_with_this_process
 from nnunet_ext.data.training_cases import naming_damaged_validation
+from nnunet_ext.model_sharing.private import for_inference, without_private_keys
 from nnunet_ext.plugin import compat
 from nnunet_ext.trainers._stock import StockTrainer
 from nnunet_ext.training import checkpoints, pretrained
@@ -24,7 +25,6 @@ from nnunet_ext.training.nesting import refuse_without_part
 from nnunet_ext.training.precision import ENVIRONMENT as BF16_ENVIRONMENT
 from nnunet_ext.training.precision import bf16_on_cpu, cpu_has_bf16_units
 from nnunet_ext.training.seeds import base_seed, derived_seed, seed_everything, torch_seed
-from nnunet_ext.training.sharing import for_inference, without_private_keys
 
 
 class ExtPart(StockTrainer):

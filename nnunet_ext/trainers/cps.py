@@ -9,7 +9,7 @@ from torch import nn
 
 from nnunet_ext.data.loaders import in_background, two_stream_loader, validation_loader
 from nnunet_ext.data.training_cases import unlabeled_dataset
-from nnunet_ext.inference.averaging import AverageOfNetworks
+from nnunet_ext.networks.averaging import AverageOfNetworks
 from nnunet_ext.trainers._mixin import TrainerMixin
 from nnunet_ext.training import cps_monitor, curves, next_stage, second_network, semi_supervised
 from nnunet_ext.training.checkpoints import SECOND_NETWORK, plain_module

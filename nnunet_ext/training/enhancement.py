@@ -103,7 +103,7 @@ def widened_weights(networks: Sequence[torch.nn.Module], filename: str) -> Itera
     Raises:
         ValueError: If the file holds more than weights and plain values.
     """
-    from nnunet_ext.inference.safe_load import load_checkpoint
+    from nnunet_ext.training.safe_load import load_checkpoint
 
     network = plain_module(networks[0])
     added: dict[str, int] = network.added_input_channels  # type: ignore[assignment]

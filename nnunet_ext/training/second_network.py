@@ -11,7 +11,7 @@ import torch
 from nnunetv2.run.load_pretrained_weights import load_pretrained_weights
 from torch import nn
 
-from nnunet_ext.inference.averaging import AverageOfNetworks
+from nnunet_ext.networks.averaging import AverageOfNetworks
 from nnunet_ext.training.checkpoints import SECOND_NETWORK, plain_module
 from nnunet_ext.training.host import TwoNetworkTrainer
 from nnunet_ext.training.schedules import restore_scheduler, scheduler_state

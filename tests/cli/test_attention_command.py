@@ -13,7 +13,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunet_ext import files
 from nnunet_ext.cli.main import main
-from nnunet_ext.inference.attention_figure import load_network, look
+from nnunet_ext.figures.attention import load_network, look
 from nnunet_ext.trainers import find_trainer
 from nnunet_ext.training.architecture import NESTED
 

@@ -11,7 +11,7 @@ from PIL import Image
 from reference import naive_cwcd
 
 from nnunet_ext.cli.main import main
-from nnunet_ext.training.contour_figure import Band, LabelNames, contours_of
+from nnunet_ext.figures.contours import Band, LabelNames, contours_of
 
 PICTURES = {f"case_{n}.png" for n in range(3)}
 
@@ -146,11 +146,18 @@ def test_wrong_input_is_one_line(dataset, capsys, arguments, message):
     assert len(error.splitlines()) == 1
 
 
-@pytest.mark.parametrize("content", ["{}", '{"labels": {"0": "background"}}', "no json"])
-def test_a_dataset_json_without_labels_is_named(dataset, capsys, content):
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("{}", 'has no usable "labels" .*expected names and numbers'),
+        ('{"labels": {"0": "background"}}', 'has no usable "labels" .*expected names and numbers'),
+        ("no json", r"is no JSON \(line 1, column 1: .*\); correct it"),
+    ],
+)
+def test_a_dataset_json_without_labels_is_named(dataset, capsys, content, message):
     (dataset / "dataset.json").write_text(content)
     assert run("-i", dataset / "labelsTr", "-o", dataset / "out") == 1
-    assert re.search(r'dataset.json has no usable "labels" .*expected names and numbers', capsys.readouterr().err)
+    assert re.search(rf"dataset\.json {message}", capsys.readouterr().err)
 
 
 def test_another_box_with_a_thickness_in_mm(dataset, capsys):

@@ -14,8 +14,8 @@ from data.tiny_dataset import LABELS, TinyDataset, make_plans
 from nnunet_ext import __version__, discovery_folder
 from nnunet_ext.cli.main import COMMANDS, main
 from nnunet_ext.cli.values import natural, positive_int
+from nnunet_ext.trainers.names import COMMON, PARTS
 from nnunet_ext.training.architecture import build
-from nnunet_ext.training.composition import COMMON, PARTS
 
 Command = Callable[..., tuple[int, str, str]]
 

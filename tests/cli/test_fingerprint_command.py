@@ -41,7 +41,7 @@ def test_it_draws_prints_windows_and_reads_nothing_twice(dataset: TinyDataset, c
     for colour in ((0, 114, 178), (230, 159, 0), (0, 158, 115)):  # one curve a group
         assert (pixels == colour).all(-1).sum() > 50
     assert not (dataset.preprocessed / "dataset_fingerprint.json").exists()
-    monkeypatch.setattr("nnunet_ext.data.case_statistics.read_checked", lambda *_: pytest.fail("read again"))
+    monkeypatch.setattr("nnunet_ext.fingerprints.case_statistics.read_checked", lambda *_: pytest.fail("read again"))
     assert command("-o", str(dataset.root / "new" / "x.png")) == 0
     assert (dataset.root / "new" / "x.png").stat().st_size > 10000
 
@@ -75,8 +75,8 @@ def test_several_channels_and_no_label(tiny: TinyDataset):
     for seed in range(3):
         for channel in range(2):
             tiny.add_unlabeled(f"u{seed}", seed + 5 * channel, channel)
-    from nnunet_ext.data.fingerprint import case_table, read_cases
     from nnunet_ext.data.unlabeled import unlabelled_only
+    from nnunet_ext.fingerprints.cases import case_table, read_cases
 
     table = case_table(tiny.raw.name, unlabelled_only(tiny.raw))
     assert read_cases(table, 1, show_progress_bar=False) == 3

@@ -11,7 +11,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from PIL import Image
 
 from nnunet_ext.cli.main import main
-from nnunet_ext.inference.enhancement_figure import load_network, look
+from nnunet_ext.figures.enhancement import load_network, look
 from nnunet_ext.trainers.ife import IFECurvaturePart, IFEEntropyPart
 from nnunet_ext.training.enhancement import enhanced_architecture
 

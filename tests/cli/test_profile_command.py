@@ -41,8 +41,8 @@ def model(tiny: TinyDataset, monkeypatch: pytest.MonkeyPatch) -> Path:
     command = tiny.root / "predict"
     command.write_text(COMMAND)
     command.chmod(0o755)
-    monkeypatch.setattr("nnunet_ext.inference.command.find_command", lambda _: str(command))
-    monkeypatch.setattr("nnunet_ext.inference.profiling.draw_profile", lambda *_: None)
+    monkeypatch.setattr("nnunet_ext.evaluation.command.find_command", lambda _: str(command))
+    monkeypatch.setattr("nnunet_ext.evaluation.profile.draw_profile", lambda *_: None)
     return folder
 
 

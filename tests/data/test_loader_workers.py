@@ -16,7 +16,7 @@ from pathlib import Path
 import psutil, torch
 from reference import tiny
 
-from nnunet_ext.training.composition import find_trainer
+from nnunet_ext.trainers.names import find_trainer
 
 if __name__ == "__main__":
     tiny.make(Path(sys.argv[1]), configurations=("3d_fullres",))

@@ -12,8 +12,8 @@ from nnunetv2.preprocessing.preprocessors.default_preprocessor import DefaultPre
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from scipy.ndimage import binary_fill_holes
 
-from nnunet_ext.data.dataset import UnlabeledDataset, finished_cases, read_metadata, save_case, unlabeled_folder
 from nnunet_ext.data.preprocess import Summary, preprocess_unlabeled
+from nnunet_ext.data.unlabeled_store import UnlabeledDataset, finished_cases, read_metadata, save_case, unlabeled_folder
 
 
 def run(configuration: str = "3d_fullres", clean: bool = False, processes: int = 1) -> Summary:

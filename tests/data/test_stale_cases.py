@@ -14,8 +14,8 @@ from data.tiny_dataset import NAME, TinyDataset, make_plans, scan
 
 from nnunet_ext import files
 from nnunet_ext.data import preprocess
-from nnunet_ext.data.dataset import failed_cases, finished_cases, save_case
 from nnunet_ext.data.preprocess import Summary, preprocess_unlabeled
+from nnunet_ext.data.unlabeled_store import failed_cases, finished_cases, save_case
 
 
 def run(processes: int = 1) -> Summary:

@@ -18,11 +18,11 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from scipy.ndimage import binary_fill_holes
 
-from nnunet_ext.data.dataset import read_metadata, save_case
 from nnunet_ext.data.loaders import TwoStreamLoader, in_background, two_stream_loader, validation_loader
 from nnunet_ext.data.preprocess import preprocess_unlabeled
 from nnunet_ext.data.training_cases import unlabeled_dataset
 from nnunet_ext.data.transforms import with_validity
+from nnunet_ext.data.unlabeled_store import read_metadata, save_case
 
 REGIONS = {
     "labels": {"background": 0, "whole": [1, 2], "core": 2},

@@ -19,8 +19,8 @@ from nnunetv2.utilities.label_handling.label_handling import LabelManager
 from nnunet_ext import files
 from nnunet_ext.files import PREFIX
 from nnunet_ext.inference import ForcedSpacing, MaxVoxels, PredictionFailedError, Predictor, TargetSpacing
-from nnunet_ext.inference.exporting import Handover
 from nnunet_ext.inference.predictor import BadInputError
+from nnunet_ext.inference.writing import Handover
 
 KEEP = TargetSpacing(-1, -1, -1)  # our way of doing it, with nnU-Net's spacing
 

@@ -13,7 +13,7 @@ import SimpleITK
 import torch
 from inference.tiny_model import make_model
 
-from nnunet_ext.inference.command import find_command
+from nnunet_ext.evaluation.command import find_command
 
 pytestmark = pytest.mark.integration
 

@@ -14,11 +14,12 @@ from nnunetv2.experiment_planning.dataset_fingerprint.fingerprint_extractor impo
 from nnunetv2.preprocessing.cropping.cropping import crop_to_nonzero
 from PIL import Image
 
-from nnunet_ext.data import case_statistics, fingerprint
-from nnunet_ext.data.case_statistics import merge, nonzero_box
 from nnunet_ext.data.failures import drain
-from nnunet_ext.data.intensity import IntensityStatistics
 from nnunet_ext.files import BusyError, DiskFullError, only_here
+from nnunet_ext.fingerprints import case_statistics
+from nnunet_ext.fingerprints import cases as fingerprint
+from nnunet_ext.fingerprints.case_statistics import merge, nonzero_box
+from nnunet_ext.fingerprints.intensity import IntensityStatistics
 from nnunet_ext.planners.global_fingerprint import GlobalIntensityFingerprintExtractor
 
 STOCK_KEYS = (

@@ -74,7 +74,7 @@ def find_trainer(monkeypatch):
             raise ValueError(f"{name}: write nnUNetTrainerCPS_CWCD")
         return float if name in ("nnUNetTrainer", "nnUNetTrainerCPS", "broken") else None
 
-    composition = ModuleType("nnunet_ext.training.composition")
+    composition = ModuleType("nnunet_ext.trainers.names")
     composition.find_trainer = compose
     monkeypatch.setitem(sys.modules, composition.__name__, composition)
     module = module_with(recursive_find_trainer_class_by_name)

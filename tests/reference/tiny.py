@@ -6,7 +6,7 @@ import numpy as np
 from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
-from nnunet_ext.data import dataset as store
+from nnunet_ext.data import unlabeled_store as store
 from nnunet_ext.data.signature import digest, plans_signature
 
 NAME = "Dataset997_Tiny"

@@ -7,7 +7,7 @@ import torch
 from nnunetv2.training.logging.nnunet_logger import MetaLogger
 from reference import tiny
 
-from nnunet_ext.training.composition import find_trainer
+from nnunet_ext.trainers.names import find_trainer
 
 
 @pytest.fixture

@@ -12,12 +12,12 @@ from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from reference import tiny
 
-from nnunet_ext.inference.export import export_model
 from nnunet_ext.losses import ContourWeightedLoss, GeneralisedDiceLoss, HybridLoss
+from nnunet_ext.model_sharing.export import export_model
 from nnunet_ext.networks import NestedAttentionUNet
 from nnunet_ext.trainers.anu_net import ANUNetPart
 from nnunet_ext.trainers.ife import IFEPart
-from nnunet_ext.training.composition import find_trainer
+from nnunet_ext.trainers.names import find_trainer
 from nnunet_ext.training.nesting import nested_architecture
 
 SHORT = "_1epochs_2iterations"

@@ -7,9 +7,9 @@ import pytest
 import torch
 from nnunetv2.training.lr_scheduler.polylr import PolyLRScheduler
 
+from nnunet_ext.trainers.names import find_trainer
 from nnunet_ext.training import second_network
 from nnunet_ext.training.checkpoints import SECOND_NETWORK
-from nnunet_ext.training.composition import find_trainer
 from nnunet_ext.training.schedules import PlateauScheduler
 
 NAME = "nnUNetTrainerCPS_2epochs_1iterations"

@@ -15,9 +15,9 @@ from reference import tiny
 
 import nnunet_ext
 from nnunet_ext.data.host import Trainer
-from nnunet_ext.inference.export import export_model
+from nnunet_ext.model_sharing.export import export_model
+from nnunet_ext.trainers.names import PARTS, canonical_name, find_trainer
 from nnunet_ext.training.architecture import OWN_NETWORKS
-from nnunet_ext.training.composition import PARTS, canonical_name, find_trainer
 
 # What a part replaces without asking the next one; all else calls super().
 REPLACED = {

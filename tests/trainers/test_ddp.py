@@ -9,7 +9,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from reference import tiny
 
-from nnunet_ext.training.composition import find_trainer
+from nnunet_ext.trainers.names import find_trainer
 
 LENGTH, STEPS = "_4epochs_2iterations", 2
 CASES = [  # Dice per sample in 3D, and over the batch in 2D

@@ -12,7 +12,7 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 from reference import tiny
 
-from nnunet_ext.inference.averaging import AverageOfNetworks
+from nnunet_ext.networks.averaging import AverageOfNetworks
 from nnunet_ext.training import second_network
 from nnunet_ext.training.checkpoints import SECOND_NETWORK, stock_state
 

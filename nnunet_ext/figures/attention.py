@@ -1,0 +1,137 @@
+"""Where the gates of an ANU-Net look in one case, as a picture."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from torch import nn
+
+from nnunet_ext.figures import middle_patch
+from nnunet_ext.figures.style import plain_style, save_figure
+from nnunet_ext.inference.case import Model
+from nnunet_ext.training.architecture import NESTED
+
+
+@dataclass(frozen=True)
+class GateMap:
+    """What one gate decided.
+
+    Attributes:
+        level: i of its node X(i, j).
+        column: j.
+        skip: k of the map X(i, k) that it scales.
+        alpha: Coefficients ``(*S)``, 0 to 1.
+    """
+
+    level: int
+    column: int
+    skip: int
+    alpha: np.ndarray
+
+
+def load_network(
+    model: Path, plans: dict[str, Any], dataset_json: dict[str, Any], checkpoint: Path
+) -> tuple[nn.Module, Model]:
+    """Build a trained network from the plans beside it; see :func:`~nnunet_ext.figures.middle_patch.load_network`.
+
+    Raises:
+        ValueError: If the network has no attention gates.
+    """
+    lacks = "has no attention gates; give one trained with ANUNet in its name"
+    network, case_model = middle_patch.load_network(model, plans, dataset_json, checkpoint, (NESTED,), lacks)
+    return network, case_model
+
+
+@torch.no_grad()
+def look(
+    network: nn.Module, model: Model, images: tuple[str, ...], device: torch.device
+) -> tuple[np.ndarray, list[GateMap]]:
+    """Run the network on the patch in the middle of a case, and return the patch and what each gate decided.
+
+    Args:
+        network: Of :func:`load_network`.
+        model: The same.
+        images: Files, one a channel.
+        device: Where to run.
+
+    Returns:
+        First channel of the patch ``(*S)``, and the maps in the order of computation.
+    """
+    data = middle_patch.cut(model, images)
+    maps: list[GateMap] = []
+
+    def see(name: str) -> Any:
+        level, column, skip = map(int, name.split("_"))
+
+        def hook(gate: Any, given: tuple[Any, ...], _: Any) -> None:
+            alpha = gate.coefficients(*given)[0, 0]
+            maps.append(GateMap(level, column, skip, alpha.float().cpu().numpy()))
+
+        return hook
+
+    decoder: Any = network.decoder
+    hooks = [gate.register_forward_hook(see(name)) for name, gate in decoder.gates.items()]
+    try:
+        network.to(device)(data[None].to(device))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return data[0].numpy(), maps
+
+
+def middle_slice(volume: np.ndarray) -> np.ndarray:
+    """Return a 2D array, or the slice in the middle of the first axis of a 3D one."""
+    return volume[len(volume) // 2] if volume.ndim == 3 else volume
+
+
+@plain_style()
+def draw(path: Path, title: str, image: np.ndarray, maps: Sequence[GateMap], level: int = 0) -> None:
+    """Draw the maps of the gates of one level over the image, one row a node.
+
+    Args:
+        path: PNG to write; complete or not there.
+        title: Of the figure.
+        image: Patch ``(*S)``.
+        maps: Of :func:`look`.
+        level: i, 0 the highest resolution.
+
+    Raises:
+        ValueError: If the network has no gate at this level.
+    """
+    chosen = [one for one in maps if one.level == level]
+    if not chosen:
+        levels = sorted({one.level for one in maps})
+        raise ValueError(f"there are gates at the levels {levels}, got {level}; pass one of them")
+    columns = max(one.column for one in chosen)
+    grey = middle_slice(image)
+    height = 2.6 * grey.shape[0] / grey.shape[1]
+    figure = Figure(
+        figsize=(2.6 * (columns + 1) + 0.8, height * columns + 0.9), layout="constrained", facecolor="white"
+    )
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(columns, columns + 1, squeeze=False)
+    for panel in axes.flat:
+        panel.set_axis_off()
+    extent = (0, grey.shape[1], grey.shape[0], 0)
+    low, high = np.percentile(grey, [1, 99])
+    shown = None
+    for one in chosen:
+        panel = axes[one.column - 1, one.skip + 1]
+        panel.imshow(grey, cmap="gray", vmin=low, vmax=high, extent=extent)
+        alpha = middle_slice(one.alpha)
+        shown = panel.imshow(alpha, cmap="inferno", vmin=0, vmax=1, alpha=0.6, extent=extent, interpolation="nearest")
+        panel.set_title(f"X({level},{one.skip})  {alpha.min():.2f} to {alpha.max():.2f}", fontsize=8)
+    for row in range(columns):
+        axes[row, 0].imshow(grey, cmap="gray", vmin=low, vmax=high, extent=extent)
+        axes[row, 0].set_title(f"into X({level},{row + 1})", fontsize=9)
+    if shown is not None:
+        figure.colorbar(shown, ax=axes, shrink=0.6, label="attention coefficient")
+    figure.suptitle(title, fontsize=10)
+    save_figure(figure, path)

@@ -1,0 +1,1 @@
+"""Statistics over cases: intensities, shapes, spacings, outliers."""

@@ -1,0 +1,147 @@
+"""Scans that look unlike the others: warnings before a planning, never errors."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from nnunet_ext.data.unlabeled import channel_names
+from nnunet_ext.fingerprints.case_statistics import CaseStatistics
+
+SPACING_FACTOR = 3.0  # nnU-Net's own threshold of anisotropy
+_FEWEST = 3  # cases that make a reference
+_DISTANCE = 0.25  # of the reference's range: other fields of view of one modality stay below
+_RARE = 0.15  # share of the reference below which an orientation is worth a word
+_SHOWN = 5
+
+
+@dataclass(frozen=True)
+class Outlier:
+    """One thing that is odd about one case.
+
+    Attributes:
+        case: Case name.
+        kind: What is odd, the same words for all such cases.
+        detail: The figures.
+    """
+
+    case: str
+    kind: str
+    detail: str
+
+
+def find_outliers(
+    labelled: Mapping[str, CaseStatistics], unlabelled: Mapping[str, CaseStatistics], dataset_json: dict[str, Any]
+) -> list[Outlier]:
+    """Compare every case with the labelled ones (with all, where there are fewer than three labelled).
+
+    Args:
+        labelled: By name.
+        unlabelled: By name.
+        dataset_json: Names the channels.
+    """
+    cases = dict(labelled) | dict(unlabelled)
+    if not cases:
+        return []
+    reference = list(labelled.values()) if len(labelled) >= _FEWEST else list(cases.values())
+    found: list[Outlier] = []
+    for name, case in cases.items():
+        found += _of_one(name, case, channel_names(dataset_json))
+    for name, case in labelled.items():
+        found += _labels(name, case, dataset_json)
+    found += _thin(cases)
+    if len(cases) >= _FEWEST:
+        found += _geometry(cases, reference)
+        for channel, title in enumerate(channel_names(dataset_json)):
+            found += _intensities(cases, reference, channel, title)
+    return found
+
+
+def _of_one(name: str, case: CaseStatistics, channels: list[str]) -> list[Outlier]:
+    found = []
+    for channel, title in enumerate(channels):
+        minimum, maximum = case.extremes[channel]
+        if minimum == maximum:
+            found.append(Outlier(name, "constant image", f"channel {title}: {minimum:g} everywhere"))
+        elif title.lower() == "ct" and not case.integer_valued[channel]:
+            found.append(Outlier(name, "CT values that are no integers", f"channel {title}; HU are expected"))
+    return found
+
+
+def _labels(name: str, case: CaseStatistics, dataset_json: dict[str, Any]) -> list[Outlier]:
+    """Find label values that dataset.json does not have: nnU-Net takes them for background, or stops in training."""
+    file = [file for file in case.source["files"] if not file.endswith(".json")][-1]  # after the images
+    if case.labels is None:
+        return [Outlier(name, "label values that are no integers", f"{file}; labels are 0, 1, 2, ...")]
+    declared = np.concatenate([np.ravel(value) for value in dataset_json["labels"].values()]).astype(int).tolist()
+    unknown = sorted(set(case.labels) - set(declared))
+    if not unknown:
+        return []
+    shown = ", ".join(f"{value:g}" for value in unknown[:_SHOWN]) + (", ..." if len(unknown) > _SHOWN else "")
+    known = ", ".join(str(value) for value in sorted(set(declared)))
+    return [Outlier(name, "label values that dataset.json does not have", f"{file} has {shown}; named are {known}")]
+
+
+def _thin(cases: Mapping[str, CaseStatistics]) -> list[Outlier]:
+    thin = [name for name, case in cases.items() if min(case.shape) == 1]
+    if 2 * len(thin) > len(cases):  # a 2D dataset
+        return []
+    return [Outlier(name, "one slice", f"shape {tuple(cases[name].shape)}") for name in thin]
+
+
+def _geometry(cases: Mapping[str, CaseStatistics], reference: list[CaseStatistics]) -> list[Outlier]:
+    found = []
+    median = np.median([case.spacing for case in reference], 0)
+    orientations = Counter(case.orientation for case in reference)
+    usual = orientations.most_common(1)[0][0]
+    for name, case in cases.items():
+        factors = np.asarray(case.spacing) / median
+        if max(factors.max(), 1 / factors.min()) > SPACING_FACTOR:
+            spacing = " x ".join(f"{s:g}" for s in case.spacing)
+            others = " x ".join(f"{s:g}" for s in median)
+            found.append(Outlier(name, "spacing unlike the others", f"{spacing} mm, median {others} mm"))
+        if orientations[case.orientation] < _RARE * len(reference):
+            found.append(Outlier(name, "orientation unlike the others", f"{case.orientation}, most are {usual}"))
+    return found
+
+
+def _intensities(
+    cases: Mapping[str, CaseStatistics], reference: list[CaseStatistics], channel: int, title: str
+) -> list[Outlier]:
+    """Mean distance of percentiles from the reference's medians, beside the reference's own spread."""
+    table = np.array([case.percentiles[channel] for case in reference])
+    usual = np.median(table, 0)
+    scale = usual[-1] - usual[0]
+    if scale <= 0:
+        return []
+    own = np.abs(table - usual).mean(1) / scale
+    spread = 1.4826 * float(np.median(np.abs(own - np.median(own))))
+    limit = max(_DISTANCE, float(np.median(own)) + 5 * spread)
+    found = []
+    for name, case in cases.items():
+        here = np.array(case.percentiles[channel])
+        if np.abs(here - usual).mean() / scale > limit:
+            detail = (
+                f"channel {title}: 99 % in [{here[0]:g}, {here[-1]:g}], usually [{usual[0]:g}, {usual[-1]:g}]; "
+                "another modality, unit or window?"
+            )
+            found.append(Outlier(name, "intensities unlike the others", detail))
+    return found
+
+
+def format_outliers(outliers: list[Outlier]) -> str:
+    """Return a text with one paragraph a kind; long lists are cut."""
+    kinds: dict[str, list[Outlier]] = {}
+    for outlier in outliers:
+        kinds.setdefault(outlier.kind, []).append(outlier)
+    lines = []
+    for kind, members in kinds.items():
+        lines.append(f"WARNING: {kind} ({len(members)} case(s)):")
+        lines += [f"  {m.case}: {m.detail}" for m in members[:_SHOWN]]
+        if len(members) > _SHOWN:
+            lines.append(f"  ... and {len(members) - _SHOWN} more")
+    return "\n".join(lines)

@@ -1,0 +1,125 @@
+"""What a prediction needs, looked at before anything is written or loaded with code in it."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from nnunet_ext.model_sharing.folders import find_folds, model_folder, read_model_json
+from nnunet_ext.training.safe_load import load_checkpoint
+from nnunet_ext.training.trust import check_classes, trusted_by_environment
+
+OUR_FLAGS = frozenset({"--forced_spacing", "--target_spacing", "--max_voxels", "--fast_export", "--prune_depth"})
+TRUST_FLAG = "--trust_model"
+_REMEDY = f"pass {TRUST_FLAG}"
+
+
+def check_device(device: str) -> None:
+    """Check that torch has the device.
+
+    Raises:
+        ValueError: If not.
+    """
+    import torch
+
+    there = device == "cpu" or (torch.cuda if device == "cuda" else torch.backends.mps).is_available()
+    if not there:
+        raise ValueError(f"-device is {device}, but torch finds none here; pass one that is there, e.g. -device cpu")
+
+
+def as_folds(folds: Sequence[int | str] | None) -> list[int | str] | None:
+    """Return folds as numbers, but for ``all``."""
+    return None if folds is None else [fold if fold == "all" else int(fold) for fold in folds]
+
+
+def check_model(model: Path, folds: Sequence[int | str] | None, checkpoint_name: str, trusted: bool = False) -> None:
+    """Look at a model that nnU-Net is about to load with whatever code is in its checkpoints and plans.
+
+    Args:
+        model: Model folder.
+        folds: Those that will be loaded; None takes all there are.
+        checkpoint_name: File in each fold's folder.
+        trusted: Only see to it that everything is there.
+
+    Raises:
+        FileNotFoundError: If the folder, a fold, the checkpoint or a JSON file is missing.
+        ValueError: If a checkpoint holds more than weights and plain values, or the plans name more than networks and
+            layers; says how to trust them.
+    """
+    from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+    found = find_folds(model, folds, checkpoint_name)
+    plans = read_model_json(model / "plans.json")
+    read_model_json(model / "dataset.json")
+    if trusted or trusted_by_environment():
+        return
+    checkpoints = [model / f"fold_{fold}" / checkpoint_name for fold in found]
+    for checkpoint in checkpoints:
+        content = load_checkpoint(checkpoint, mapped=True, trusted=False, remedy=_REMEDY)
+        configuration = content["init_args"]["configuration"]
+        if configuration not in plans.get("configurations", {}):
+            raise ValueError(
+                f"{checkpoint} is of the configuration {configuration}, which {model / 'plans.json'} does not have; "
+                "restore the plans that it was trained with"
+            )
+        check_classes(PlansManager(plans).get_configuration(configuration).configuration["architecture"], _REMEDY)
+
+
+def check_command(parsed: argparse.Namespace, trusted: bool = False) -> None:
+    """Look at what one of nnU-Net's predict commands was given, before it begins.
+
+    Args:
+        parsed: Its arguments.
+        trusted: Whether checkpoints and plans may hold code.
+
+    Raises:
+        FileNotFoundError: If something that is read is missing.
+        FileExistsError: If the output is a file.
+        ValueError: If a value makes no sense.
+    """
+    given = vars(parsed)
+    _check_numbers(given)
+    if "i" in given and "o" in given:
+        _check_folders(given)
+    model = _model_of(given)
+    if model is None:
+        return
+    check_model(model, as_folds(given["f"]), given["chk"], trusted)
+    check_device(given["device"])
+
+
+def _check_numbers(given: dict[str, Any]) -> None:
+    for fold in given.get("f") or ():
+        if str(fold) != "all" and not str(fold).isdigit():
+            raise ValueError(f"-f must be folds, integers of 0 or more, or all, got {fold!r}")
+    for flag in ("npp", "nps"):
+        if given.get(flag, 0) < 0:
+            raise ValueError(f"-{flag} must be a number of processes of 0 or more, got {given[flag]}")
+    if not 0 < given.get("step_size", 1) <= 1:
+        raise ValueError(f"-step_size must be above 0 and at most 1, got {given['step_size']}; the default is 0.5")
+    if given.get("device", "cpu") not in ("cpu", "cuda", "mps"):
+        raise ValueError(f"-device must be cpu, cuda or mps, got {given['device']!r}")
+    part, parts = given.get("part_id", 0), given.get("num_parts", 1)
+    if not 0 <= part < parts:
+        raise ValueError(f"-part_id must lie in 0 to {parts - 1} (-num_parts - 1), got {part}")
+
+
+def _check_folders(given: dict[str, Any]) -> None:
+    previous = given.get("prev_stage_predictions")
+    for flag, path, what in (("-i", given["i"], "images"), ("-prev_stage_predictions", previous, "label maps")):
+        if path is not None and not Path(path).is_dir():
+            state = "is a file" if Path(path).exists() else "is not there"
+            raise FileNotFoundError(f"{flag} {path} {state}, expected a folder of {what}; name it")
+    for place in (Path(given["o"]), *Path(given["o"]).parents):
+        if place.exists() and not place.is_dir():
+            raise FileExistsError(f"-o {given['o']} cannot be a folder, because {place} is a file; name another place")
+
+
+def _model_of(given: dict[str, Any]) -> Path | None:
+    if "m" in given:
+        return Path(given["m"])
+    if "d" not in given:
+        return None
+    return model_folder(given["d"], given["tr"], given["p"], given["c"])

@@ -1,0 +1,188 @@
+"""Our options on nnU-Net's predict commands, in a group of their own."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from nnunet_ext.inference.spacing import (
+    KEEP,
+    PAPER_SPACING,
+    RELEASED_SPACING,
+    ForcedSpacing,
+    MaxVoxels,
+    SpacingRule,
+    TargetSpacing,
+)
+
+PREDICTOR = "nnUNetPredictor"  # the class that the entry points look up in their module
+
+
+class _SpacingValues(argparse.Action):
+    """Three values that make the rule given as ``const``; none, where the option allows it, are the paper's."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Any,
+        option_string: str | None = None,
+    ) -> None:
+        """Parse."""
+        setattr(namespace, self.dest, _rule(self, self.const, values or PAPER_SPACING))
+
+
+def _max_voxels(text: str) -> MaxVoxels:
+    try:
+        return MaxVoxels(int(text))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected a positive integer, got {text!r}") from None
+
+
+def _depth(text: str) -> int:
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected a depth of 1 or more, got {text!r}")
+    return int(text)
+
+
+def _rule(action: argparse.Action, kind: type[Any], values: Sequence[Any]) -> SpacingRule:
+    what = kind.__name__.replace("Spacing", " spacing").lower()
+    try:
+        numbers = [float(value) for value in values]
+    except ValueError:
+        raise argparse.ArgumentError(action, f"{what} must be 3 values in mm, got {' '.join(values)}") from None
+    if len(numbers) != 3:
+        raise argparse.ArgumentError(action, f"{what} must be 3 values in mm (x y z), got {' '.join(values)}")
+    try:
+        return kind(*numbers)
+    except ValueError as error:
+        raise argparse.ArgumentError(action, str(error)) from None
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add our options to the parser of one of nnU-Net's predict commands."""
+    group = parser.add_argument_group(
+        "nnunet_ext", "options of the plugin; with none of them the prediction is nnU-Net's own (docs/inference.md)"
+    )
+    _add_spacings(group.add_mutually_exclusive_group())
+    group.add_argument(
+        "--fast_export",
+        action="store_true",
+        help="make the same label map without interpolating logits where the winner is known",
+    )
+    group.add_argument(
+        "--prune_depth",
+        type=_depth,
+        metavar="N",
+        default=None,
+        help="cut a network trained with ANUNet at depth N: only what that depth needs is built, loaded and run "
+        "(nnUNetv2_ext prune compares the depths)",
+    )
+    group.add_argument(
+        "--trust_model",
+        action="store_true",
+        help="with another of these options: load the model as nnU-Net does, even if that runs code in it",
+    )
+
+
+def _add_spacings(spacings: Any) -> None:
+    paper, released = (" ".join(f"{value:g}" for value in values) for values in (PAPER_SPACING, RELEASED_SPACING))
+    spacings.add_argument(
+        "--forced_spacing",
+        nargs="*",
+        metavar="MM",
+        action=_SpacingValues,
+        const=ForcedSpacing,
+        default=None,
+        help="forced spacing of 3D-CPS: declare SX SY SZ (mm) instead of the true spacing; z is kept below 150 slices "
+        "and shrinks above 600. The network sees things stretched, which is printed; the output keeps the input's "
+        f"geometry. Without values the paper's {paper}; the released code has {released}",
+    )
+    spacings.add_argument(
+        "--target_spacing",
+        nargs="+",
+        metavar="MM",
+        action=_SpacingValues,
+        const=TargetSpacing,
+        default=None,
+        help="resample to SX SY SZ (mm) instead of the plans' spacing, in true geometry; "
+        f"{KEEP} keeps the plans' value",
+    )
+    spacings.add_argument(
+        "--max_voxels",
+        type=_max_voxels,
+        metavar="N",
+        default=None,
+        help="resample to the finest spacing, but not finer than the plans' one, at which the volume has at most N "
+        "voxels",
+    )
+
+
+def take_options(parsed: argparse.Namespace) -> dict[str, Any]:
+    """Take our options out of what was parsed and return the arguments for the predictor that differ from nnU-Net's."""
+    rules = [vars(parsed).pop(name) for name in ("forced_spacing", "target_spacing", "max_voxels")]
+    options: dict[str, Any] = {"spacing": next((rule for rule in rules if rule is not None), None)}
+    options["fast_export"] = vars(parsed).pop("fast_export")
+    options["prune_depth"] = vars(parsed).pop("prune_depth")
+    options["trust_model"] = vars(parsed).pop("trust_model")
+    if options["spacing"] is None and not options["fast_export"] and options["prune_depth"] is None:
+        return {}
+    return options | {"part": (getattr(parsed, "part_id", 0), getattr(parsed, "num_parts", 1))}
+
+
+def run(entry: Callable[[], Any], names: dict[str, Any]) -> int | None:
+    """Run an entry point of nnU-Net with our options beside its own.
+
+    Args:
+        entry: The entry point, which parses ``sys.argv`` and predicts.
+        names: The namespace of its module. Where one of our options is given, the predictor it names is ours meanwhile.
+
+    Returns:
+        Exit status: 1 if cases failed or nothing could be predicted, else what the entry point returns.
+    """
+    stock_parse, stock_predictor = argparse.ArgumentParser.parse_args, names[PREDICTOR]
+    given: dict[str, Any] = {}
+
+    def parse_args(parser: argparse.ArgumentParser, args: Any = None, namespace: Any = None) -> Any:
+        argparse.ArgumentParser.parse_args = stock_parse  # type: ignore[method-assign]
+        add_options(parser)
+        parsed = stock_parse(parser, args, namespace)
+        given.update(take_options(parsed))
+        if given:
+            from nnunet_ext.inference.checks import check_command
+
+            check_command(parsed, given["trust_model"])
+            names[PREDICTOR] = _predictor_with(given)
+        return parsed
+
+    argparse.ArgumentParser.parse_args = parse_args  # type: ignore[method-assign,assignment]
+    try:
+        return entry()
+    except Exception as error:
+        from nnunet_ext.errors import is_said_by_us
+        from nnunet_ext.inference.predictor import BadInputError
+        from nnunet_ext.inference.run import PredictionFailedError
+
+        # without our options everything is nnU-Net's, its tracebacks too
+        said = isinstance(error, (BadInputError, PredictionFailedError)) or is_said_by_us(error)
+        if not given or not said:
+            raise
+        print(error if isinstance(error, PredictionFailedError) else f"error: {error}", file=sys.stderr)  # noqa: T201
+        return 1
+    finally:
+        argparse.ArgumentParser.parse_args = stock_parse  # type: ignore[method-assign]
+        names[PREDICTOR] = stock_predictor
+
+
+def _predictor_with(options: dict[str, Any]) -> type[Any]:
+    from nnunet_ext.inference.predictor import Predictor
+
+    class PredictorWithOptions(Predictor):
+        """The predictor that the command line asked for."""
+
+        def __init__(self, *arguments: Any, **keywords: Any) -> None:
+            super().__init__(*arguments, **options, **keywords)
+
+    return PredictorWithOptions

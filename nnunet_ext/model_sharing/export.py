@@ -1,0 +1,140 @@
+"""Export of trained models to folders and archives that plain nnU-Net predicts with."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from nnunet_ext import files
+from nnunet_ext.model_sharing.folders import (
+    building,
+    check_plain_name,
+    check_target,
+    copy_fingerprint,
+    find_folds,
+    read_model_json,
+)
+from nnunet_ext.model_sharing.private import for_inference, without_private_keys
+from nnunet_ext.training.architecture import build, check_fit
+from nnunet_ext.training.checkpoints import SECOND_NETWORK
+from nnunet_ext.training.safe_load import load_checkpoint
+
+STOCK_TRAINER = "nnUNetTrainer"
+STOCK_ARCHITECTURES = "dynamic_network_architectures."
+# What stock inference reads, and nothing else: no optimiser states, no curves.
+_KEPT = ("network_weights", "inference_allowed_mirroring_axes")
+
+
+def export_model(
+    model: str | Path,
+    output: str | Path,
+    network: str = "1",
+    folds: Sequence[int | str] | None = None,
+    checkpoint_name: str = "checkpoint_final.pth",
+    overwrite: bool = False,
+) -> list[int | str]:
+    """Write a model that predicts without this plugin, bit for bit the same.
+
+    Args:
+        model: Trained model, ``nnUNet_results/DATASET/TRAINER__PLANS__CONFIGURATION``.
+        output: Folder to write, or a file ending in ``.zip`` for ``nnUNetv2_install_pretrained_model_from_zip``.
+        network: ``"1"``, ``"2"`` or ``"both"``; both become two folds each, which stock prediction averages.
+        folds: Folds to export; None takes all that have the checkpoint.
+        checkpoint_name: File in each fold's folder.
+        overwrite: Replace what an earlier call wrote to ``output``; anything else is refused.
+
+    Returns:
+        The folds of the exported model.
+
+    Raises:
+        FileNotFoundError: If the model, a fold or the checkpoint is missing.
+        FileExistsError: If ``output`` exists and is not empty, without ``overwrite``, or is not of an earlier call.
+        ValueError: If the architecture is not a stock one, the weights do not fit it, the model has no second network,
+            or ``output`` and the model hold one another.
+    """
+    model, output = Path(model), Path(output)
+    check_target(model, output, overwrite)
+    plans, dataset_json = (read_model_json(model / name) for name in ("plans.json", "dataset.json"))
+    sources = find_folds(model, folds, checkpoint_name)
+    first = model / f"fold_{sources[0]}" / checkpoint_name
+    configuration = load_checkpoint(first, mapped=True)["init_args"]["configuration"]
+    for key in ("dataset_name", "plans_name"):
+        check_plain_name(plans.get(key), key, model / "plans.json")
+    check_plain_name(configuration, "configuration", first)
+    inside = f"{plans['dataset_name']}/{STOCK_TRAINER}__{plans['plans_name']}__{configuration}"
+    with building(output, "export", inside) as built:
+        written: list[int | str] = []
+        for fold in sources:
+            file = model / f"fold_{fold}" / checkpoint_name
+            checkpoint = load_checkpoint(file)
+            _check_architecture(plans, dataset_json, checkpoint, configuration, file)
+            for weights in _weights(checkpoint, network, file):
+                check_fit(_expected_network(plans, dataset_json, configuration), weights, file)
+                number = len(written) if network == "both" else fold
+                target = built / f"fold_{number}" / "checkpoint_final.pth"
+                target.parent.mkdir()
+                _save(checkpoint | {"network_weights": weights}, configuration, target)
+                written.append(number)
+        files.write_json(built / "plans.json", for_inference(plans))
+        files.write_json(built / "dataset.json", without_private_keys(dataset_json))
+        copy_fingerprint(model, built)
+        check_target(model, output, overwrite)  # somebody may have come meanwhile
+    return written
+
+
+def _weights(checkpoint: dict[str, Any], network: str, file: Path) -> list[dict[str, Any]]:
+    if network == "1":
+        return [checkpoint["network_weights"]]
+    if SECOND_NETWORK not in checkpoint:
+        raise ValueError(f"{file} (of {checkpoint['trainer_name']}) has no second network; export it with --network 1")
+    second = checkpoint[SECOND_NETWORK]["network_weights"]
+    return [second] if network == "2" else [checkpoint["network_weights"], second]
+
+
+def _save(checkpoint: dict[str, Any], configuration: str, target: Path) -> None:
+    import torch
+
+    content = {key: checkpoint[key] for key in _KEPT if key in checkpoint}
+    content["trainer_name"] = STOCK_TRAINER
+    content["init_args"] = {"configuration": configuration}
+    with files.naming_full_disk(target):
+        torch.save(content, target)
+
+
+def _check_architecture(
+    plans: dict[str, Any], dataset_json: dict[str, Any], checkpoint: dict[str, Any], configuration: str, file: Path
+) -> None:
+    """Refuse networks that plain nnU-Net does not have, and folds of several configurations."""
+    from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+    own = checkpoint["init_args"]["configuration"]
+    if own != configuration:
+        raise ValueError(f"{file} is of the configuration {own}, another fold of {configuration}; export them apart")
+    if configuration not in plans.get("configurations", {}):
+        raise ValueError(
+            f"{file} is of the configuration {configuration}, which plans.json beside it does not have; restore the "
+            "plans that it was trained with"
+        )
+    name = PlansManager(plans).get_configuration(configuration).network_arch_class_name
+    if not name.startswith(STOCK_ARCHITECTURES):
+        raise ValueError(
+            f"the model of {checkpoint['trainer_name']} uses the architecture {name}, which plain nnU-Net does not "
+            "have; predict with it where nnunet_ext is installed"
+        )
+
+
+def _expected_network(plans: dict[str, Any], dataset_json: dict[str, Any], configuration: str) -> nn.Module:
+    """Return the network that stock prediction will build, without memory for its weights."""
+    import torch
+    from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
+    from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+    manager = PlansManager(plans)
+    own = manager.get_configuration(configuration)
+    channels = determine_num_input_channels(manager, own, dataset_json)
+    heads = manager.get_label_manager(dataset_json).num_segmentation_heads
+    with torch.device("meta"):
+        return build(own.configuration["architecture"], channels, heads, False)

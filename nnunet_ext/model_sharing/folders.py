@@ -1,0 +1,218 @@
+"""Folders of trained models: what is read from them, and where a model may be written without harm to anything else."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+import shutil
+import zipfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from nnunet_ext import __version__, files
+
+FROM_TRAINING = "expected a model folder written by nnUNetv2_train"
+_NEEDED = {"plans.json": ("configurations",), "dataset.json": ("labels", "file_ending")}
+
+
+def read_model_json(path: Path) -> dict[str, Any]:
+    """Return the content of a file that each model has.
+
+    Args:
+        path: ``plans.json`` or ``dataset.json``.
+
+    Raises:
+        FileNotFoundError: If it is missing.
+        ValueError: If it is no JSON, or lacks what nnU-Net needs of it.
+    """
+    content: dict[str, Any] = files.read_json(path, FROM_TRAINING)
+    lacks = [key for key in _NEEDED.get(path.name, ()) if not isinstance(content.get(key), (dict, str))]
+    if lacks:
+        has = f"{lacks[0]} {content[lacks[0]]!r:.60}, which cannot be" if lacks[0] in content else f"no {lacks[0]}"
+        raise ValueError(f"{path} has {has}; {FROM_TRAINING}")
+    return content
+
+
+def model_folder(dataset: str, trainer: str, plans: str, configuration: str) -> Path:
+    """Return where nnU-Net keeps a model.
+
+    Raises:
+        ValueError: If nnUNet_results is not set.
+    """
+    from nnunetv2.paths import nnUNet_results
+    from nnunetv2.utilities.file_path_utilities import get_output_folder
+
+    if nnUNet_results is None:
+        raise ValueError("nnUNet_results is not set, the folder of trained models; set it, or name a model with -m")
+    return Path(get_output_folder(int(dataset) if dataset.isdigit() else dataset, trainer, plans, configuration))
+
+
+def find_folds(model: Path, folds: Sequence[int | str] | None, checkpoint_name: str) -> list[int | str]:
+    """Return the folds of a model that have a checkpoint.
+
+    Args:
+        model: Model folder.
+        folds: Those wanted; None takes all there are.
+        checkpoint_name: File in each fold's folder.
+
+    Raises:
+        FileNotFoundError: If the folder, the checkpoint or a wanted fold is missing.
+    """
+    if not model.is_dir():
+        raise FileNotFoundError(
+            f"there is no model folder {model}; expected nnUNet_results/DATASET/TRAINER__PLANS__CONF"
+        )
+    there = [f.parent.name[len("fold_") :] for f in sorted(model.glob(f"fold_*/{checkpoint_name}"))]
+    # Only what nnU-Net itself writes: it would take "+1" for fold 1.
+    found: list[int | str] = [f if f == "all" else int(f) for f in there if re.fullmatch(r"all|0|[1-9][0-9]*", f)]
+    if not found:
+        raise FileNotFoundError(
+            f"no fold of {model} has {checkpoint_name}; finish the training, or name another by -chk"
+        )
+    missing = [f for f in folds or () if f not in found]
+    if missing:
+        raise FileNotFoundError(f"{model} has no fold_{missing[0]}/{checkpoint_name}; it has the folds {found}")
+    return list(folds) if folds else found
+
+
+def is_archive(output: Path) -> bool:
+    """Whether a model is written to this path as an archive; endings may be in capital letters."""
+    return output.suffix.lower() == ".zip"
+
+
+def check_target(
+    model: Path, output: Path, overwrite: bool, command: str = "export", flag: str = "--overwrite"
+) -> None:
+    """Refuse a place where writing a model would take something away that this command did not write.
+
+    Args:
+        model: The trained model.
+        output: Folder or archive to write.
+        overwrite: Whether an earlier result of the same command may be replaced.
+        command: That writes.
+        flag: By which the user says ``overwrite``, for messages.
+
+    Raises:
+        FileExistsError: If something is at ``output``, and is not to be or cannot be replaced.
+        ValueError: If ``output`` holds the model, or the model holds it.
+    """
+    ours, theirs = model.resolve(), output.resolve()
+    if ours.is_relative_to(theirs):
+        raise ValueError(f"{output} holds the model that is to be exported; name another place")
+    if theirs.is_relative_to(ours):
+        raise ValueError(f"{output} lies inside the model {model} that is to be exported; name another place")
+    if output.is_dir() and is_archive(output):
+        raise FileExistsError(f"{output} is a folder; name a file for the archive")
+    if output.is_file() or (output.is_dir() and any(output.iterdir())):
+        if not overwrite:
+            raise FileExistsError(f"{output} exists; pass {flag} to replace it, or name another place")
+        reason = _why_not_ours(output, command)
+        if reason is not None:
+            raise FileExistsError(
+                f"{output} {reason}, and {flag} replaces only what nnUNetv2_ext {command} wrote; remove it by hand, "
+                "or name another place"
+            )
+    elif output.exists() and not output.is_dir():
+        raise FileExistsError(f"{output} is neither a file nor a folder; name another place")
+
+
+def check_plain_name(name: Any, key: str, file: Path) -> None:
+    """Refuse names of datasets and plans that would lead out of the folder in which they name a folder.
+
+    Raises:
+        ValueError: If it is no plain name.
+    """
+    if not isinstance(name, str) or name.strip() in ("", ".", "..") or set(name) & set("/\\:\0"):
+        raise ValueError(f"{file} has {key} {name!r}, expected the plain name of a folder; correct the file")
+
+
+@contextlib.contextmanager
+def building(output: Path, command: str, inside: str) -> Iterator[Path]:
+    """Give an empty folder to build a model in, and put it, or its archive, at its place once the block ends well.
+
+    A record of what was written goes with it, by which a later call knows what it may replace.
+
+    Args:
+        output: Folder, or archive.
+        command: That writes, for the record.
+        inside: Folder of the model inside an archive.
+    """
+    output = output.resolve()
+    files.sweep(output.parent)
+    if not is_archive(output):
+        with files.whole(output) as built:
+            built.mkdir()
+            yield built
+            _write_record(built, command)
+        return
+    with files.whole(output) as archive:
+        built = archive.with_suffix("")
+        built.mkdir()
+        try:
+            yield built
+            _write_record(built, command)
+            with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as packed:
+                for path in sorted(p for p in built.rglob("*") if p.is_file()):
+                    packed.write(path, f"{inside}/{path.relative_to(built).as_posix()}")
+        finally:
+            files.remove(built)
+
+
+def copy_fingerprint(model: Path, built: Path) -> None:
+    """Copy the fingerprint of a model's dataset, if it is there."""
+    if (model / "dataset_fingerprint.json").is_file():
+        shutil.copyfile(model / "dataset_fingerprint.json", built / "dataset_fingerprint.json")
+
+
+def record_name(command: str) -> str:
+    """Return the name of the file by which a command knows what it wrote."""
+    return f"nnunet_ext_{command}.json"
+
+
+def _write_record(built: Path, command: str) -> None:
+    written = {path.relative_to(built).as_posix(): path.stat().st_size for path in built.rglob("*") if path.is_file()}
+    record = {"command": command, "version": __version__, "files": dict(sorted(written.items()))}
+    files.write_json(built / record_name(command), record)
+
+
+def _why_not_ours(output: Path, command: str) -> str | None:
+    """Say why something is not, or not only, what the command wrote; None if it is."""
+    record = _read_record(output, record_name(command))
+    if record is None or record.get("command") != command or not isinstance(record.get("files"), dict):
+        return f"has no {record_name(command)}, by which an earlier result of this command is known"
+    there = _sizes(output, record_name(command))
+    for name, size in sorted(there.items()):
+        if record["files"].get(name) != size:
+            return f"holds {name}, which was put there or changed since"
+    return None
+
+
+def _sizes(output: Path, record: str) -> dict[str, int | None]:
+    """Return the files of a result, but for its record, and their sizes; None for links."""
+    if output.is_dir():
+        paths = [path for path in output.rglob("*") if path.is_symlink() or not path.is_dir()]
+        sizes = {
+            path.relative_to(output).as_posix(): None if path.is_symlink() else path.stat().st_size for path in paths
+        }
+        del sizes[record]
+        return sizes
+    with zipfile.ZipFile(output) as archive:
+        entries = {entry.filename: entry.file_size for entry in archive.infolist() if not entry.is_dir()}
+    (own,) = [name for name in entries if name.rpartition("/")[2] == record]
+    folder = own.removesuffix(record)
+    return {name.removeprefix(folder): size for name, size in entries.items() if name != own}
+
+
+def _read_record(output: Path, name: str) -> dict[str, Any] | None:
+    try:
+        if output.is_dir():
+            content = json.loads((output / name).read_text(encoding="utf-8"))
+        else:
+            with zipfile.ZipFile(output) as archive:
+                (entry,) = [one for one in archive.namelist() if one.rpartition("/")[2] == name]
+                content = json.loads(archive.read(entry))
+    except (OSError, ValueError, zipfile.BadZipFile, KeyError):
+        return None
+    return content if isinstance(content, dict) else None

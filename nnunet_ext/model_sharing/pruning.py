@@ -1,0 +1,212 @@
+"""Nested networks cut at a depth: only what that depth needs is built, loaded and run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from copy import deepcopy
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
+from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+from torch import Tensor, nn
+
+from nnunet_ext import files
+from nnunet_ext.model_sharing.folders import building, check_target, copy_fingerprint, find_folds, read_model_json
+from nnunet_ext.model_sharing.private import for_inference, without_private_keys
+from nnunet_ext.training.architecture import NESTED, build, check_fit
+from nnunet_ext.training.safe_load import load_checkpoint
+from nnunet_ext.training.trust import check_classes, trusted_by_environment, trusting
+
+
+@dataclass(frozen=True)
+class Pruned:
+    """What nnU-Net's predictor is initialised with.
+
+    Attributes:
+        network: Without deep supervision, with random weights.
+        plans: With the depth in the configuration.
+        configuration: Its name.
+        parameters: Weights of each fold.
+        dataset_json: Of the model.
+        trainer: Name of the trainer that made it.
+        mirroring_axes: That the model allows.
+    """
+
+    network: nn.Module
+    plans: dict[str, Any]
+    configuration: str
+    parameters: list[dict[str, Tensor]]
+    dataset_json: dict[str, Any]
+    trainer: str
+    mirroring_axes: tuple[int, ...] | None
+
+
+def depth_of(plans: dict[str, Any], configuration: str, what: str) -> int:
+    """Return the depth of the nested network of a configuration.
+
+    Raises:
+        ValueError: If it has another network.
+    """
+    manager = PlansManager(plans).get_configuration(configuration)
+    if manager.network_arch_class_name != NESTED:
+        name = manager.network_arch_class_name.rpartition(".")[2]
+        raise ValueError(
+            f"{what} cannot be pruned: its network is {name}, and only the nested networks of trainers with ANUNet in "
+            "their name can be; predict without --prune_depth"
+        )
+    kwargs = manager.network_arch_init_kwargs
+    depth: int = kwargs.get("depth") or kwargs["n_stages"] - 1
+    return depth
+
+
+def pruned_plans(plans: dict[str, Any], configuration: str, depth: int, what: str) -> dict[str, Any]:
+    """Return a copy of plans whose network has a depth.
+
+    Raises:
+        ValueError: If the network is not a nested one, or not as deep.
+    """
+    deepest = depth_of(plans, configuration, what)
+    if not 1 <= depth <= deepest:
+        raise ValueError(f"prune depth must lie between 1 and {deepest}, the depth of {what}, got {depth}")
+    plans = deepcopy(plans)
+    own = plans["configurations"][configuration]
+    if "architecture" not in own:
+        own["architecture"] = deepcopy(
+            PlansManager(plans).get_configuration(configuration).configuration["architecture"]
+        )
+    own["architecture"]["arch_kwargs"]["depth"] = depth
+    return plans
+
+
+def load_pruned(
+    model: str | Path,
+    folds: Sequence[int | str] | None,
+    checkpoint_name: str,
+    depth: int,
+    trusted: bool = False,
+) -> Pruned:
+    """Build the network of a model to a depth, and take the weights that it needs out of the checkpoints.
+
+    Args:
+        model: Model folder.
+        folds: Those wanted; None takes all there are but ``all``, as nnU-Net does.
+        checkpoint_name: File in each fold's folder.
+        depth: 1 to that of the model.
+        trusted: Load checkpoints with whatever code is in them, and import whatever the plans name.
+
+    Raises:
+        FileNotFoundError: If the folder, a fold or the checkpoint is missing.
+        ValueError: If the network is not a nested one, or not as deep.
+    """
+    model = Path(model)
+    plans, dataset_json = (read_model_json(model / f"{name}.json") for name in ("plans", "dataset"))
+    found = find_folds(model, None if folds is None else [_fold(fold) for fold in folds], checkpoint_name)
+    if folds is None:
+        found = [fold for fold in found if fold != "all"]
+    parameters: list[dict[str, Tensor]] = []
+    network: nn.Module | None = None
+    for fold in found:
+        file = model / f"fold_{fold}" / checkpoint_name
+        checkpoint = load_checkpoint(file, mapped=True, trusted=trusted)  # weights that are not taken are not read
+        if network is None:
+            configuration, trainer = checkpoint["init_args"]["configuration"], checkpoint["trainer_name"]
+            axes = checkpoint.get("inference_allowed_mirroring_axes")
+            plans = pruned_plans(plans, configuration, depth, f"the model {model}")
+            with trusting(trusted):
+                network = _build(plans, configuration, dataset_json, trainer)
+        weights = checkpoint["network_weights"]
+        check_fit(network, weights, file, surplus=True)
+        parameters.append({key: weights[key].clone() for key in network.state_dict()})
+    if network is None:
+        raise FileNotFoundError(f"no fold of {model} but fold_all has {checkpoint_name}; name it with -f all")
+    network.load_state_dict(parameters[0])
+    return Pruned(network, plans, configuration, parameters, dataset_json, trainer, axes)
+
+
+def _fold(fold: int | str) -> int | str:
+    return fold if fold == "all" else int(fold)
+
+
+def _build(plans: dict[str, Any], configuration: str, dataset_json: dict[str, Any], trainer: str) -> nn.Module:
+    manager = PlansManager(plans)
+    check_classes(manager.get_configuration(configuration).configuration["architecture"])
+    cls = recursive_find_trainer_class_by_name(trainer)
+    network: nn.Module = cls.build_network_architecture(
+        manager,
+        manager.get_configuration(configuration),
+        determine_num_input_channels(manager, manager.get_configuration(configuration), dataset_json),
+        manager.get_label_manager(dataset_json).num_segmentation_heads,
+        enable_deep_supervision=False,
+    )
+    return network
+
+
+def pruned_network(plans: dict[str, Any], configuration: str, dataset_json: dict[str, Any], depth: int) -> nn.Module:
+    """Return the network of a depth without weights, to look at.
+
+    Raises:
+        ValueError: If the network is not a nested one, or not as deep.
+    """
+    manager = PlansManager(pruned_plans(plans, configuration, depth, "the model"))
+    own = manager.get_configuration(configuration)
+    with torch.device("meta"):
+        return build(
+            own.configuration["architecture"],
+            determine_num_input_channels(manager, own, dataset_json),
+            manager.get_label_manager(dataset_json).num_segmentation_heads,
+            False,
+        )
+
+
+def write_pruned(
+    model: Path,
+    output: Path,
+    depth: int,
+    folds: Sequence[int | str] | None = None,
+    checkpoint_name: str = "checkpoint_final.pth",
+    overwrite: bool = False,
+) -> list[int | str]:
+    """Write a model that is pruned for good: it predicts without ``--prune_depth``, where this plugin is installed.
+
+    Args:
+        model: Trained model.
+        output: Folder to write.
+        depth: 1 to that of the model.
+        folds: Folds to write; None takes all that have the checkpoint.
+        checkpoint_name: File in each fold's folder.
+        overwrite: Replace what an earlier call wrote to ``output``; anything else is refused.
+
+    Returns:
+        The folds of the written model.
+
+    Raises:
+        FileNotFoundError: If the model, a fold or the checkpoint is missing.
+        FileExistsError: If ``output`` exists and is not empty, without ``overwrite``, or is not of an earlier call.
+        ValueError: If the network is not a nested one, or not as deep, or ``output`` and the model hold one another.
+    """
+    check_target(model, output, overwrite, "prune", "--overwrite_written")
+    if output.suffix.lower() == ".zip":
+        raise ValueError(f"a pruned model is written as a folder, got {output}; nnUNetv2_export_model_to_zip packs one")
+    written = find_folds(model, folds, checkpoint_name)
+    with building(output, "prune", model.name) as built:
+        for fold in written:
+            pruned = load_pruned(model, [fold], checkpoint_name, depth, trusted_by_environment())
+            target = built / f"fold_{fold}" / "checkpoint_final.pth"
+            target.parent.mkdir(parents=True)
+            content = {
+                "network_weights": pruned.parameters[0],
+                "trainer_name": pruned.trainer,
+                "init_args": {"configuration": pruned.configuration},
+                "inference_allowed_mirroring_axes": pruned.mirroring_axes,
+            }
+            with files.naming_full_disk(target):
+                torch.save(content, target)
+        files.write_json(built / "plans.json", for_inference(pruned.plans))
+        files.write_json(built / "dataset.json", without_private_keys(pruned.dataset_json))
+        copy_fingerprint(model, built)
+        check_target(model, output, overwrite, "prune", "--overwrite_written")  # somebody may have come meanwhile
+    return written

@@ -1,0 +1,172 @@
+"""Parameters and memory of trainers' networks."""
+
+import json
+
+import pytest
+import torch
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+from reference import tiny
+
+from nnunet_ext.cli.main import main
+from nnunet_ext.evaluation import network_info
+from nnunet_ext.evaluation.network_info import compare_networks
+from nnunet_ext.trainers import find_trainer
+from nnunet_ext.training.memory import GIB
+from nnunet_ext.training.nesting import nested_step_memory
+
+
+def test_enhanced_networks_take_a_little_more():
+    found = compare_networks(tiny.plans(), tiny.dataset_json(), "nnUNetTrainerIFECurvature", ["3d_fullres", "2d"])
+    assert list(found) == ["3d_fullres", "2d"]
+    one = found["3d_fullres"]
+    assert (one["patch_size"], one["batch_size"]) == ([16, 12, 16], 2)
+    assert one["trainer"]["network"] == "nnunet_ext.networks.ife_unet.IFEPlainConvUNet"
+    # stage 1 has 6 channels, 4 of them twice: 4 more input channels of a convolution to 6 with 27 weights
+    assert one["trainer"]["parameters"] - one["plain"]["parameters"] == 4 * 6 * 27
+    assert 1 < one["trainer"]["gib"] / one["plain"]["gib"] < 1.3
+    assert found["2d"]["trainer"]["parameters"] - found["2d"]["plain"]["parameters"] == 4 * 6 * 9
+
+
+def test_two_networks_take_both_halves_of_a_batch():
+    one = compare_networks(tiny.plans(), tiny.dataset_json(), "nnUNetTrainerCPS", ["3d_fullres"])["3d_fullres"]
+    assert one["trainer"]["networks"] == 2
+    assert one["trainer"]["parameters"] == one["plain"]["parameters"]
+    assert 2.5 < one["trainer"]["gib"] / one["plain"]["gib"] < 5
+
+
+def test_a_loss_changes_nothing_and_the_cascade_counts_its_channels():
+    name = "nnUNetTrainerCWCD"
+    one = compare_networks(tiny.plans(), tiny.dataset_json(), name, ["3d_cascade_fullres"])["3d_cascade_fullres"]
+    assert one["trainer"] == one["plain"]
+    single = compare_networks(tiny.plans(), tiny.dataset_json(), name, ["3d_fullres"])["3d_fullres"]
+    assert one["plain"]["parameters"] - single["plain"]["parameters"] == 2 * 4 * 27  # both labels as input
+
+
+@pytest.mark.parametrize("nested_plans", [False, True])
+def test_nested_networks_beside_the_plain_one(nested_plans):
+    """Plans that name a nested network, as the planner's do, are compared with nnU-Net's own network all the same."""
+    plans = tiny.plans()
+    if nested_plans:
+        name = "nnunet_ext.networks.nested_unet.NestedAttentionUNet"
+        plans["configurations"]["3d_fullres"]["architecture"]["network_class_name"] = name
+    one = compare_networks(plans, tiny.dataset_json(), "nnUNetTrainerANUNet", ["3d_fullres"])["3d_fullres"]
+    assert one["plain"]["network"].endswith("PlainConvUNet")
+    assert one["trainer"]["network"].endswith("NestedAttentionUNet")
+    assert 1.1 < one["trainer"]["parameters"] / one["plain"]["parameters"] < 2
+    assert 1.5 < one["trainer"]["gib"] / one["plain"]["gib"] < 4
+
+
+class OldSignature(nnUNetTrainer):
+    @staticmethod
+    def build_network_architecture(name, kwargs, needed, num_input_channels, num_output_channels, deep=True):
+        return get_network_from_plans(name, kwargs, needed, num_input_channels, num_output_channels, True, deep)
+
+
+class WithoutScales(nnUNetTrainer):
+    @classmethod
+    def build_network_architecture(cls, plans_manager, configuration_manager, inputs, outputs, deep=True):
+        return super().build_network_architecture(plans_manager, configuration_manager, inputs, outputs, False)
+
+
+class NoPatchLikeThis(nnUNetTrainer):
+    @staticmethod
+    def build_network_architecture(plans_manager, configuration_manager, inputs, outputs, deep=True):
+        return torch.nn.Conv3d(inputs, outputs, 99)
+
+
+@pytest.fixture
+def find_here(monkeypatch):
+    """Let trainers be found that are defined in this file."""
+    monkeypatch.setattr(network_info, "recursive_find_trainer_class_by_name", lambda name: globals()[name])
+
+
+@pytest.mark.parametrize("trainer", ["OldSignature", "WithoutScales"])
+def test_networks_of_others(find_here, trainer):
+    one = compare_networks(tiny.plans(), tiny.dataset_json(), trainer, ["3d_fullres"])["3d_fullres"]
+    assert one["trainer"]["parameters"] == one["plain"]["parameters"]
+    assert 0.8 < one["trainer"]["gib"] / one["plain"]["gib"] <= 1
+    assert (one["trainer"] == one["plain"]) == (trainer == "OldSignature")
+
+
+def test_networks_that_do_not_fit_the_patch(find_here):
+    message = (
+        r"the network of NoPatchLikeThis cannot be built and run for this configuration \(patch \[16, 12, 16\]\); name "
+        "others with -c. RuntimeError: .*"
+    )
+    with pytest.raises(ValueError, match=message):
+        compare_networks(tiny.plans(), tiny.dataset_json(), "NoPatchLikeThis", ["3d_fullres"])
+
+
+@pytest.fixture
+def folders(tmp_path, monkeypatch):
+    tiny.make(tmp_path, configurations=())
+    from nnunetv2 import paths
+    from nnunetv2.utilities import dataset_name_id_conversion as conversion
+
+    for name in ("raw", "preprocessed", "results"):
+        for module in (paths, conversion):
+            monkeypatch.setattr(module, f"nnUNet_{name}", str(tmp_path / name), raising=False)
+    monkeypatch.setattr(network_info, "nnUNet_preprocessed", str(tmp_path / "preprocessed"))
+    return tmp_path
+
+
+def test_the_command(folders, capsys):
+    arguments = ["info", "-d", tiny.NAME, "-p", tiny.PLANS, "-tr", "nnUNetTrainerCPS_IFEEntropy", "-c", "2d"]
+    assert main(arguments) == 0
+    printed = capsys.readouterr().out
+    assert "2d: patch 16 x 16, batch 2" in printed
+    assert "IFEPlainConvUNet, 2 of them" in printed
+    assert main([*arguments, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["2d"]["trainer"]["networks"] == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["-tr", "nnUNetTrainer"], "-d and -tr belong together"),
+        (["-d", tiny.NAME], "-d and -tr belong together"),
+        (
+            ["-d", tiny.NAME, "-tr", "nnUNetTrainer"],
+            "there are no plans .*nnUNetPlans.json; this dataset has: TinyPlans",
+        ),
+        (["-d", tiny.NAME, "-p", tiny.PLANS, "-tr", "Foo"], "Could not find requested nnunet trainer Foo"),
+        (
+            ["-d", tiny.NAME, "-p", tiny.PLANS, "-tr", "nnUNetTrainer", "-c", "4d"],
+            "no configuration 4d, but 2d, 3d_fullres",
+        ),
+    ],
+)
+def test_wrong_input_is_one_line(folders, capsys, arguments, message):
+    assert main(["info", *arguments]) == 1
+    error = capsys.readouterr().err
+    assert len(error.splitlines()) == 1
+    import re
+
+    assert re.search(message, error)
+
+
+def test_nested_networks_are_estimated_with_their_own_loss():
+    def gib(trainer):
+        return compare_networks(tiny.plans(), tiny.dataset_json(), trainer, ["3d_fullres"])["3d_fullres"]["trainer"][
+            "gib"
+        ]
+
+    configuration = PlansManager(tiny.plans()).get_configuration("3d_fullres")
+    architecture = find_trainer("nnUNetTrainerANUNet").network_architecture(
+        find_trainer("nnUNetTrainerANUNet"), configuration
+    )
+    heads = PlansManager(tiny.plans()).get_label_manager(tiny.dataset_json()).num_segmentation_heads
+    size = (configuration.patch_size, configuration.batch_size, 1, heads)
+    assert gib("nnUNetTrainerANUNet") == nested_step_memory(architecture, *size) / GIB
+    assert gib("nnUNetTrainerCWCD_ANUNet") != gib("nnUNetTrainerANUNet")
+
+
+def test_plans_that_name_a_program_start_none(tmp_path):
+    plans = tiny.plans()
+    kwargs = plans["configurations"]["3d_fullres"]["architecture"]["arch_kwargs"]
+    kwargs |= {"nonlin": "subprocess.Popen", "nonlin_kwargs": {"args": ["touch", str(tmp_path / "ran")]}}
+    with pytest.raises(ValueError, match="the plans name 'subprocess.Popen' as nonlin"):
+        compare_networks(plans, tiny.dataset_json(), "nnUNetTrainer", ["3d_fullres"])
+    assert not (tmp_path / "ran").exists()

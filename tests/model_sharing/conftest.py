@@ -1,0 +1,3 @@
+from data.tiny_dataset import tiny
+
+__all__ = ["tiny"]

@@ -1,0 +1,126 @@
+"""Trainer names."""
+
+import itertools
+import pickle
+import re
+from pathlib import Path
+
+import pytest
+
+import nnunet_ext.trainers as trainers
+import nnunet_ext.trainers.common as common
+from nnunet_ext.trainers import names as composition
+from nnunet_ext.trainers.names import COMMON, PARTS, find_trainer
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "nnUNetTrainerCPS",
+        "nnUNetTrainerCPS_100epochs",
+        "nnUNetTrainerCPS_20epochs_50iterations",
+        "nnUNetTrainerCPS_7iterations",
+        "nnUNetTrainer_20epochs_50iterations",
+        "nnUNetTrainer_3iterations",
+    ],
+)
+def test_names_give_classes_of_that_name(name):
+    trainer = find_trainer(name)
+    assert trainer.__name__ == name
+    assert find_trainer(name) is trainer
+    assert pickle.loads(pickle.dumps(trainer)) is trainer
+    assert getattr(trainers, name) is trainer
+    assert trainer.__doc__
+
+
+@pytest.mark.parametrize("name", ["nnUNetTrainer", "nnUNetTrainerNoMirroring", "nnUNetTrainer_probabilistic", "Foo"])
+def test_other_names_are_not_ours(name):
+    assert find_trainer(name) is None
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        (
+            "nnUNetTrainerCPS_foo",
+            "unknown part 'foo'.*Known parts, in their order: CPS, CWCD, GDL, DWCE, ANUNet, IFECurvature, IFEEntropy",
+        ),
+        ("nnUNetTrainerCPSX", "unknown part 'CPSX'"),
+        ("nnUNetTrainercps", "unknown part 'cps'"),
+        ("nnUNetTrainerCPS_0epochs", "unknown part '0epochs'"),
+        ("nnUNetTrainer_50iterations_20epochs", "use -tr nnUNetTrainer_20epochs_50iterations$"),
+        ("nnUNetTrainer_20epochs_CPS", "use -tr nnUNetTrainerCPS_20epochs$"),
+        ("nnUNetTrainer_CPS", "use -tr nnUNetTrainerCPS$"),
+        ("nnUNetTrainer20epochs", "use -tr nnUNetTrainer_20epochs$"),
+        ("nnUNetTrainerCPS_020epochs", "unknown part '020epochs'"),
+        ("nnUNetTrainerCPS_CPS", "CPS and CPS, of which only one can be chosen"),
+        ("nnUNetTrainerCPS_5epochs_6epochs", "of which only one can be chosen"),
+        ("nnUNetTrainerCPS__5epochs", "unknown part ''"),
+    ],
+)
+def test_malformed_names_are_explained(name, message):
+    with pytest.raises(ValueError, match=message):
+        find_trainer(name)
+
+
+def test_every_combination_without_a_length_is_listed_once():
+    expected = {
+        "nnUNetTrainer" + "_".join(word for word in words if word)
+        for words in itertools.product(
+            ("", "CPS"), ("", "CWCD", "GDL", "DWCE"), ("", "ANUNet", "IFECurvature", "IFEEntropy")
+        )
+    } - {"nnUNetTrainer"}
+    assert set(COMMON) == expected | {"nnUNetTrainerCPS_100epochs", "nnUNetTrainerCPS_250epochs"}
+    assert len(COMMON) == len(set(COMMON)) == 33
+
+
+def test_the_list_follows_the_table_of_parts(monkeypatch):
+    new = composition.Part("Mean", "nowhere:Mean", 0, "a mean teacher")
+    monkeypatch.setattr(composition, "PARTS", (*PARTS, new))
+    names = {composition.canonical_name([(part, 0) for part in parts]) for parts in composition._combinations()}
+    assert {"nnUNetTrainerMean", "nnUNetTrainerMean_CWCD_ANUNet"} < names
+    assert "nnUNetTrainerCPS_Mean" not in names
+
+
+def test_what_is_written_out_is_what_the_table_says():
+    written_out = [name for name in vars(common) if name.startswith("nnUNetTrainer") and name != "nnUNetTrainer"]
+    assert set(written_out) < set(COMMON)
+    for name in written_out:
+        trainer = getattr(common, name)
+        assert find_trainer(name) is trainer
+        assert trainer.__bases__ == composition.bases_of(composition._parse(name, composition._tokens(name)))
+
+
+@pytest.mark.parametrize("name", COMMON)
+def test_all_that_is_listed_can_be_imported_and_pickled(name):
+    trainer = getattr(trainers, name)
+    assert name in dir(trainers)
+    assert trainer.__name__ == name
+    assert pickle.loads(pickle.dumps(trainer)) is trainer is find_trainer(name)
+
+
+DOCS = Path(__file__).parents[2]
+
+
+@pytest.mark.skipif(not (DOCS / "docs" / "trainers.md").is_file(), reason="no documentation beside the tests")
+def test_documentation_follows_the_table():
+    rows = re.findall(r"^\| (`[^|]+) \|", (DOCS / "docs" / "trainers.md").read_text(), re.MULTILINE)
+    parts = [name for row in rows for name in re.findall(r"`([^`]+)`", row)]
+    assert parts[: len(PARTS)] == [part.name for part in PARTS]
+    rows = re.findall(r"^\| (`nnUNetTrainer[^|]+) \|", (DOCS / "README.md").read_text(), re.MULTILINE)
+    names = [name for row in rows for name in re.findall(r"`([^`]+)`", row)]
+    assert all(find_trainer(name) is not None for name in names)
+    alone = {part.name for part in PARTS if not part.has_number}
+    assert alone <= {name.removeprefix("nnUNetTrainer") for name in names}
+
+
+@pytest.mark.parametrize("name", ["nnUNetTrainerCPSFoo", "nnUNetTrainerCPS_foo", "nnUNetTrainer_CPS"])
+def test_a_malformed_name_is_no_attribute_and_says_why(name):
+    assert not hasattr(trainers, name)
+    with pytest.raises(AttributeError, match=f"no attribute '{name}': .*nnUNetTrainerCPS"):
+        getattr(trainers, name)
+
+
+def test_unknown_attribute_of_the_package():
+    with pytest.raises(AttributeError, match="no attribute 'nnUNetTrainerNope'"):
+        _ = trainers.nnUNetTrainerNope
