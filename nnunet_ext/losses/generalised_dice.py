@@ -29,7 +29,7 @@ class GeneralisedDiceLoss(nn.Module):
         >>> undecided = torch.zeros(1, 2, 2, 2)
         >>> sure = 100.0 * torch.cat([labels == 0, labels == 1], 1)
         >>> [round(GeneralisedDiceLoss()(logits, labels).item(), 4) for logits in (undecided, sure)]
-        [0.6364, 0.0]
+        [0.625, 0.0]
     """
 
     def __init__(self, regions: bool = False, ignore_label: int | None = None, batch_dice: bool = False) -> None:
