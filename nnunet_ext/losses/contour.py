@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from nnunet_ext.losses._common import check_label_map
+
 Reach = tuple[tuple[int, int], ...]
 BORDERS = ("inside", "outside")
 
@@ -45,11 +47,17 @@ def contour_map(
     Raises:
         TypeError: If labels are not integers.
         ValueError: If the shape, ``kernel``, ``iterations`` or ``border`` do not fit.
+
+    Example:
+        >>> import torch
+        >>> from nnunet_ext.losses import contour_map
+        >>> labels = torch.tensor([0, 0, 0, 1, 1, 1, 1, 0]).reshape(1, 1, 1, 8)
+        >>> contour_map(labels).int().flatten()
+        tensor([0, 0, 1, 1, 0, 0, 1, 1], dtype=torch.int32)
+        >>> contour_map(labels, border="outside")[..., -1, 0].item()  # the first voxel touches the border
+        True
     """
-    if labels.ndim < 3 or labels.shape[1] != 1:
-        raise ValueError(f"labels must have shape (B, 1, *S), got {tuple(labels.shape)}")
-    if labels.is_floating_point() or labels.is_complex():
-        raise TypeError(f"labels must be integers, got {labels.dtype}; convert them with .long()")
+    check_label_map(labels)
     check_border(border)
     labels = labels.to(torch.uint8) if labels.dtype == torch.bool else labels
     ignored = None
@@ -57,7 +65,7 @@ def contour_map(
     # what its type cannot hold is not there, while a comparison would wrap around
     if ignore_label is not None and limits.min <= ignore_label <= limits.max:
         ignored = labels == ignore_label
-    return label_contours(_small(labels), reach_of(kernel, iterations, labels.ndim - 2), border, ignored)
+    return label_contours(_in_small_type(labels), reach_of(kernel, iterations, labels.ndim - 2), border, ignored)
 
 
 def check_border(border: str) -> None:
@@ -96,9 +104,9 @@ def label_contours(labels: Tensor, reach: Reach, border: str, ignored: Tensor | 
     Args:
         labels: ``(B, C, *S)``, each channel for itself; strictly between the limits of their type (0 is fine if it is
             unsigned).
-        reach: Of the window.
-        border: As of :func:`contour_map`.
-        ignored: ``(B, 1, *S)`` bool, or ``(B, C, *S)``.
+        reach: Number of voxels that the window reaches towards low and high indices, for each axis.
+        border: What lies outside of the image, ``"inside"`` or ``"outside"``, as of :func:`contour_map`.
+        ignored: ``(B, 1, *S)`` or ``(B, C, *S)`` bool, voxels that are never marked and hide what lies beyond.
 
     Returns:
         ``(B, C, *S)`` bool.
@@ -118,8 +126,8 @@ def region_contours(regions: Tensor, reach: Reach, border: str, ignored: Tensor 
 
     Args:
         regions: ``(B, K, *S)`` bool.
-        reach: Of the window.
-        border: As of :func:`contour_map`.
+        reach: Number of voxels that the window reaches towards low and high indices, for each axis.
+        border: What lies outside of the image, ``"inside"`` or ``"outside"``, as of :func:`contour_map`.
         ignored: ``(B, 1, *S)`` bool; these voxels are never marked, and count as part of any region beside them.
 
     Returns:
@@ -136,21 +144,21 @@ def window(values: Tensor, reach: Reach, function: Callable[[Tensor, Tensor], Te
 
     Args:
         values: ``(B, C, *S)``.
-        reach: Of the box.
-        function: ``torch.minimum`` or ``torch.maximum``.
-        outside: Value outside of the image.
+        reach: Number of voxels that the box reaches towards low and high indices, for each axis.
+        function: Function of two tensors that is taken over the box, ``torch.minimum`` or ``torch.maximum``.
+        outside: Value of what lies outside of the image.
     """
     if not any(side for sides in reach for side in sides):
         return values
     # pad counts from the last axis
     values = functional.pad(values, [side for sides in reversed(reach) for side in sides], value=outside)
     for axis, sides in enumerate(reach, 2):
-        width, done = sum(sides) + 1, 1
-        while done < width:
-            step = min(done, width - done)  # windows may overlap, so each pass doubles their width
+        full_width, width = sum(sides) + 1, 1
+        while width < full_width:
+            step = min(width, full_width - width)  # windows may overlap, so each pass doubles their width
             length = values.shape[axis] - step
             values = function(values.narrow(axis, 0, length), values.narrow(axis, step, length))
-            done += step
+            width += step
     return values
 
 
@@ -161,7 +169,7 @@ def _limits(dtype: torch.dtype) -> tuple[int, int]:
     return max(limits.min, -(2**62)), min(limits.max, 2**62)
 
 
-def _small(labels: Tensor) -> Tensor:
+def _in_small_type(labels: Tensor) -> Tensor:
     """Return labels in a small type, on which minimum and maximum are several times faster on CPUs."""
     if labels.device.type == "cpu" and not torch.compiler.is_compiling() and labels.numel():
         lowest, highest = (int(value) for value in labels.aminmax())

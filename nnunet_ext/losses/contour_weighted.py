@@ -38,25 +38,41 @@ class ContourWeightedLoss(nn.Module):
 
     Args:
         kernel: Size of the box of one erosion in voxels, one number or one an axis.
-        iterations: Erosions, which make the band's thickness; one number or one an axis.
-        border: As of :func:`~nnunet_ext.losses.contour_map`.
+        iterations: Number of erosions, which make the band's thickness; one number or one an axis.
+        border: What lies outside of the image, ``"inside"`` or ``"outside"``, as of
+            :func:`~nnunet_ext.losses.contour_map`.
         regions: Channels are overlapping regions (sigmoid) instead of exclusive classes (softmax).
         ignore_label: Voxels of this label count nowhere. With ``regions`` any number says that the last channel of
             the target marks the voxels to ignore.
         batch_dice: Sum over the batch before the Dice quotients.
         reduction: Dice ``"per_class"``, then averaged, or ``"pooled"`` over the classes (the released code).
         weight_ce: Weight of the cross-entropy.
-        ce_contour_weight: What M is multiplied with.
+        ce_contour_weight: Weight of M, which the cross-entropy of contours has more.
         dice_contour_weight: Weight of L_c.
         dice_complement_weight: Weight of L_n.
         background_contour: M also holds the background's voxels beside the foreground (the released code).
-        min_interior: See above, 0 to 1; 0 keeps ``iterations`` for every class.
+        min_interior: Least share of a class's voxels that stays interior, 0 to 1; 0 keeps ``iterations`` for every
+            class.
         smooth: Added to numerator and denominator of the Dice.
         gather: Differentiable function that stacks a tensor over processes (DDP), applied to the sums of the Dice if
             ``batch_dice``, and without gradient to the number of valid voxels. ``None`` in one process.
 
     Raises:
         ValueError: If an argument is out of range.
+
+    Example:
+        >>> import torch
+        >>> from nnunet_ext.losses import ContourWeightedLoss
+        >>> labels = torch.zeros(1, 1, 9, 9, dtype=torch.long)
+        >>> labels[..., 2:7, 2:7] = 1
+        >>> sure = 100.0 * torch.cat([labels == 0, labels == 1], 1)
+        >>> round(ContourWeightedLoss()(sure, labels).item(), 4)
+        0.0
+        >>> on_contour, inside = sure.clone(), sure.clone()  # the same mistake in another voxel
+        >>> on_contour[0, :, 2, 4] = inside[0, :, 4, 4] = torch.tensor([100.0, 0.0])
+        >>> loss = ContourWeightedLoss(dice_contour_weight=0, dice_complement_weight=0)
+        >>> (loss(on_contour, labels) / loss(inside, labels)).item()
+        2.0
     """
 
     def __init__(
@@ -119,18 +135,19 @@ class ContourWeightedLoss(nn.Module):
             is 0 (with a graph).
 
         Raises:
+            TypeError: If logits or target are no tensors, or of a type that says nothing.
             ValueError: If the shapes do not fit, or exclusive classes have one channel.
         """
         labels, valid = split_target(logits, target, self.regions, self.ignore_label)
         logits = at_least_float32(logits)
-        compute = self._of_regions if self.regions else self._of_labels
+        compute = self._loss_of_regions if self.regions else self._loss_of_labels
         return compute(logits, labels, valid)
 
-    def _of_labels(self, logits: Tensor, labels: Tensor, valid: Tensor | None) -> Tensor:
+    def _loss_of_labels(self, logits: Tensor, labels: Tensor, valid: Tensor | None) -> Tensor:
         classes = logits.shape[1]
         ignored = None if valid is None else ~valid
-        small = labels.to(torch.uint8 if classes < 255 else torch.int32)
-        depth, levels = self._depth(logits, lambda reach: label_contours(small, reach, self.border, ignored))
+        short_labels = labels.to(torch.uint8 if classes < 255 else torch.int32)
+        depth, levels = self._depth(logits, lambda reach: label_contours(short_labels, reach, self.border, ignored))
         contour = depth > 0 if self.background_contour else (depth > 0) & (labels > 0)
         index = labels.long()
         log_probs = functional.log_softmax(logits, 1)
@@ -156,7 +173,7 @@ class ContourWeightedLoss(nn.Module):
         size = (probs if valid is None else probs * valid).sum(tuple(range(2, logits.ndim)))
         return self.weight_ce * ce + self._dice_loss(sums[0][..., 1:], sums[1][..., 1:], size)
 
-    def _of_regions(self, logits: Tensor, regions: Tensor, valid: Tensor | None) -> Tensor:
+    def _loss_of_regions(self, logits: Tensor, regions: Tensor, valid: Tensor | None) -> Tensor:
         ignored = None if valid is None else ~valid
         depth, levels = self._depth(logits, lambda reach: region_contours(regions, reach, self.border, ignored))
         targets = regions.to(logits.dtype)
@@ -169,8 +186,8 @@ class ContourWeightedLoss(nn.Module):
         axes = tuple(range(2, logits.ndim))
 
         def by_depth(values: Tensor) -> Tensor:
-            parts = [values if levels == 0 else values * (depth == n) for n in range(levels + 1)]
-            return torch.stack([part.sum(axes) for part in parts], 1)
+            bands = [values if levels == 0 else values * (depth == n) for n in range(levels + 1)]
+            return torch.stack([band.sum(axes) for band in bands], 1)
 
         return self.weight_ce * ce + self._dice_loss(by_depth(probs * targets), by_depth(targets), probs.sum(axes))
 
@@ -198,9 +215,9 @@ class ContourWeightedLoss(nn.Module):
         """Return the weighted Dice losses of contour and complement.
 
         Args:
-            true: ``(B, 1 + bands, K)``, sums of the probabilities inside each class, by depth.
-            count: ``(B, 1 + bands, K)``, its voxels.
-            size: ``(B, K)``, sum of the probabilities everywhere.
+            true: Sums of the probabilities inside each class, by depth, ``(B, 1 + bands, K)``.
+            count: Numbers of voxels of each class, by depth, ``(B, 1 + bands, K)``.
+            size: Sums of the probabilities everywhere, ``(B, K)``.
         """
         sums = torch.cat([true, count, size[:, None]], 1)
         if self.batch_dice:

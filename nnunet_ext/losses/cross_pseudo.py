@@ -10,20 +10,35 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from nnunet_ext.losses._common import Gather, at_least_float32, check_exclusive_classes, count_terms
+from nnunet_ext.losses._common import Gather, at_least_float32, check_inputs, check_logits, count_terms
 
 
 def pseudo_labels(logits: Tensor, regions: bool = False) -> Tensor:
     """Return the hard labels of a network, without gradient.
 
     Args:
-        logits: ``(B, K, *S)``.
+        logits: ``(B, K, *S)``, K >= 2 for exclusive classes.
         regions: Channels are overlapping regions (sigmoid) instead of exclusive classes (softmax).
 
     Returns:
         ``(B, 1, *S)`` int64 class indices (the lowest index wins ties), or with ``regions`` ``(B, K, *S)`` bool, true
         where the region's probability exceeds 0.5.
+
+    Raises:
+        TypeError: If logits are no tensor, or not of a floating-point type.
+        ValueError: If logits have no axes, or one channel for exclusive classes.
+
+    Example:
+        >>> import torch
+        >>> from nnunet_ext.losses import pseudo_labels
+        >>> logits = torch.tensor([[-1.0, 2.0], [3.0, 0.5]]).reshape(1, 2, 1, 2)  # two channels, two voxels
+        >>> pseudo_labels(logits).flatten()
+        tensor([1, 0])
+        >>> pseudo_labels(logits, regions=True).reshape(2, 2)
+        tensor([[False,  True],
+                [ True,  True]])
     """
+    check_logits(logits, regions)
     logits = logits.detach()
     return logits > 0 if regions else logits.argmax(1, keepdim=True)
 
@@ -47,17 +62,27 @@ def cross_pseudo_loss(
         valid_mask: ``(B, 1, *S)``, non-zero where the loss counts; ``None`` keeps every voxel.
         batch_dice: Sum over the batch before the Dice quotient.
         smooth: Added to numerator and denominator of the Dice.
-        gather: Differentiable sum over processes, applied to the sums of the Dice if ``batch_dice``, and (without
-            gradient) to the number of valid voxels. ``None`` in one process.
+        gather: Differentiable function that stacks a tensor over processes (DDP), applied to the sums of the Dice if
+            ``batch_dice``, and without gradient to the number of valid voxels. ``None`` in one process.
 
     Returns:
         Scalar; 0 from the cross-entropy (with a graph) where no voxel is valid.
 
     Raises:
+        TypeError: If logits or labels are no tensors, or of a type that says nothing.
         ValueError: If the shapes do not fit, or there is one channel.
+
+    Example:
+        >>> import torch
+        >>> from nnunet_ext.losses import cross_pseudo_loss, pseudo_labels
+        >>> logits, peer_logits = torch.randn(2, 3, 8, 8, requires_grad=True), torch.randn(2, 3, 8, 8)
+        >>> loss = cross_pseudo_loss(logits, pseudo_labels(peer_logits))
+        >>> loss.backward()
+        >>> sure = 100.0 * torch.eye(3)[:, :, None]  # one sample a class, of one voxel
+        >>> round(cross_pseudo_loss(sure, pseudo_labels(sure), batch_dice=True).item(), 4)  # 0 - 1
+        -1.0
     """
-    check_exclusive_classes(logits)
-    _check_shapes(logits, labels, valid_mask, 1)
+    check_inputs(logits, labels, False, "labels", valid_mask)
     log_probs = functional.log_softmax(at_least_float32(logits), 1)
     targets = labels[:, 0].long()
     if valid_mask is not None:
@@ -83,18 +108,29 @@ def cross_pseudo_region_loss(
     Args:
         logits: ``(B, K, *S)``, one channel a region, receives gradients.
         labels: ``(B, K, *S)`` bool or 0/1; never receives gradients.
-        valid_mask: As for :func:`cross_pseudo_loss`.
-        batch_dice: As for :func:`cross_pseudo_loss`.
-        smooth: As for :func:`cross_pseudo_loss`.
-        gather: As for :func:`cross_pseudo_loss`.
+        valid_mask: ``(B, 1, *S)``, non-zero where the loss counts; ``None`` keeps every voxel.
+        batch_dice: Sum over the batch before the Dice quotient.
+        smooth: Added to numerator and denominator of the Dice.
+        gather: Differentiable function that stacks a tensor over processes (DDP), as for :func:`cross_pseudo_loss`.
 
     Returns:
         Scalar; 0 from the cross-entropy (with a graph) where no voxel is valid.
 
     Raises:
+        TypeError: If logits or labels are no tensors, or of a type that says nothing.
         ValueError: If the shapes do not fit.
+
+    Example:
+        >>> import torch
+        >>> from nnunet_ext.losses import cross_pseudo_region_loss, pseudo_labels
+        >>> logits, peer_logits = torch.randn(2, 1, 8, 8, requires_grad=True), torch.randn(2, 1, 8, 8)
+        >>> mask = torch.zeros(2, 1, 8, 8)
+        >>> mask[:, :, :4] = 1  # the upper half of each image
+        >>> cross_pseudo_region_loss(logits, pseudo_labels(peer_logits, regions=True), mask).backward()
+        >>> [logits.grad[:, :, rows].any().item() for rows in (slice(4), slice(4, None))]
+        [True, False]
     """
-    _check_shapes(logits, labels, valid_mask, logits.shape[1])
+    check_inputs(logits, labels, True, "labels", valid_mask)
     logits = at_least_float32(logits)
     targets = labels.to(logits.dtype)
     bce = functional.binary_cross_entropy_with_logits(logits, targets, reduction="none")
@@ -102,15 +138,6 @@ def cross_pseudo_region_loss(
         bce = bce * (valid_mask > 0)
     ce = bce.sum() / count_terms(logits, valid_mask, logits.shape[1], gather)
     return ce + _dice_loss(logits.sigmoid(), targets, valid_mask, batch_dice, smooth, gather)
-
-
-def _check_shapes(logits: Tensor, labels: Tensor, valid_mask: Tensor | None, channels: int) -> None:
-    expected = (logits.shape[0], channels, *logits.shape[2:])
-    if tuple(labels.shape) != expected:
-        raise ValueError(f"labels must have shape {expected}, got {tuple(labels.shape)}")
-    mask_shape = (logits.shape[0], 1, *logits.shape[2:])
-    if valid_mask is not None and tuple(valid_mask.shape) != mask_shape:
-        raise ValueError(f"valid_mask must have shape {mask_shape}, got {tuple(valid_mask.shape)}")
 
 
 def _dice_loss(

@@ -21,6 +21,15 @@ class GeneralisedDiceLoss(nn.Module):
         ignore_label: Voxels of this label count nowhere. With ``regions`` any number says that the last channel of
             the target marks the voxels to ignore.
         batch_dice: Sum over the batch before the quotient.
+
+    Example:
+        >>> import torch
+        >>> from nnunet_ext.losses import GeneralisedDiceLoss
+        >>> labels = torch.tensor([0, 0, 0, 1]).reshape(1, 1, 2, 2)
+        >>> undecided = torch.zeros(1, 2, 2, 2)
+        >>> sure = 100.0 * torch.cat([labels == 0, labels == 1], 1)
+        >>> [round(GeneralisedDiceLoss()(logits, labels).item(), 4) for logits in (undecided, sure)]
+        [0.625, 0.0]
     """
 
     def __init__(self, regions: bool = False, ignore_label: int | None = None, batch_dice: bool = False) -> None:
@@ -35,6 +44,7 @@ class GeneralisedDiceLoss(nn.Module):
         """Return the loss of one scale; shapes as of :class:`~nnunet_ext.losses.ContourWeightedLoss`.
 
         Raises:
+            TypeError: If logits or target are no tensors, or of a type that says nothing.
             ValueError: If the shapes do not fit, or exclusive classes have one channel.
         """
         target, valid = split_target(logits, target, self.regions, self.ignore_label)

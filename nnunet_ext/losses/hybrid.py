@@ -30,8 +30,8 @@ class HybridLoss(nn.Module):
         ignore_label: Voxels of this label count nowhere. With ``regions`` any number says that the last channel of
             the target marks the voxels to ignore.
         batch_dice: Sum over the batch before the Dice quotients.
-        gamma: Exponent of the weight; 0 weighs all voxels alike.
-        delta: Least distance from 1/2 that the weight sees, above 0 to 1/2.
+        gamma: Exponent of the voxels' weight w; 0 weighs all voxels alike.
+        delta: Least distance of a probability from 1/2 that the weight w sees, above 0 and at most 1/2.
         weight_ce: Weight of the cross-entropy, the paper's alpha.
         smooth: Added to numerator and denominator of the Dice.
         gather: Differentiable function that stacks a tensor over processes (DDP), applied to the sums of the Dice if
@@ -39,6 +39,18 @@ class HybridLoss(nn.Module):
 
     Raises:
         ValueError: If an argument is out of range.
+
+    Example:
+        >>> import torch
+        >>> from nnunet_ext.losses import HybridLoss
+        >>> labels = torch.tensor([0, 1, 2, 2]).reshape(1, 1, 2, 2)
+        >>> logits = torch.zeros(1, 3, 2, 2, requires_grad=True)
+        >>> HybridLoss()(logits, labels).backward()
+        >>> logits.grad.gather(1, labels).max().item() < 0  # the probability of what is true is to rise
+        True
+        >>> regions = torch.cat([labels > 0, labels == 2], 1)  # regions may overlap
+        >>> HybridLoss(regions=True)(torch.zeros(1, 2, 2, 2), regions).shape
+        torch.Size([])
     """
 
     def __init__(
@@ -75,6 +87,7 @@ class HybridLoss(nn.Module):
             cross-entropy is 0 (with a graph).
 
         Raises:
+            TypeError: If logits or target are no tensors, or of a type that says nothing.
             ValueError: If the shapes do not fit, or exclusive classes have one channel.
         """
         target, valid = split_target(logits, target, self.regions, self.ignore_label)
@@ -113,8 +126,8 @@ class HybridLoss(nn.Module):
             sums = sums.sum(1, keepdim=True)
             if self.gather is not None:
                 sums = self.gather(sums).sum(0)
-        both, probs_squared, truth_squared = sums
-        dice = (2 * both + self.smooth) / (probs_squared + truth_squared + self.smooth).clamp_min(1e-8)
+        intersection, probs_squared, truth_squared = sums
+        dice = (2 * intersection + self.smooth) / (probs_squared + truth_squared + self.smooth).clamp_min(1e-8)
         return 1 - dice.mean()
 
 
@@ -127,13 +140,26 @@ def literal_hybrid_loss(
     P is 1/2, and lowers the probability of foreground voxels between 0.084 and 1/2 (gamma = 2).
 
     Args:
-        probabilities: P, any shape.
-        truth: Y, 0 or 1, the same shape.
-        alpha: Not given in the paper.
-        gamma: The paper's 2.
-        smooth: s, not given in the paper.
+        probabilities: Probabilities of the foreground P, of any shape.
+        truth: Foreground Y, 0 or 1, of the same shape.
+        alpha: Weight of the cross-entropy, for which the paper gives no value.
+        gamma: Exponent of the distance from 1/2, 2 in the paper.
+        smooth: Number s added to numerator and denominator of the Dice, for which the paper gives no value.
+
+    Raises:
+        ValueError: If the shapes differ.
+
+    Example:
+        >>> import torch
+        >>> from nnunet_ext.losses import literal_hybrid_loss
+        >>> literal_hybrid_loss(torch.tensor([0.9, 0.5]), torch.tensor([1.0, 1.0]))
+        tensor(inf)
     """
+    if probabilities.shape != truth.shape:
+        raise ValueError(
+            f"probabilities and truth must have one shape, got {tuple(probabilities.shape)} and {tuple(truth.shape)}"
+        )
     focal = (truth * probabilities.log() / (probabilities - 0.5).abs().pow(gamma)).sum()
-    both = (probabilities * truth).sum()
-    dice = (2 * both + smooth) / (probabilities.square().sum() + truth.square().sum() + smooth)
+    intersection = (probabilities * truth).sum()
+    dice = (2 * intersection + smooth) / (probabilities.square().sum() + truth.square().sum() + smooth)
     return 1 - (alpha * focal + dice)

@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from nnunet_ext.networks._checks import check_features, check_gating
+
 
 class AttentionGate(nn.Module):
     """Scale a feature map at each position by a coefficient that a coarser feature map decides.
@@ -20,12 +22,25 @@ class AttentionGate(nn.Module):
     channel an instance norm would keep the gate from ever closing as a whole, so that is off unless asked for.
 
     Args:
-        channels: Of ``f`` and ``g``.
-        inner_channels: Of ``q``; ``None`` is half of ``channels``, at least 1.
-        conv_op: ``nn.Conv2d`` or ``nn.Conv3d``.
-        norm_op: Normalisation N, a class; ``None`` for none.
-        norm_op_kwargs: Its arguments.
+        channels: Number of channels of the features f and of the gating map g.
+        inner_channels: Number of channels of q; ``None`` is half of ``channels``, at least 1.
+        conv_op: Class of the convolutions, ``nn.Conv2d`` or ``nn.Conv3d``.
+        norm_op: Class of the normalisation N; ``None`` for none.
+        norm_op_kwargs: Keyword arguments of each normalisation beside its number of channels.
         norm_on_coefficient: Normalise W_theta q as well.
+
+    Raises:
+        ValueError: If there are no channels.
+
+    Example:
+        >>> import torch
+        >>> from nnunet_ext.networks import AttentionGate
+        >>> gate = AttentionGate(channels=8)
+        >>> features, gating = torch.randn(2, 8, 16, 16), torch.randn(2, 8, 16, 16)
+        >>> gate(features, gating).shape
+        torch.Size([2, 8, 16, 16])
+        >>> gate.coefficients(features, gating).shape  # one for all channels
+        torch.Size([2, 1, 16, 16])
     """
 
     def __init__(
@@ -39,6 +54,8 @@ class AttentionGate(nn.Module):
     ) -> None:
         super().__init__()
         inner = max(1, channels // 2) if inner_channels is None else inner_channels
+        if channels < 1 or inner < 1:
+            raise ValueError(f"channels and inner_channels must be at least 1, got {channels} and {inner}")
 
         def unit(inputs: int, outputs: int, norm: bool) -> nn.Module:
             layers = [conv_op(inputs, outputs, 1)]  # type: ignore[call-arg]
@@ -49,17 +66,23 @@ class AttentionGate(nn.Module):
         self.features = unit(channels, inner, True)
         self.gating = unit(channels, inner, True)
         self.coefficient = unit(inner, 1, norm_on_coefficient)
-        self.inner_channels = inner
+        self.channels, self.inner_channels = channels, inner
+        self.dimensions = next(self.features.parameters()).ndim - 2
 
     def coefficients(self, features: Tensor, gating: Tensor) -> Tensor:
-        """Return alpha ``(B, 1, *S)``, 0 to 1; the arguments are those of :meth:`forward`."""
+        """Return alpha ``(B, 1, *S)``, 0 to 1; arguments and errors are those of :meth:`forward`."""
+        check_features(features, self.channels, self.dimensions)
+        check_gating(features, gating)
         return torch.sigmoid(self.coefficient(torch.relu_(self.features(features) + self.gating(gating))))
 
     def forward(self, features: Tensor, gating: Tensor) -> Tensor:
         """Return ``alpha * features``.
 
         Args:
-            features: f, ``(B, C, *S)``.
-            gating: g, ``(B, C, *S)``.
+            features: The map f to be scaled, ``(B, C, *S)``.
+            gating: The map g that decides, ``(B, C, *S)``.
+
+        Raises:
+            ValueError: If the shapes do not fit each other or the number of channels.
         """
         return features * self.coefficients(features, gating)

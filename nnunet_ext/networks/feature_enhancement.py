@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from nnunet_ext.networks._checks import check_features
 from nnunet_ext.networks.feature_scores import curvature_scores, entropy_scores
 
 SCORES = ("curvature", "entropy")
@@ -20,19 +21,29 @@ class InstructiveFeatureEnhancement(nn.Module):
     through the appended values, not through the scores, which are computed in float32.
 
     Args:
-        channels: Of the features, C.
+        channels: Number of channels of the features, C.
         ratio: Share r of the channels that is appended, ``int(r * C)`` of them; 0 to 1.
-        score: ``"curvature"`` or ``"entropy"``.
+        score: Score that ranks the channels, ``"curvature"`` or ``"entropy"``.
         axes: Axes of ``S`` to look along, ``None`` for all; leave one out where voxels are much longer along it.
-        bins: Of each side of the joint histogram of the entropy.
+        bins: Number of bins along each side of the joint histogram, for the entropy.
         step: Take the entropy of every ``step``-th position along each axis.
-        packed: Entropy as in the released code (:func:`entropy_scores`).
+        packed: Take the entropy as in the released code (:func:`entropy_scores`).
 
     Attributes:
         selected: Number of appended channels, k.
 
     Raises:
         ValueError: If an argument is out of range.
+
+    Example:
+        >>> import torch
+        >>> from nnunet_ext.networks import InstructiveFeatureEnhancement
+        >>> enhance = InstructiveFeatureEnhancement(channels=4, ratio=0.5)
+        >>> features = torch.arange(4.0).reshape(1, 4, 1, 1) * torch.eye(6)  # each channel is more curved than the last
+        >>> enhance.ranking(features)
+        tensor([[3, 2]])
+        >>> enhance(features).shape
+        torch.Size([1, 6, 6, 6])
     """
 
     def __init__(
@@ -74,13 +85,12 @@ class InstructiveFeatureEnhancement(nn.Module):
         """Return ``(B, C + k, *S)``: the features, then the selected ones.
 
         Args:
-            features: ``(B, C, *S)``.
+            features: ``(B, C, *S)``, 2D or 3D.
 
         Raises:
-            ValueError: If the number of channels is another one.
+            ValueError: If the number of axes or channels is another one.
         """
-        if features.shape[1] != self.channels:
-            raise ValueError(f"features must have {self.channels} channels, got shape {tuple(features.shape)}")
+        check_features(features, self.channels)
         if self.selected == 0:
             return features
         index = self.ranking(features).reshape(len(features), -1, *[1] * (features.ndim - 2))

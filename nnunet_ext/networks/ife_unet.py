@@ -10,6 +10,7 @@ import torch
 from dynamic_network_architectures.architectures.unet import PlainConvUNet, ResidualEncoderUNet
 from torch import Tensor, nn
 
+from nnunet_ext.networks._checks import check_image, divisors_of
 from nnunet_ext.networks.feature_enhancement import InstructiveFeatureEnhancement
 
 
@@ -37,14 +38,14 @@ class _EnhancedSkips:
         """Build the plain network, then widen the decoder.
 
         Args:
-            *args: Of the plain network.
+            *args: Positional arguments of nnU-Net's network of the same name.
             ife_stages: Encoder stages whose skips are enhanced, 0 the highest resolution; not the bottleneck.
-            ife_ratios: Share of channels appended, one a stage.
-            ife_axes: Axes to look along, one entry a stage; ``None`` for all.
-            ife_score: ``"curvature"`` or ``"entropy"``.
-            ife_bins: Of the joint histogram.
-            ife_step: Positions the entropy looks at.
-            **kwargs: Of the plain network.
+            ife_ratios: Share of a stage's channels that is appended, one number for each enhanced stage.
+            ife_axes: Spatial axes that the scores look along, one entry for each enhanced stage; ``None`` for all.
+            ife_score: Score that ranks the channels, ``"curvature"`` or ``"entropy"``.
+            ife_bins: Number of bins along each side of the joint histogram, for the entropy.
+            ife_step: Take the entropy of every position of that many along each axis.
+            **kwargs: Keyword arguments of nnU-Net's network of the same name.
 
         Raises:
             ValueError: If stages and ratios do not fit the network.
@@ -64,16 +65,28 @@ class _EnhancedSkips:
                 f"stages must lie between 0 and {stages - 2}, the last one with a skip, got {list(ife_stages)}"
             )
         enhancements = {}
-        for stage, ratio, along in zip(ife_stages, ife_ratios, axes, strict=True):
+        for stage, ratio, stage_axes in zip(ife_stages, ife_ratios, axes, strict=True):
             enhancement = InstructiveFeatureEnhancement(
-                self.encoder.output_channels[stage], ratio, ife_score, along, ife_bins, ife_step
+                self.encoder.output_channels[stage], ratio, ife_score, stage_axes, ife_bins, ife_step
             )
             widen(self.decoder.stages[stages - 2 - stage].convs[0], enhancement.selected)
             enhancements[str(stage)] = enhancement
         self.enhancements = nn.ModuleDict(enhancements)
+        first_weight = next(weight for weight in self.encoder.parameters() if weight.ndim > 1)
+        self.input_channels = int(first_weight.shape[1])
+        self.divisors = divisors_of(self.encoder.strides)
 
     def forward(self, x: Tensor) -> Any:
-        """Return the logits, one tensor a scale with deep supervision."""
+        """Return the logits, one tensor a scale with deep supervision.
+
+        Args:
+            x: Image ``(B, input_channels, *S)``; each axis of ``S`` a multiple of its entry of ``divisors``.
+
+        Raises:
+            TypeError: If the image is not of a floating-point type.
+            ValueError: If the image does not fit; names the shape that would.
+        """
+        check_image(x, self.input_channels, self.divisors)
         skips = list(self.encoder(x))
         for stage, enhancement in self.enhancements.items():
             skips[int(stage)] = enhancement(skips[int(stage)])
@@ -81,13 +94,13 @@ class _EnhancedSkips:
 
     @property
     def added_input_channels(self) -> dict[str, int]:
-        """Weights with input channels that the plain network has not, at their end, and how many."""
+        """Number of input channels that the plain network has not, by the weights that have them, at their end."""
         added: dict[str, int] = {}
         stages = len(self.encoder.output_channels)
         for stage, module in self.enhancements.items():
             enhancement: Any = module
-            place = f"decoder.stages.{stages - 2 - int(stage)}.convs.0"
-            added |= {f"{place}.{name}.weight": enhancement.selected for name in ("conv", "all_modules.0")}
+            block = f"decoder.stages.{stages - 2 - int(stage)}.convs.0"
+            added |= {f"{block}.{name}.weight": enhancement.selected for name in ("conv", "all_modules.0")}
         return added
 
     def compute_conv_feature_map_size(self, input_size: Sequence[int]) -> np.int64:
@@ -103,32 +116,86 @@ class _EnhancedSkips:
 
 
 class IFEPlainConvUNet(_EnhancedSkips, PlainConvUNet):
-    """nnU-Net's default U-Net with enhanced skip connections."""
+    """nnU-Net's default U-Net with enhanced skip connections.
+
+    Attributes:
+        input_channels: Number of image channels.
+        divisors: What each axis of an image must be a multiple of.
+
+    Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> from nnunet_ext.networks.ife_unet import IFEPlainConvUNet
+        >>> network = IFEPlainConvUNet(
+        ...     input_channels=1,
+        ...     n_stages=3,
+        ...     features_per_stage=[4, 8, 16],
+        ...     conv_op=nn.Conv2d,
+        ...     kernel_sizes=3,
+        ...     strides=[1, 2, 2],
+        ...     n_conv_per_stage=1,
+        ...     num_classes=2,
+        ...     n_conv_per_stage_decoder=1,
+        ...     nonlin=nn.ReLU,
+        ...     ife_stages=[0, 1],
+        ...     ife_ratios=[0.5, 0.5],
+        ... )
+        >>> network(torch.randn(1, 1, 16, 24)).shape
+        torch.Size([1, 2, 16, 24])
+    """
 
 
 class IFEResidualEncoderUNet(_EnhancedSkips, ResidualEncoderUNet):
-    """nnU-Net's residual encoder U-Net with enhanced skip connections."""
+    """nnU-Net's residual encoder U-Net with enhanced skip connections.
+
+    Attributes:
+        input_channels: Number of image channels.
+        divisors: What each axis of an image must be a multiple of.
+
+    Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> from nnunet_ext.networks.ife_unet import IFEResidualEncoderUNet
+        >>> network = IFEResidualEncoderUNet(
+        ...     input_channels=1,
+        ...     n_stages=3,
+        ...     features_per_stage=[4, 8, 16],
+        ...     conv_op=nn.Conv2d,
+        ...     kernel_sizes=3,
+        ...     strides=[1, 2, 2],
+        ...     n_blocks_per_stage=1,
+        ...     num_classes=2,
+        ...     n_conv_per_stage_decoder=1,
+        ...     nonlin=nn.ReLU,
+        ...     ife_stages=[1],
+        ...     ife_ratios=[0.75],
+        ... )
+        >>> network.enhancements["1"].selected  # of 8 channels
+        6
+        >>> network(torch.randn(1, 1, 16, 24)).shape
+        torch.Size([1, 2, 16, 24])
+    """
 
 
 def widen(block: Any, channels: int) -> None:
     """Give the convolution of a block more input channels, at their end; the weights are new.
 
     Args:
-        block: dynamic_network_architectures' ``ConvDropoutNormReLU``.
-        channels: How many.
+        block: A ``ConvDropoutNormReLU`` of dynamic_network_architectures, changed in place.
+        channels: Number of input channels to add.
     """
-    old = block.conv
-    new = type(old)(
-        old.in_channels + channels,
-        old.out_channels,
-        old.kernel_size,
-        old.stride,
-        old.padding,
-        old.dilation,
-        bias=old.bias is not None,
+    plain = block.conv
+    wider = type(plain)(
+        plain.in_channels + channels,
+        plain.out_channels,
+        plain.kernel_size,
+        plain.stride,
+        plain.padding,
+        plain.dilation,
+        bias=plain.bias is not None,
     )
-    block.conv, block.input_channels = new, new.in_channels
-    block.all_modules[0] = new  # the same module under its second name
+    block.conv, block.input_channels = wider, wider.in_channels
+    block.all_modules[0] = wider  # the same module under its second name
 
 
 def zero_added_channels(state: dict[str, Tensor], added: dict[str, int]) -> dict[str, Tensor]:
@@ -136,7 +203,7 @@ def zero_added_channels(state: dict[str, Tensor], added: dict[str, int]) -> dict
 
     Args:
         state: State dict of the plain network.
-        added: As ``added_input_channels``.
+        added: Number of input channels to add to each of its weights, ``added_input_channels`` of the enhanced network.
     """
     padded = dict(state)
     for key, channels in added.items():

@@ -18,6 +18,7 @@ from dynamic_network_architectures.initialization.weight_init import InitWeights
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from nnunet_ext.networks._checks import check_image, divisors_of
 from nnunet_ext.networks._instance_norm import faster_on_cpu
 from nnunet_ext.networks.attention_gate import AttentionGate
 
@@ -38,36 +39,61 @@ class NestedAttentionUNet(nn.Module):
     i' + j' <= j alone, so a network of ``depth`` j is exactly the one that gives output j of the whole.
 
     Args:
-        input_channels: Of the image.
-        n_stages: Resolutions of the plans, L + 1.
-        features_per_stage: Channels of each level.
-        conv_op: ``nn.Conv2d`` or ``nn.Conv3d``.
-        kernel_sizes: Of each level.
-        strides: Of each level; that of level i is also the stride of the transposed convolution above it.
-        n_conv_per_stage: Convolutions of each X(i, 0).
-        num_classes: Channels of each output.
-        n_conv_per_stage_decoder: Convolutions of the other nodes, lowest level first, as in plans.
+        input_channels: Number of image channels.
+        n_stages: Number of resolutions in the plans, L + 1.
+        features_per_stage: Number of channels of each level.
+        conv_op: Class of the convolutions, ``nn.Conv2d`` or ``nn.Conv3d``.
+        kernel_sizes: Size of the convolutions of each level, one number or one an axis.
+        strides: Stride into each level; that into level i is also the stride of the transposed convolution out of it.
+        n_conv_per_stage: Number of convolutions of each X(i, 0).
+        num_classes: Number of channels of each output.
+        n_conv_per_stage_decoder: Number of convolutions of the other nodes, lowest level first, as in plans.
         conv_bias: Whether convolutions have a bias.
-        norm_op: Normalisation, a class; ``None`` for none.
-        norm_op_kwargs: Its arguments.
-        dropout_op: Dropout, a class; ``None`` for none.
-        dropout_op_kwargs: Its arguments.
-        nonlin: Activation, a class.
-        nonlin_kwargs: Its arguments.
+        norm_op: Class of the normalisation; ``None`` for none.
+        norm_op_kwargs: Keyword arguments of each normalisation beside its number of channels.
+        dropout_op: Class of the dropout; ``None`` for none.
+        dropout_op_kwargs: Keyword arguments of each dropout.
+        nonlin: Class of the activation; ``None`` for none.
+        nonlin_kwargs: Keyword arguments of each activation.
         deep_supervision: Return all outputs instead of the deepest one.
         aggregation: ``"concat"``, or ``"sum"``: the gated maps are added up before Up is appended, which is cheaper.
-        gate_ratio: Inner channels of a gate by those of its level.
-        gates: False leaves the gates out (UNet++).
-        norm_on_coefficient: See :class:`AttentionGate`.
-        pool: How the encoder downsamples: ``"conv"`` by strided convolutions, as nnU-Net, ``"max"`` as in the paper.
+        gate_ratio: Number of inner channels of a gate, as a share of the channels of its level.
+        gates: Whether skips are gated; without gates the network is a UNet++.
+        norm_on_coefficient: Whether gates normalise their coefficient as well, see :class:`AttentionGate`.
+        pool: How the encoder downsamples: ``"conv"`` by strided convolutions, as nnU-Net, ``"max"`` as in the paper,
+            or ``"avg"``.
         depth: Nodes with i + j <= depth are built, and outputs 1 to depth; ``None`` is L.
 
     Attributes:
-        depth: As built.
+        depth: Depth of the network as built, a number.
+        input_channels: Number of image channels.
+        divisors: What each axis of an image must be a multiple of.
         checkpointing: In training, keep of each node only its result and compute the rest again in the backward pass.
 
     Raises:
         ValueError: If an argument is out of range.
+
+    Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> from nnunet_ext.networks import NestedAttentionUNet
+        >>> network = NestedAttentionUNet(
+        ...     input_channels=1,
+        ...     n_stages=3,
+        ...     features_per_stage=[4, 8, 16],
+        ...     conv_op=nn.Conv2d,
+        ...     kernel_sizes=3,
+        ...     strides=[1, 2, 2],
+        ...     n_conv_per_stage=1,
+        ...     num_classes=2,
+        ...     n_conv_per_stage_decoder=1,
+        ...     nonlin=nn.ReLU,
+        ...     deep_supervision=True,
+        ... )
+        >>> network.divisors
+        (4, 4)
+        >>> [tuple(logits.shape) for logits in network(torch.randn(1, 1, 16, 24))]
+        [(1, 2, 16, 24), (1, 2, 16, 24)]
     """
 
     def __init__(
@@ -99,46 +125,38 @@ class NestedAttentionUNet(nn.Module):
         super().__init__()
         depth = n_stages - 1 if depth is None else depth
         _check(n_stages, depth, aggregation, gate_ratio, pool)
-
-        def per_level(value: Any, length: int) -> list[Any]:
-            return [value] * length if isinstance(value, int) else list(value)
-
-        features = per_level(features_per_stage, n_stages)
-        kernels = per_level(kernel_sizes, n_stages)
-        steps = [maybe_convert_scalar_to_list(conv_op, step) for step in per_level(strides, n_stages)]
-        decoder_convs = per_level(n_conv_per_stage_decoder, n_stages - 1)
-        shared = (
-            conv_bias,
-            faster_on_cpu(norm_op),
-            norm_op_kwargs,
-            dropout_op,
-            dropout_op_kwargs,
-            nonlin,
-            nonlin_kwargs,
-        )
-        there = depth + 1
-        self.depth = depth
-        self.strides = steps[:there]
+        levels = depth + 1
+        features = _per_level("features_per_stage", features_per_stage, n_stages)[:levels]
+        kernels = _per_level("kernel_sizes", kernel_sizes, n_stages)[:levels]
+        steps = [
+            maybe_convert_scalar_to_list(conv_op, step) for step in _per_level("strides", strides, n_stages)[:levels]
+        ]
+        encoder_convs = _per_level("n_conv_per_stage", n_conv_per_stage, n_stages)[:levels]
+        decoder_convs = _per_level("n_conv_per_stage_decoder", n_conv_per_stage_decoder, n_stages - 1)[::-1][:depth]
+        norm = (faster_on_cpu(norm_op), norm_op_kwargs)
+        block_arguments = (conv_bias, *norm, dropout_op, dropout_op_kwargs, nonlin, nonlin_kwargs)
+        self.depth, self.input_channels = depth, input_channels
+        self.strides, self.divisors = steps, divisors_of(steps)
         self.encoder = PlainConvEncoder(
             input_channels,
-            there,
-            features[:there],
+            levels,
+            features,
             conv_op,
-            kernels[:there],
-            steps[:there],
-            per_level(n_conv_per_stage, n_stages)[:there],
-            *shared,
+            kernels,
+            steps,
+            encoder_convs,
+            *block_arguments,
             return_skips=True,
             pool=pool,
         )
         self.decoder = _NestedDecoder(
             conv_op,
-            features[:there],
-            kernels[:there],
-            steps[:there],
-            decoder_convs[::-1][:depth],
+            features,
+            kernels,
+            steps,
+            decoder_convs,
             num_classes,
-            shared,
+            block_arguments,
             deep_supervision,
             (gate_ratio if gates else None, norm_on_coefficient),
             aggregation,
@@ -157,16 +175,16 @@ class NestedAttentionUNet(nn.Module):
         """Return logits.
 
         Args:
-            x: ``(B, input_channels, *S)``; each axis of ``S`` a multiple of the product of its strides.
+            x: Image ``(B, input_channels, *S)``; each axis of ``S`` a multiple of its entry of ``divisors``.
 
         Returns:
             ``(B, num_classes, *S)`` of the deepest output; with deep supervision a list of such, the deepest first.
 
         Raises:
-            ValueError: If an axis is no such multiple; names the shape to pad to.
+            TypeError: If the image is not of a floating-point type.
+            ValueError: If the image does not fit; names the shape that would.
         """
-        if not (torch.jit.is_scripting() or torch.jit.is_tracing() or torch.compiler.is_compiling()):
-            _check_shape(x, self.strides)
+        check_image(x, self.input_channels, self.divisors)
         rows = []
         for stage in self.encoder.stages:
             x = self.decoder.run(stage, x)
@@ -197,15 +215,12 @@ def _check(n_stages: int, depth: int, aggregation: str, gate_ratio: float, pool:
         raise ValueError(f"pool must be one of conv, max, avg, got {pool!r}")
 
 
-def _check_shape(image: Tensor, strides: Sequence[Sequence[int]]) -> None:
-    shape = tuple(image.shape[2:])
-    divisors = tuple(int(d) for d in np.prod(strides, 0))
-    if len(shape) != len(divisors) or any(size % divisor for size, divisor in zip(shape, divisors, strict=True)):
-        fitting = tuple(-(-size // divisor) * divisor for size, divisor in zip(shape, divisors, strict=False))
-        remedy = f"pad it to {fitting}" if len(shape) == len(divisors) else f"it needs {len(divisors)} axes"
-        raise ValueError(
-            f"an image of shape {shape} does not fit this network, whose axes must be multiples of {divisors}; {remedy}"
-        )
+def _per_level(name: str, value: Any, levels: int) -> list[Any]:
+    """Return one entry for each level; a number is that of all."""
+    entries = [value] * levels if isinstance(value, int) else list(value)
+    if len(entries) != levels:
+        raise ValueError(f"{name} must be one number, or one entry for each of {levels} levels, got {value}")
+    return entries
 
 
 class _NestedDecoder(nn.Module):
@@ -219,7 +234,7 @@ class _NestedDecoder(nn.Module):
         strides: Sequence[Sequence[int]],
         convs: Sequence[int],
         num_classes: int,
-        shared: tuple[Any, ...],
+        block_arguments: tuple[Any, ...],
         deep_supervision: bool,
         gate: tuple[float | None, bool],
         aggregation: str,
@@ -230,7 +245,7 @@ class _NestedDecoder(nn.Module):
         self.deep_supervision = deep_supervision
         self.aggregation = aggregation
         self.checkpointing = False
-        conv_bias, norm_op, norm_op_kwargs = shared[:3]
+        conv_bias, norm_op, norm_op_kwargs = block_arguments[:3]
         ratio, norm_on_coefficient = gate
         up_op = get_matching_convtransp(conv_op)
         ups, gates, nodes = {}, {}, {}
@@ -245,7 +260,7 @@ class _NestedDecoder(nn.Module):
                         width, inner, conv_op, norm_op, norm_op_kwargs, norm_on_coefficient
                     )
             inputs = width * (column + 1 if aggregation == "concat" else 2)
-            nodes[name] = StackedConvBlocks(convs[level], conv_op, inputs, width, kernels[level], 1, *shared)
+            nodes[name] = StackedConvBlocks(convs[level], conv_op, inputs, width, kernels[level], 1, *block_arguments)
         self.ups, self.gates, self.nodes = nn.ModuleDict(ups), nn.ModuleDict(gates), nn.ModuleDict(nodes)
         # by the name that nnU-Net leaves out of pretrained weights
         self.seg_layers = nn.ModuleList(
@@ -281,10 +296,10 @@ class _NestedDecoder(nn.Module):
         """Return X(level, column).
 
         Args:
-            level: i.
-            column: j.
-            lower: X(i + 1, j - 1).
-            *row: X(i, 0) to X(i, j - 1).
+            level: Number of the node's level, i.
+            column: Number of the node's column, j.
+            lower: The node that is upsampled, X(i + 1, j - 1).
+            *row: The nodes before it on its level, X(i, 0) to X(i, j - 1).
         """
         name = f"{level}_{column}"
         up = self.ups[name](lower)

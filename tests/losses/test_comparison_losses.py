@@ -11,8 +11,6 @@ from torch.nn import functional
 from nnunet_ext.losses import DistanceWeightedCrossEntropy, GeneralisedDiceLoss, contour_map
 from nnunet_ext.losses.distance_weighted import boundary_closeness
 
-LOSSES = [GeneralisedDiceLoss, DistanceWeightedCrossEntropy]
-
 
 def case(shape=(2, 3, 9, 8), seed=0, dtype=torch.float32, ignored=False):
     generator = torch.Generator().manual_seed(seed)
@@ -111,51 +109,13 @@ def test_distance_weighted_regions_have_their_own_boundaries():
     torch.testing.assert_close(found, (weights * bce).mean())
 
 
-@pytest.mark.parametrize("cls", LOSSES)
-@pytest.mark.parametrize("regions", [False, True])
-def test_nothing_under_the_ignore_label_counts(cls, regions):
-    logits, labels = case(ignored=True)
-    target = as_regions(labels, True) if regions else labels
-    loss = cls(regions=regions, ignore_label=3)
-    expected = loss(logits, target).item()
-    noise = 7 * torch.randn(logits.shape, generator=torch.Generator().manual_seed(1)) * (labels == 3)
-    assert loss(logits + noise, target).item() == pytest.approx(expected, rel=1e-6)
+@pytest.mark.parametrize("spacing", [(1.0, 0.0), (1.0, -2.0), (math.nan, 1.0), (math.inf, 1.0)])
+def test_a_spacing_that_is_no_length(spacing):
+    with pytest.raises(ValueError, match=r"spacing must be positive numbers, one for each axis of a voxel, got \("):
+        DistanceWeightedCrossEntropy(spacing)
 
 
-@pytest.mark.parametrize("cls", LOSSES)
-@pytest.mark.parametrize("regions", [False, True])
-@pytest.mark.parametrize("content", ["empty", "full", "ignored"])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
-def test_edge_cases_stay_finite(cls, regions, content, dtype):
-    logits = (20 * case()[0]).to(dtype).requires_grad_()
-    labels = torch.full((2, 1, 9, 8), {"empty": 0, "full": 1, "ignored": 3}[content])
-    value = cls(regions=regions, ignore_label=3)(logits, as_regions(labels, True) if regions else labels)
-    value.backward()
-    assert torch.isfinite(value)
-    assert torch.isfinite(logits.grad).all()
-    if content == "ignored":
-        assert logits.grad.abs().max() == 0
-
-
-@pytest.mark.parametrize("cls", LOSSES)
-@pytest.mark.parametrize("regions", [False, True])
-def test_gradients(cls, regions):
-    logits, labels = case((2, 3, 5, 4), dtype=torch.float64)
-    target = as_regions(labels) if regions else labels
-    assert torch.autograd.gradcheck(lambda x: cls(regions=regions)(x, target), logits.requires_grad_())
-
-
-@pytest.mark.parametrize("cls", LOSSES)
-def test_falls_as_a_prediction_approaches_the_truth(cls):
-    logits, labels = case()
-    truth = functional.one_hot(labels[:, 0], 3).movedim(-1, 1).float()
-    values = [cls()(logits + step * truth, labels).item() for step in range(0, 40, 4)]
-    assert values == sorted(values, reverse=True)
-    assert values[-1] == pytest.approx(0, abs=1e-3)
-
-
-@pytest.mark.parametrize("cls", LOSSES)
-def test_shapes_that_do_not_fit(cls):
-    logits, labels = case()
-    with pytest.raises(ValueError, match=r"target must have shape \(2, 1, 9, 8\), got \(2, 9, 8\)"):
-        cls()(logits, labels[:, 0])
+def test_a_spacing_of_other_axes():
+    loss = DistanceWeightedCrossEntropy((3.0, 1.0, 1.0))
+    with pytest.raises(ValueError, match=r"one number for each of the 2 axes of the labels, got \(3.0, 1.0, 1.0\)"):
+        loss(*case())

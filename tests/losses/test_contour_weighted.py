@@ -144,14 +144,6 @@ def test_without_contours_it_is_nnunets_loss_plus_one(shape, batch_dice, off):
         torch.testing.assert_close(ours(logits, target), value)
 
 
-def test_falls_as_a_prediction_approaches_the_truth():
-    logits, labels = blocks((2, 3, 9, 8))
-    truth = functional.one_hot(labels[:, 0], 3).movedim(-1, 1).float()
-    values = [ContourWeightedLoss()(logits + step * truth, labels).item() for step in range(0, 40, 4)]
-    assert values == sorted(values, reverse=True)
-    assert values[-1] == pytest.approx(0, abs=1e-3)
-
-
 def test_contours_cost_more_than_the_rest():
     """The same mistake in one voxel, on the contour and in the interior."""
     labels = torch.zeros(1, 1, 9, 9, dtype=torch.int64)
@@ -166,49 +158,11 @@ def test_contours_cost_more_than_the_rest():
 
 
 @pytest.mark.parametrize("regions", [False, True])
-def test_gradients(regions):
+def test_gradients_with_bands(regions):
     logits, labels = blocks((2, 3, 5, 4), dtype=torch.float64, ignored=True)
     target = regions_of(labels, True) if regions else labels
-    for options in ({}, {"iterations": 2, "min_interior": 0.3, "batch_dice": True}):
-        loss = ContourWeightedLoss(**options, regions=regions, ignore_label=3)
-        assert torch.autograd.gradcheck(lambda x, loss=loss: loss(x, target), logits.requires_grad_())
-
-
-@pytest.mark.parametrize("regions", [False, True])
-@pytest.mark.parametrize("content", ["empty", "full", "ignored", "one voxel"])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
-@pytest.mark.parametrize(
-    "options", [{}, {"smooth": 0.0}, {"iterations": 3, "min_interior": 0.2}, {"reduction": "pooled"}]
-)
-def test_edge_cases_stay_finite(regions, content, dtype, options):
-    logits = (20 * blocks((2, 3, 5, 4))[0]).to(dtype).requires_grad_()
-    labels = torch.full((2, 1, 5, 4), {"empty": 0, "full": 1, "ignored": 3, "one voxel": 0}[content])
-    if content == "one voxel":
-        labels[0, 0, 2, 2] = 2
-    loss = ContourWeightedLoss(**options, regions=regions, ignore_label=3)
-    value = loss(logits, regions_of(labels, True) if regions else labels)
-    value.backward()
-    assert value.dtype == torch.float32
-    assert torch.isfinite(value)
-    assert torch.isfinite(logits.grad).all()
-    if content == "ignored":
-        assert logits.grad.abs().max() == 0
-
-
-@pytest.mark.parametrize("regions", [False, True])
-@pytest.mark.parametrize("shape", SHAPES)
-def test_nothing_under_the_ignore_label_counts(regions, shape):
-    logits, labels = blocks(shape, ignored=True)
-    hidden = labels == 3
-    assert hidden.any()
-    target = regions_of(labels, True) if regions else labels
-    loss = ContourWeightedLoss(regions=regions, ignore_label=3, iterations=2)
-    expected = loss(logits, target).item()
-    assert loss(logits + 7 * torch.randn_like(logits) * hidden, target).item() == pytest.approx(expected, rel=1e-6)
-    if regions:
-        other = target.clone()
-        other[:, :3] ^= hidden
-        assert loss(logits, other).item() == expected
+    loss = ContourWeightedLoss(iterations=2, min_interior=0.3, batch_dice=True, regions=regions, ignore_label=3)
+    assert torch.autograd.gradcheck(lambda x: loss(x, target), logits.requires_grad_())
 
 
 def test_an_ignored_rim_makes_no_contour():
@@ -282,16 +236,6 @@ def test_two_halves_gathered_equal_the_whole_batch(regions):
         joint.calls = [recorder.seen for recorder in recorders]
         values.append(ContourWeightedLoss(**options, gather=joint)(logits[n : n + 1], target[n : n + 1]))
     torch.testing.assert_close(sum(values) / 2, expected)
-
-
-@pytest.mark.parametrize("regions", [False, True])
-def test_autocast_changes_nothing(regions):
-    logits, labels = blocks((2, 3, 9, 8))
-    target = regions_of(labels) if regions else labels
-    loss = ContourWeightedLoss(regions=regions)
-    with torch.autocast("cpu", torch.bfloat16):
-        value = loss(logits, target)
-    assert torch.equal(value, loss(logits, target))
 
 
 @pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
@@ -381,11 +325,3 @@ def test_a_tiny_network_overfits_a_patch():
 def test_bad_arguments(options, message):
     with pytest.raises(ValueError, match=message):
         ContourWeightedLoss(**options)
-
-
-def test_shapes_that_do_not_fit():
-    logits, labels = blocks((2, 3, 9, 8))
-    with pytest.raises(ValueError, match=r"target must have shape \(2, 1, 9, 8\), got \(2, 9, 8\)"):
-        ContourWeightedLoss()(logits, labels[:, 0])
-    with pytest.raises(ValueError, match=r"target must have shape \(2, 4, 9, 8\), got \(2, 3, 9, 8\)"):
-        ContourWeightedLoss(regions=True, ignore_label=3)(logits, regions_of(labels))

@@ -79,22 +79,6 @@ def test_equals_nnunet_loss(shape, batch_dice):
 
 
 @pytest.mark.parametrize("function", [cross_pseudo_loss, cross_pseudo_region_loss])
-@pytest.mark.parametrize("content", ["empty", "full", "ignored"])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
-def test_edge_cases_stay_finite(function, content, dtype):
-    logits = (20 * case((2, 3, 4, 4))[0]).to(dtype).requires_grad_()
-    channels = 1 if function is cross_pseudo_loss else 3
-    labels = torch.full((2, channels, 4, 4), int(content == "full"))
-    mask = torch.zeros(2, 1, 4, 4) if content == "ignored" else None
-    loss = function(logits, labels, mask)
-    loss.backward()
-    assert torch.isfinite(loss)
-    assert torch.isfinite(logits.grad).all()
-    if content == "ignored":
-        assert logits.grad.abs().max() == 0
-
-
-@pytest.mark.parametrize("function", [cross_pseudo_loss, cross_pseudo_region_loss])
 @pytest.mark.parametrize("shape", SHAPES)
 def test_nothing_under_the_mask_counts(function, shape):
     logits, labels, mask = case(shape)
@@ -106,15 +90,6 @@ def test_nothing_under_the_mask_counts(function, shape):
     hidden = (mask == 0).expand_as(labels)
     other_labels[hidden] = 1 - other_labels[hidden].long().clamp(0, 1) > 0 if labels.dtype == torch.bool else 2
     assert function(other_logits, other_labels, mask).item() == function(logits, labels, mask).item()
-
-
-@pytest.mark.parametrize("function", [cross_pseudo_loss, cross_pseudo_region_loss])
-def test_gradients(function):
-    logits, labels, mask = case((2, 3, 3, 2), dtype=torch.float64)
-    logits.requires_grad_()
-    if function is cross_pseudo_region_loss:
-        labels = labels.expand(2, 3, 3, 2) == torch.arange(3).reshape(1, 3, 1, 1)
-    assert torch.autograd.gradcheck(lambda x: function(x, labels, mask), logits)
 
 
 def test_pseudo_labels_carry_no_gradient():
@@ -161,3 +136,10 @@ def test_wrong_shapes():
         cross_pseudo_loss(logits, labels, mask[:, 0])
     with pytest.raises(ValueError, match=r"labels must have shape \(2, 3, 4, 4\)"):
         cross_pseudo_region_loss(logits, labels, mask)
+
+
+def test_pseudo_labels_of_one_channel():
+    """The highest of one channel is always that channel."""
+    with pytest.raises(ValueError, match=r"exclusive classes need 2 output channels or more.*shape \(2, 1, 4, 4\)"):
+        pseudo_labels(torch.zeros(2, 1, 4, 4))
+    assert pseudo_labels(torch.ones(2, 1, 4, 4), regions=True).all()

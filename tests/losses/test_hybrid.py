@@ -122,14 +122,6 @@ def test_no_gradient_through_the_weight(regions):
         assert (logits.grad.scatter(1, target, 1.0) > 0).all()
 
 
-@pytest.mark.parametrize("regions", [False, True])
-def test_gradient(regions):
-    logits, target = data((1, 3, 3, 2), regions)
-    logits.requires_grad_()
-    loss = HybridLoss(regions, gamma=0.0)  # with another gamma the weight, through which there is none, would differ
-    assert torch.autograd.gradcheck(lambda x: loss(x, target), logits)
-
-
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
 @pytest.mark.parametrize("regions", [False, True])
 def test_finite_on_the_fence(dtype, regions):
@@ -144,23 +136,6 @@ def test_finite_on_the_fence(dtype, regions):
 
 
 @pytest.mark.parametrize("regions", [False, True])
-def test_autocast_changes_nothing(regions):
-    logits, target = (t.float() if t.is_floating_point() else t for t in data(regions=regions))
-    with torch.autocast("cpu", torch.bfloat16):
-        value = HybridLoss(regions)(logits, target)
-    assert torch.equal(value, HybridLoss(regions)(logits, target))
-
-
-@pytest.mark.parametrize("regions", [False, True])
-def test_falls_as_a_prediction_approaches_the_truth(regions):
-    target = data(regions=regions)[1]
-    truth = target.double() if regions else functional.one_hot(target[:, 0], 3).movedim(-1, 1).double()
-    values = [HybridLoss(regions)(scale * (truth - 0.5), target).item() for scale in (-4, -1, 0, 1, 4, 16, 64)]
-    assert values == sorted(values, reverse=True)
-    assert values[-1] == pytest.approx(0, abs=1e-6)
-
-
-@pytest.mark.parametrize("regions", [False, True])
 def test_all_ignored(regions):
     logits, target = data(regions=regions, ignored=True)
     target = torch.ones_like(target) if regions else torch.full_like(target, 3)
@@ -169,14 +144,6 @@ def test_all_ignored(regions):
     loss.backward()
     assert loss.item() == pytest.approx(0, abs=1e-6)  # no truth and no prediction agree
     assert torch.isfinite(logits.grad).all()
-
-
-@pytest.mark.parametrize("regions", [False, True])
-def test_ignored_voxels_have_no_influence(regions):
-    logits, target = data(regions=regions, ignored=True)
-    hidden = target[:, -1:] if regions else target == 3
-    other = torch.where(hidden, torch.randn_like(logits), logits)
-    assert torch.equal(HybridLoss(regions, 3)(other, target), HybridLoss(regions, 3)(logits, target))
 
 
 @pytest.mark.parametrize("batch_dice", [False, True])
@@ -222,3 +189,14 @@ def test_compiles_in_one_graph(regions, backend):
 def test_bad_arguments(arguments, message):
     with pytest.raises(ValueError, match=message):
         HybridLoss(**arguments)
+
+
+def test_the_literal_form_of_other_shapes():
+    with pytest.raises(ValueError, match=r"must have one shape, got \(4,\) and \(1, 4\)"):
+        literal_hybrid_loss(PROBS, TRUTH[None])
+
+
+def test_a_compiled_loss_says_what_does_not_fit():
+    torch._dynamo.reset()  # the limit of compiled versions counts over all tests
+    with pytest.raises(ValueError, match="exclusive classes need 2 output channels or more"):
+        torch.compile(HybridLoss(), backend="eager")(torch.zeros(2, 1, 6, 7), torch.zeros(2, 1, 6, 7))

@@ -1,78 +1,26 @@
-"""U-Nets with enhanced skips, built from plans."""
+"""U-Nets with enhanced skips, beyond what test_network_contract.py asks of every network."""
 
-import json
+from functools import partial
 
 import pytest
 import torch
-from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
+from networks import contract
 
 from nnunet_ext.networks.ife_unet import zero_added_channels
 
-
-def build(dimensions=3, residual=False, enhanced=True, deep_supervision=True, seed=0, **more):
-    """Build through nnU-Net from plans that went through JSON."""
-    strides = [[1] * dimensions] + [[2] * dimensions] * 3
-    if dimensions == 3:
-        strides[1] = [1, 2, 2]
-    kind = "ResidualEncoderUNet" if residual else "PlainConvUNet"
-    blocks = {"n_blocks_per_stage": [1, 2, 2, 2]} if residual else {"n_conv_per_stage": [2] * 4}
-    kwargs = {
-        "n_stages": 4,
-        "features_per_stage": [4, 8, 12, 16],
-        "conv_op": f"torch.nn.modules.conv.Conv{dimensions}d",
-        "kernel_sizes": [[3] * dimensions] * 4,
-        "strides": strides,
-        **blocks,
-        "n_conv_per_stage_decoder": [1, 1, 1],
-        "conv_bias": True,
-        "norm_op": f"torch.nn.modules.instancenorm.InstanceNorm{dimensions}d",
-        "norm_op_kwargs": {"eps": 1e-5, "affine": True},
-        "dropout_op": None,
-        "dropout_op_kwargs": None,
-        "nonlin": "torch.nn.LeakyReLU",
-        "nonlin_kwargs": {"inplace": True},
-        **more,
-    }
-    name = (
-        f"nnunet_ext.networks.ife_unet.IFE{kind}"
-        if enhanced
-        else f"dynamic_network_architectures.architectures.unet.{kind}"
-    )
-    kwargs = json.loads(json.dumps(kwargs))
-    torch.manual_seed(seed)
-    needed = ["conv_op", "norm_op", "dropout_op", "nonlin"]
-    return get_network_from_plans(name, kwargs, needed, 2, 3, deep_supervision=deep_supervision)
+STOCK = "dynamic_network_architectures.architectures.unet."
 
 
-def image(dimensions=3, batch=2):
-    shape = (16, 32, 16)[-dimensions:]
-    return torch.randn((batch, 2, *shape), generator=torch.Generator().manual_seed(1))
+def build(dimensions=3, residual=False, enhanced=True, **more):
+    """An enhanced network, or nnU-Net's own with the same arguments."""
+    name = "enhanced residual" if residual else "enhanced plain"
+    stock = STOCK + ("ResidualEncoderUNet" if residual else "PlainConvUNet")
+    return contract.build(name, dimensions, class_path=None if enhanced else stock, **more)
 
+
+image = partial(contract.image, "enhanced plain")
 
 KINDS = pytest.mark.parametrize(("dimensions", "residual"), [(2, False), (3, False), (2, True), (3, True)])
-
-
-@KINDS
-@pytest.mark.parametrize("score", ["curvature", "entropy"])
-def test_shapes_and_gradients(dimensions, residual, score):
-    network = build(dimensions, residual, ife_score=score)
-    outputs = network(image(dimensions))
-    plain = build(dimensions, residual, enhanced=False)(image(dimensions))
-    assert [tuple(o.shape) for o in outputs] == [tuple(o.shape) for o in plain]
-    sum(output.square().sum() for output in outputs).backward()
-    # the residual blocks' last norm begins with zeros, so that what lies before it has gradients of 0, as in nnU-Net
-    behind_zero = {f"conv{n}" for n in (1, 2)} if residual else set()
-    for name, parameter in network.named_parameters():
-        assert parameter.grad is not None, name
-        assert parameter.grad.abs().sum() > 0 or behind_zero & set(name.split(".")), name
-    network.decoder.deep_supervision = False
-    assert torch.equal(network(image(dimensions)), outputs[0])
-
-
-@KINDS
-def test_same_weights_either_way(dimensions, residual):
-    with_scales, without = (build(dimensions, residual, deep_supervision=d).state_dict() for d in (True, False))
-    assert list(with_scales) == list(without)
 
 
 @KINDS
@@ -126,18 +74,6 @@ def test_size_of_the_feature_maps(dimensions, residual):
     quarter = [n // 2 for n in half]
     added = 6 * torch.tensor(half).prod().item() + 6 * torch.tensor(quarter).prod().item()
     assert enhanced.compute_conv_feature_map_size(size) == plain.compute_conv_feature_map_size(size) + added
-
-
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_half_precision_is_finite(dtype):
-    with torch.autocast("cpu", dtype):
-        assert all(torch.isfinite(output).all() for output in build()(image()))
-
-
-def test_compiles():
-    network = build(deep_supervision=False)
-    compiled = torch.compile(network, fullgraph=True, backend="eager")
-    torch.testing.assert_close(compiled(image()), network(image()))
 
 
 @pytest.mark.parametrize(

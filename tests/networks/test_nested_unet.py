@@ -1,16 +1,19 @@
-"""ANU-Net and its gate."""
+"""ANU-Net and its gate, beyond what test_network_contract.py asks of every network."""
 
-import json
+from functools import partial
 
 import pytest
 import torch
-from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
+from networks import contract
 from torch import nn
 
 from nnunet_ext.losses import HybridLoss
 from nnunet_ext.networks import AttentionGate, NestedAttentionUNet
 from nnunet_ext.training import architecture as architectures
 from nnunet_ext.training.nesting import nested_step_memory
+
+build = partial(contract.build, "nested")
+image = partial(contract.image, "nested")
 
 PAPER = {"conv_bias": True, "nonlin": nn.ReLU, "nonlin_kwargs": {"inplace": True}, "pool": "max"}
 NORM = {"norm_op": nn.BatchNorm2d, "norm_on_coefficient": True}
@@ -80,75 +83,6 @@ def test_one_coefficient_for_all_channels():
     assert AttentionGate(1).inner_channels == 1
 
 
-def build(dimensions=3, deep_supervision=True, seed=0, **more):
-    """Build through nnU-Net from plans that went through JSON; anisotropic in 3D."""
-    strides, kernels = [[1, 1], [2, 2], [2, 2], [2, 1]], [[3, 3]] * 4
-    if dimensions == 3:
-        strides = [[1, *s] if n < 2 else [2, *s] for n, s in enumerate(strides)]
-        kernels = [[1, 3, 3], [1, 3, 3], [3, 3, 3], [3, 3, 3]]
-    kwargs = {
-        "n_stages": 4,
-        "features_per_stage": [4, 6, 8, 10],
-        "conv_op": f"torch.nn.modules.conv.Conv{dimensions}d",
-        "kernel_sizes": kernels,
-        "strides": strides,
-        "n_conv_per_stage": [2, 2, 1, 2],
-        "n_conv_per_stage_decoder": [1, 2, 3],  # lowest level first
-        "conv_bias": True,
-        "norm_op": f"torch.nn.modules.instancenorm.InstanceNorm{dimensions}d",
-        "norm_op_kwargs": {"eps": 1e-5, "affine": True},
-        "dropout_op": None,
-        "dropout_op_kwargs": None,
-        "nonlin": "torch.nn.LeakyReLU",
-        "nonlin_kwargs": {"inplace": True},
-        **more,
-    }
-    torch.manual_seed(seed)
-    needed = ["conv_op", "norm_op", "dropout_op", "nonlin"]
-    name = "nnunet_ext.networks.nested_unet.NestedAttentionUNet"
-    return get_network_from_plans(name, json.loads(json.dumps(kwargs)), needed, 2, 3, deep_supervision=deep_supervision)
-
-
-def before_norms(network):
-    """Convolutions whose output goes into a norm, with that norm."""
-    seen, order = {}, []
-
-    def note(module, inputs, output):
-        if "Norm" in type(module).__name__ and id(inputs[0]) in seen:
-            order.append((seen[id(inputs[0])][0], module))
-        seen[id(output)] = (module, output)  # kept, so that no other tensor gets its id
-
-    handles = [module.register_forward_hook(note) for module in network.modules() if not list(module.children())]
-    network(image(2 if isinstance(network.decoder.seg_layers[0], torch.nn.Conv2d) else 3))
-    for handle in handles:
-        handle.remove()
-    return order
-
-
-def image(dimensions=3, batch=2):
-    shape = (4, 16, 24)[-dimensions:]
-    return torch.randn((batch, 2, *shape), generator=torch.Generator().manual_seed(1))
-
-
-@pytest.mark.parametrize("dimensions", [2, 3])
-@pytest.mark.parametrize("more", [{}, {"aggregation": "sum"}, {"gates": False}, {"pool": "max"}])
-def test_shapes_and_gradients(dimensions, more):
-    network, x = build(dimensions, **more), image(dimensions)
-    outputs = network(x)
-    assert [tuple(output.shape) for output in outputs] == [(2, 3, *x.shape[2:])] * 3
-    sum(output.square().sum() for output in outputs).backward()
-    # a constant before a norm has no influence, whatever its gradient's rounding
-    without = {bias for convolution, _ in before_norms(network) for bias in [convolution.bias] if bias is not None}
-    assert without
-    for name, parameter in network.named_parameters():
-        assert parameter.grad is not None, name
-        assert parameter.grad.abs().sum() > 0 or parameter in without, name
-    assert all(head.bias not in without for head in network.decoder.seg_layers)
-    network.decoder.deep_supervision = False
-    assert torch.equal(network(x), outputs[0])
-    assert len({output.sum().item() for output in outputs}) == 3
-
-
 def test_nodes_are_wired_as_in_the_paper():
     """Each node gets its gated row and the upsampled node below it, in this order."""
     network, seen = build(2), {}
@@ -215,16 +149,9 @@ def test_checkpointing_changes_nothing_but_memory(dimensions):
         assert torch.equal(one, other)
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_half_precision_is_finite(dtype):
-    with torch.autocast("cpu", dtype):
-        assert all(torch.isfinite(output).all() for output in build()(image()))
-
-
-@pytest.mark.parametrize("checkpointing", [False, True])
-def test_compiles(checkpointing):
+def test_compiles_with_checkpointing():
     network = build(2)
-    network.checkpointing = checkpointing
+    network.checkpointing = True
     torch._dynamo.reset()  # the limit of compiled versions counts over all tests
     compiled = torch.compile(network, fullgraph=True, backend="eager")
     for one, other in zip(compiled(image(2)), network(image(2)), strict=True):
@@ -232,13 +159,12 @@ def test_compiles(checkpointing):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("checkpointing", [False, True])
-def test_inductor_trains_the_same(checkpointing):
+def test_inductor_trains_the_same_with_checkpointing():
     gradients = []
     torch._dynamo.reset()  # the limit of compiled versions counts over all tests
     for wrap in (lambda network: network, torch.compile):
         network = build(2)
-        network.checkpointing = checkpointing
+        network.checkpointing = True
         outputs = wrap(network)(image(2))
         sum(output.square().mean() for output in outputs).backward()
         gradients.append([parameter.grad for parameter in network.parameters()])
@@ -247,10 +173,9 @@ def test_inductor_trains_the_same(checkpointing):
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("checkpointing", [False, True])
-def test_half_precision_on_a_gpu(checkpointing):
+def test_half_precision_on_a_gpu_with_checkpointing():
     network = build().cuda()
-    network.checkpointing = checkpointing
+    network.checkpointing = True
     scaler = torch.amp.GradScaler("cuda")
     with torch.autocast("cuda", torch.float16):
         outputs = network(image().cuda())
@@ -316,6 +241,8 @@ def test_size_of_the_feature_maps():
         ({"gate_ratio": 0}, "gate_ratio must be above 0, got 0"),
         ({"pool": "median"}, "pool must be one of conv, max, avg, got 'median'"),
         ({"n_stages": 1}, "n_stages must be at least 2, got 1"),
+        ({"strides": [1, 2]}, r"strides must be one number, or one entry for each of 4 levels, got \[1, 2\]"),
+        ({"n_conv_per_stage_decoder": [2] * 4}, "n_conv_per_stage_decoder must be .* each of 3 levels, got"),
     ],
 )
 def test_bad_arguments(more, message):
@@ -323,29 +250,17 @@ def test_bad_arguments(more, message):
         build(**more)
 
 
-@pytest.mark.parametrize(
-    ("shape", "message"),
-    [
-        ((2, 2, 15, 24), r"shape \(15, 24\) does not fit .* multiples of \(8, 4\); pad it to \(16, 24\)"),
-        ((1, 2, 16, 22), r"shape \(16, 22\) does not fit .* multiples of \(8, 4\); pad it to \(16, 24\)"),
-        ((2, 2, 4, 16, 24), r"shape \(4, 16, 24\) does not fit .* multiples of \(8, 4\); it needs 2 axes"),
-    ],
-)
-def test_shapes_that_do_not_fit_are_named(shape, message):
-    with pytest.raises(ValueError, match=message):
-        build(2)(torch.zeros(shape))
+def test_a_gate_says_what_does_not_fit():
+    gate, features = AttentionGate(4), torch.zeros(2, 4, 6, 5)
+    with pytest.raises(ValueError, match=r"features must have shape \(B, 4, H, W\), got \(2, 4, 6, 5, 1\)"):
+        gate(features[..., None], features[..., None])
+    with pytest.raises(ValueError, match=r"features must have 4 channels, got shape \(2, 3, 6, 5\)"):
+        gate(features[:, :3], features[:, :3])
+    with pytest.raises(ValueError, match=r"shape of features, \(2, 4, 6, 5\), got \(2, 4, 3, 5\); upsample"):
+        gate(features, features[:, :, :3])
+    with pytest.raises(ValueError, match="channels and inner_channels must be at least 1, got 4 and 0"):
+        AttentionGate(4, 0)
 
 
 def test_a_shallow_network_asks_for_less():
     assert build(2, depth=1)(torch.zeros(1, 2, 14, 22))[0].shape == (1, 3, 14, 22)
-
-
-@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore::DeprecationWarning")
-def test_shapes_are_not_looked_at_while_tracing(monkeypatch):
-    seen = []
-    monkeypatch.setattr("nnunet_ext.networks.nested_unet._check_shape", lambda *arguments: seen.append(arguments))
-    network, x = build(2, deep_supervision=False), torch.zeros(1, 2, 16, 24)
-    torch.jit.trace(network, x, check_trace=False)
-    assert not seen
-    network(x)
-    assert len(seen) == 1
