@@ -9,6 +9,8 @@ import re
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+from nnunet_ext.data.completeness import nifti_pair
+
 if TYPE_CHECKING:  # imports torch, which workers that only read scans can do without
     from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
     from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
@@ -97,10 +99,8 @@ def _read_along(file: str) -> Iterator[str]:
     if ending.lower() in (".tif", ".tiff"):
         # nnU-Net's reader of 3D TIFF takes the spacing of CASE_0000.tif, and of a label CASE.tif, from CASE.json.
         candidates = [re.sub(r"_\d{4}$", "", stem) + ".json", stem + ".json"]
-    elif ending.lower() == ".hdr":
-        candidates = [stem + ".img", stem + ".img.gz"]
-    elif ending.lower() == ".img":
-        candidates = [stem + ".hdr"]
+    elif pair := nifti_pair(file):
+        candidates = list(pair)
     elif ending.lower() in (".mhd", ".nhdr"):
         candidates = _named_in_header(file)
     for candidate in dict.fromkeys(candidates):
