@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-import nibabel
 import numpy as np
 from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
 
+from nnunet_ext.data.geometry import nonzero_box, orientation
 from nnunet_ext.data.reading import describe, read_checked, read_labels
 from nnunet_ext.data.signature import case_source
 from nnunet_ext.files import DiskFullError, whole
@@ -55,34 +55,6 @@ class CaseStatistics:
     labels: list[float] | None = None
 
 
-def nonzero_box(data: np.ndarray) -> tuple[slice, ...]:
-    """Return the box of nnU-Net's crop to non-zero: filling holes, which takes long, does not change it.
-
-    Args:
-        data: ``(C, *S)``.
-
-    Returns:
-        One slice an axis of ``S``; everything where no voxel differs from 0, as in nnU-Net.
-    """
-    box = [slice(0, n) for n in data.shape[1:]]
-    for axis in range(data.ndim - 1):
-        first = _first_nonzero(data, box, axis, range(data.shape[axis + 1]))
-        if first is None:
-            return tuple(slice(0, n) for n in data.shape[1:])
-        last = _first_nonzero(data, box, axis, range(data.shape[axis + 1] - 1, first - 1, -1))
-        box[axis] = slice(first, (first if last is None else last) + 1)
-    return tuple(box)
-
-
-def _first_nonzero(data: np.ndarray, box: list[slice], axis: int, indices: range) -> int | None:
-    for index in indices:
-        where: list[Any] = [slice(None), *box]
-        where[axis + 1] = index
-        if data[tuple(where)].any():
-            return index
-    return None
-
-
 def analyze(
     images: tuple[str, ...],
     label: str | None,
@@ -116,7 +88,7 @@ def analyze(
             shape=[int(n) for n in data.shape[1:]],
             shape_after_crop=[s.stop - s.start for s in box],
             spacing=[float(s) for s in properties["spacing"]],
-            orientation=_orientation(properties),
+            orientation=orientation(properties),
         )
         case.images = [IntensityStatistics.of(channel[box]) for channel in data]
         case.percentiles = [statistics.percentiles(PERCENTAGES) for statistics in case.images]
@@ -154,20 +126,6 @@ def _analyze_foreground(
         )
         with whole(samples[0]) as temporary, open(temporary, "wb") as file:
             np.save(file, np.array(drawn), allow_pickle=False)
-
-
-def _orientation(properties: dict[str, Any]) -> str | None:
-    """Return where the axes point (R, A, S or L, P, I for x, y, z of the file)."""
-    if "nibabel_stuff" in properties:
-        affine = np.asarray(properties["nibabel_stuff"]["original_affine"])
-    else:
-        direction = np.asarray(properties.get("sitk_stuff", {}).get("direction", ()))
-        if direction.size != 9:
-            return None
-        # ITK counts towards left and back, nibabel towards right and front.
-        affine = np.eye(4)
-        affine[:3, :3] = np.diag([-1, -1, 1]) @ direction.reshape(3, 3)
-    return "".join(str(code) for code in nibabel.aff2axcodes(affine))
 
 
 def case_file(folder: Path, name: str) -> Path:
