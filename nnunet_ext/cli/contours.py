@@ -15,7 +15,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from nnunet_ext.cli.values import natural, positive_float, positive_int
+from nnunet_ext.cli.values import add_no_progress_bar, natural, positive_float, positive_int
 
 ENDINGS = (".nii.gz", ".nii", ".nrrd", ".mha", ".png", ".bmp", ".tif", ".tiff", ".gipl")
 
@@ -36,7 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "-c", default="3d_fullres", metavar="CONF", help="configuration of the plans (default: %(default)s)"
     )
     parser.add_argument("--overwrite", action="store_true", help="write into a folder that is not empty")
-    parser.add_argument("--no_pbar", action="store_true", help="no progress bar")
+    add_no_progress_bar(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:

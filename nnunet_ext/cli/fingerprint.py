@@ -11,7 +11,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from nnunet_ext.cli.values import positive_int
+from nnunet_ext.cli.values import add_no_progress_bar, add_processes
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -20,8 +20,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "-o", type=Path, default=None, metavar="PNG", help="(default: fingerprint.png in nnUNet_preprocessed/DATASET)"
     )
-    parser.add_argument("-np", type=positive_int, default=4, metavar="N", help="processes (default: %(default)s)")
-    parser.add_argument("--no_pbar", action="store_true", help="no progress bar")
+    add_processes(parser)
+    add_no_progress_bar(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -36,7 +36,7 @@ def run(arguments: argparse.Namespace) -> int:
     from nnunet_ext.fingerprints.cases import case_table, light, read_cases
     from nnunet_ext.fingerprints.outliers import find_outliers, format_outliers
 
-    name = maybe_convert_to_dataset_name(int(arguments.d) if arguments.d.isdigit() else arguments.d)
+    name = maybe_convert_to_dataset_name(arguments.d)
     table = case_table(name, get_filenames_of_train_images_and_targets(str(check_raw_dataset(name))))
     with table.alone():
         read_cases(table, arguments.np, show_progress_bar=not arguments.no_pbar)

@@ -10,8 +10,8 @@ from nnunetv2.paths import nnUNet_preprocessed
 from nnunetv2.utilities.dataset_name_id_conversion import maybe_convert_to_dataset_name
 
 from nnunet_ext.data.dataset_json import FILE
-from nnunet_ext.data.ground_truth import OUR_PREPROCESSORS
 from nnunet_ext.data.plans import load_configuration, read_plans
+from nnunet_ext.data.preprocessors import OUR_PREPROCESSORS
 from nnunet_ext.files import only_here, read_json
 
 _MARKS = ("nnunet_ext.", *OUR_PREPROCESSORS)  # in plans of ours, damaged ones too

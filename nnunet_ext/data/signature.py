@@ -10,13 +10,12 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from nnunet_ext.data.completeness import nifti_pair
+from nnunet_ext.data.preprocessors import SAME_PER_CASE
 
 if TYPE_CHECKING:  # imports torch, which workers that only read scans can do without
     from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
     from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 
-# Ours treats one case exactly as the stock preprocessor does; only the iteration over the cases differs.
-_SAME_PER_CASE = {"SemiSupervisedPreprocessor": "DefaultPreprocessor"}
 # Was part of the signature once; it decides the layout on disk, but no voxel.
 _WITHOUT_EFFECT = ("patch_size",)
 _HEADER_BYTES = 2**16  # of a header with its data in another file, which is short
@@ -26,7 +25,7 @@ def plans_signature(plans_manager: PlansManager, configuration_manager: Configur
     """Return everything of the plans on which a preprocessed case depends, as JSON values."""
     configuration = configuration_manager.configuration
     signature = {
-        "preprocessor": _SAME_PER_CASE.get(configuration["preprocessor_name"], configuration["preprocessor_name"]),
+        "preprocessor": SAME_PER_CASE.get(configuration["preprocessor_name"], configuration["preprocessor_name"]),
         "image_reader_writer": plans_manager.plans["image_reader_writer"],
         "transpose_forward": plans_manager.transpose_forward,
         "foreground_intensity_properties_per_channel": plans_manager.foreground_intensity_properties_per_channel,

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from nnunetv2.configuration import ANISO_THRESHOLD
 
 from nnunet_ext.data.unlabeled import channel_names
 from nnunet_ext.fingerprints.case_statistics import CaseStatistics
 
-SPACING_FACTOR = 3.0  # nnU-Net's own threshold of anisotropy
 _FEWEST = 3  # cases that make a reference
 _DISTANCE = 0.25  # of the reference's range: other fields of view of one modality stay below
 _RARE = 0.15  # share of the reference below which an orientation is worth a word
@@ -100,7 +100,7 @@ def _geometry(cases: Mapping[str, CaseStatistics], reference: list[CaseStatistic
     usual = orientations.most_common(1)[0][0]
     for name, case in cases.items():
         factors = np.asarray(case.spacing) / median
-        if max(factors.max(), 1 / factors.min()) > SPACING_FACTOR:
+        if max(factors.max(), 1 / factors.min()) > ANISO_THRESHOLD:
             spacing = " x ".join(f"{s:g}" for s in case.spacing)
             others = " x ".join(f"{s:g}" for s in median)
             found.append(Outlier(name, "spacing unlike the others", f"{spacing} mm, median {others} mm"))

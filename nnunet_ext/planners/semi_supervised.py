@@ -12,14 +12,13 @@ from nnunetv2.experiment_planning.experiment_planners.residual_unets.residual_en
 )
 from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
 
+from nnunet_ext.data.preprocessors import PREPROCESSOR, SAME_PER_CASE
 from nnunet_ext.data.reading import choose_reader
 from nnunet_ext.data.unlabeled import file_problem, labelled_cases
 from nnunet_ext.fingerprints.cases import GLOBAL_KEY, SHAPES_KEY, SPACINGS_KEY
 from nnunet_ext.planners.fitting import FitsMemory
 from nnunet_ext.planners.own_plans import OwnPlans, check_before_planning
 from nnunet_ext.training.memory import cps_step_memory
-
-PREPROCESSOR = "SemiSupervisedPreprocessor"
 
 
 class SemiSupervisedPlanning(FitsMemory, OwnPlans):
@@ -54,7 +53,7 @@ class SemiSupervisedPlanning(FitsMemory, OwnPlans):
     ) -> None:
         plans_name = plans_name or self.default_plans_name
         check_before_planning(dataset_name_or_id, plans_name, type(self).__name__)
-        if preprocessor_name == "DefaultPreprocessor":
+        if preprocessor_name == SAME_PER_CASE[PREPROCESSOR]:
             # nnU-Net's commands pass this name whenever the user gave none.
             preprocessor_name = PREPROCESSOR
         super().__init__(
