@@ -32,6 +32,7 @@ def run(arguments: argparse.Namespace) -> int:
     from nnunet_ext.data.failures import LABELLED, UNLABELLED, format_report
     from nnunet_ext.data.unlabeled import channel_names, check_raw_dataset
     from nnunet_ext.figures.fingerprint import Group, draw_fingerprint
+    from nnunet_ext.files import sweep
     from nnunet_ext.fingerprints.case_statistics import CaseStatistics, merge
     from nnunet_ext.fingerprints.cases import case_table, light, read_cases
     from nnunet_ext.fingerprints.outliers import find_outliers, format_outliers
@@ -51,7 +52,7 @@ def run(arguments: argparse.Namespace) -> int:
         print(format_report(table.failures), file=sys.stderr)
         raise RuntimeError(f"no case of {name} could be read")
     target = arguments.o or table.folder.parent / "fingerprint.png"
-    target.parent.mkdir(parents=True, exist_ok=True)
+    sweep(target.parent)
     channels = channel_names(table.dataset_json)
     draw_fingerprint(target, name, channels, groups, {kind: list(some.values()) for kind, some in cases.items()})
     for group in groups:

@@ -8,7 +8,6 @@ of other plans, is not used, and is taken back if that scan and those plans are.
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ import blosc2
 import numpy as np
 from nnunetv2.training.dataloading.nnunet_dataset import comp_blosc2_params
 
-from nnunet_ext.files import remove, whole, write_json
+from nnunet_ext.files import read_json, remove, whole, write_json
 
 VALID_FOLDER = "valid"
 FAILED_FOLDER = "failed"
@@ -48,10 +47,10 @@ def _read_metadata(folder: Path, file: Path, name: str) -> dict[str, Any] | None
 
 def _object(file: Path) -> dict[str, Any] | None:
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
+        content: dict[str, Any] = read_json(file)
     except (OSError, ValueError):
         return None
-    return content if isinstance(content, dict) else None
+    return content
 
 
 def finished_cases(folder: Path) -> list[str]:

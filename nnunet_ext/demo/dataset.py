@@ -1,6 +1,5 @@
 """The phantoms as an nnU-Net raw data set: few labelled cases, many unlabelled ones, labelled test cases."""
 
-import json
 from pathlib import Path
 
 import SimpleITK
@@ -47,12 +46,6 @@ def write_dataset(raw_folder: Path, seed: int = 0, labeled: int = 5, unlabeled: 
     return folder
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """Write a text file that is either complete or not there."""
-    with files.whole(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
-
-
 def _claim(folder: Path, made_with: dict[str, int]) -> None:
     """Write dataset.json first: it records what the cases are made with."""
     path = folder / "dataset.json"
@@ -70,7 +63,7 @@ def _claim(folder: Path, made_with: dict[str, int]) -> None:
         "description": "Phantoms that look like an abdominal CT, made by nnU-Net extensions. No patient data.",
         "phantom": made_with,
     }
-    write_atomically(path, json.dumps(content, indent=2))
+    files.write_json(path, content)
 
 
 def _write_case(folder: Path, group: str, number: int, seed: int) -> None:

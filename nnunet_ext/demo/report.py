@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from nnunet_ext import files
-from nnunet_ext.demo.dataset import FILE_ENDING, write_atomically
+from nnunet_ext.demo.dataset import FILE_ENDING
 from nnunet_ext.demo.figures import OverlayRow, dice_figure, overlay_figure, read_slices
 from nnunet_ext.demo.phantom import LABELS
 
@@ -171,7 +171,9 @@ def write_report(folder: Path, dataset: Path, baseline: Method, candidate: Metho
             with files.whole(folder / f"progress_{method.title.lower()}.png") as temporary:
                 shutil.copyfile(method.curves, temporary)
     files.write_json(folder / "report.json", _numbers(comparison, baseline, candidate, setup, sentence))
-    write_atomically(folder / "report.md", _page(table, sentence, setup, sorted(folder.glob("*.png"))))
+    page = _page(table, sentence, setup, sorted(folder.glob("*.png")))
+    with files.whole(folder / "report.md") as temporary:
+        temporary.write_text(page, encoding="utf-8")
     print(f"\n{table}\n\n{sentence}\n\nIn {folder}:")
     for path in sorted(folder.iterdir()):
         print(f"  {path.name}")

@@ -1,6 +1,6 @@
 """The demo from nothing to a report: phantoms, planning, two trainings with stock commands, prediction, evaluation."""
 
-import json
+import copy
 import os
 import platform
 import shlex
@@ -141,7 +141,8 @@ def claim_folder(output: Path, settings: DemoSettings, overwrite: bool) -> None:
     record = output / _SETTINGS_FILE
     if output.exists() and not output.is_dir():
         raise DemoError(f"{output} is a file; name a folder")
-    files.sweep(output)
+    for folder in (output, output / "stages", output / "preprocessed" / DATASET_NAME):
+        files.sweep(folder)
     if record.is_file():
         if not overwrite:
             found = _read(record, "pass --overwrite to begin anew, or name another folder")
@@ -365,7 +366,7 @@ def with_demo_configuration(plans: dict[str, Any]) -> dict[str, Any]:
     Returns:
         The plans with the configuration ``3d_demo``.
     """
-    architecture = json.loads(json.dumps(plans["configurations"]["3d_fullres"]["architecture"]))
+    architecture = copy.deepcopy(plans["configurations"]["3d_fullres"]["architecture"])
     network = architecture["arch_kwargs"]
     network["features_per_stage"] = [min(width // 2, _LARGEST_WIDTH) for width in network["features_per_stage"]]
     network["n_conv_per_stage"][:_SHALLOW_STAGES] = [1] * _SHALLOW_STAGES

@@ -6,6 +6,7 @@ import pytest
 from data.tiny_dataset import TinyDataset, scan, tiny, write_image
 from PIL import Image
 
+from nnunet_ext import files
 from nnunet_ext.cli.main import main
 from nnunet_ext.files import only_here
 
@@ -42,7 +43,11 @@ def test_it_draws_prints_windows_and_reads_nothing_twice(dataset: TinyDataset, c
         assert (pixels == colour).all(-1).sum() > 50
     assert not (dataset.preprocessed / "dataset_fingerprint.json").exists()
     monkeypatch.setattr("nnunet_ext.fingerprints.case_statistics.read_checked", lambda *_: pytest.fail("read again"))
+    left = dataset.root / "new" / f"{files.PREFIX}{files._machine()}_999999999_0_x.png"
+    left.parent.mkdir()
+    left.touch()  # of a killed run
     assert command("-o", str(dataset.root / "new" / "x.png")) == 0
+    assert not left.exists()
     assert (dataset.root / "new" / "x.png").stat().st_size > 10000
 
 

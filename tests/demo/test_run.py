@@ -245,6 +245,16 @@ def test_what_a_killed_claim_left_is_no_foreign_file(output: Path) -> None:
     assert [path.name for path in output.iterdir()] == ["demo.json"]
 
 
+@pytest.mark.parametrize("folder", ["stages", f"preprocessed/{DATASET_NAME}"])
+def test_what_a_killed_demo_left_half_written_is_swept(output: Path, folder: str) -> None:
+    claim_folder(output, SETTINGS, overwrite=False)
+    left = output / folder / f"{files.PREFIX}{files._machine()}_999999999_0_train_cps.json"
+    left.parent.mkdir(parents=True)
+    left.touch()
+    claim_folder(output, SETTINGS, overwrite=False)
+    assert not left.exists()
+
+
 def test_a_full_disk_is_one_error(
     output: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
