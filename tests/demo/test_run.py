@@ -13,8 +13,9 @@ import pytest
 from nnunet_ext import files
 from nnunet_ext.demo import run
 from nnunet_ext.demo.dataset import DATASET_NAME
-from nnunet_ext.demo.process import DemoError, Usage
-from nnunet_ext.demo.run import DemoSettings, claim_folder, run_demo, run_stages, with_demo_configuration
+from nnunet_ext.demo.folder import DemoError, DemoSettings, claim_folder
+from nnunet_ext.demo.process import Usage
+from nnunet_ext.demo.run import run_demo, run_stages, with_demo_configuration
 
 SETTINGS = DemoSettings(epochs=2, iterations=3, labeled=3, unlabeled=1, test=2)
 
