@@ -29,8 +29,8 @@ def run(arguments: argparse.Namespace) -> int:
     from nnunetv2.utilities.dataset_name_id_conversion import maybe_convert_to_dataset_name
     from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
 
+    from nnunet_ext.data.dataset_json import channel_names, check_raw_dataset
     from nnunet_ext.data.failures import LABELLED, UNLABELLED, format_report
-    from nnunet_ext.data.unlabeled import channel_names, check_raw_dataset
     from nnunet_ext.figures.fingerprint import Group, draw_fingerprint
     from nnunet_ext.files import sweep
     from nnunet_ext.fingerprints.case_statistics import CaseStatistics, merge

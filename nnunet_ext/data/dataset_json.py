@@ -66,6 +66,36 @@ def check_dataset_json(raw_folder: str | Path, dataset_json: dict[str, Any]) -> 
     _check_listed(path, dataset_json.get("dataset", {}))
 
 
+def raw_dataset_folder(dataset_name: str) -> Path:
+    """Return the folder of a dataset in ``nnUNet_raw``.
+
+    Raises:
+        FileNotFoundError: If it has no dataset.json.
+    """
+    from nnunetv2.paths import nnUNet_raw
+
+    folder = Path(str(nnUNet_raw)) / dataset_name
+    if not (folder / FILE).is_file():
+        raise FileNotFoundError(f"{folder / 'dataset.json'} does not exist; set nnUNet_raw, or name another dataset")
+    return folder
+
+
+def check_raw_dataset(dataset_name_or_id: str | int) -> Path:
+    """Return the folder of a dataset in ``nnUNet_raw`` once its dataset.json is found to be right.
+
+    nnU-Net's own classes read the file before ours can, and say nothing helpful of it.
+
+    Raises:
+        FileNotFoundError: If there is no dataset.json.
+        ValueError: If it is no JSON, or something in it is wrong; names the key.
+    """
+    from nnunetv2.utilities.dataset_name_id_conversion import maybe_convert_to_dataset_name
+
+    folder = raw_dataset_folder(maybe_convert_to_dataset_name(dataset_name_or_id))
+    check_dataset_json(folder, load_dataset_json(folder))
+    return folder
+
+
 def check_number_of_training_cases(raw_folder: str | Path, dataset_json: dict[str, Any]) -> None:
     """Check what nnU-Net's planning takes from dataset.json.
 

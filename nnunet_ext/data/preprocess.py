@@ -16,6 +16,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 from tqdm import tqdm
 
 from nnunet_ext.data import unlabeled_store as store
+from nnunet_ext.data.dataset_json import load_dataset_json, number_of_channels
 from nnunet_ext.data.failures import UNLABELLED, Failure
 from nnunet_ext.data.leftovers import sweep_all
 from nnunet_ext.data.plans import load_configuration
@@ -23,13 +24,7 @@ from nnunet_ext.data.pool import map_isolated
 from nnunet_ext.data.reading import describe, read_checked
 from nnunet_ext.data.signature import changed_plans, digest, plans_signature, source_signature
 from nnunet_ext.data.splits import hidden_cases
-from nnunet_ext.data.unlabeled import (
-    UnlabeledCase,
-    find_unlabeled_cases,
-    load_dataset_json,
-    number_of_channels,
-    where_looked,
-)
+from nnunet_ext.data.unlabeled import UnlabeledCase, find_unlabeled_cases, where_looked
 from nnunet_ext.files import DiskFullError, only_here
 
 __all__ = ["Summary", "load_configuration", "preprocess_unlabeled"]

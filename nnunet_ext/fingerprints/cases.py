@@ -16,20 +16,15 @@ from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
 from nnunetv2.paths import nnUNet_preprocessed, nnUNet_raw
 from tqdm import tqdm
 
+from nnunet_ext.data.dataset_json import load_dataset_json, number_of_channels
 from nnunet_ext.data.failures import LABELLED, UNLABELLED, Failure
+from nnunet_ext.data.labelled import usable_labelled
 from nnunet_ext.data.leftovers import sweep_all
 from nnunet_ext.data.pool import map_isolated
 from nnunet_ext.data.reading import choose_reader
 from nnunet_ext.data.signature import case_source
-from nnunet_ext.data.unlabeled import (
-    UnlabeledCase,
-    find_unlabeled_cases,
-    labelled_cases,
-    load_dataset_json,
-    number_of_channels,
-    usable_labelled,
-    where_looked,
-)
+from nnunet_ext.data.unlabeled import UnlabeledCase, find_unlabeled_cases, where_looked
+from nnunet_ext.data.unlabelled_only import labelled_cases
 from nnunet_ext.files import DiskFullError, only_here, read_json, write_json
 from nnunet_ext.fingerprints.case_statistics import CaseStatistics, analyze, case_file, load, merge
 from nnunet_ext.fingerprints.intensity import IntensityStatistics

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from nnunetv2.configuration import ANISO_THRESHOLD
 
-from nnunet_ext.data.unlabeled import channel_names
+from nnunet_ext.data.dataset_json import channel_names
 from nnunet_ext.fingerprints.case_statistics import CaseStatistics
 
 _FEWEST = 3  # cases that make a reference

@@ -10,8 +10,9 @@ from nnunetv2.experiment_planning.dataset_fingerprint.fingerprint_extractor impo
 from nnunetv2.paths import nnUNet_preprocessed
 from tqdm import tqdm
 
+from nnunet_ext.data.dataset_json import check_raw_dataset
 from nnunet_ext.data.failures import LABELLED, UNLABELLED, record
-from nnunet_ext.data.unlabeled import check_raw_dataset, labelled_cases
+from nnunet_ext.data.unlabelled_only import labelled_cases
 from nnunet_ext.fingerprints import cases as cases_of
 from nnunet_ext.fingerprints.cases import CaseTable, Provenance
 from nnunet_ext.fingerprints.outliers import find_outliers, format_outliers

@@ -11,8 +11,7 @@ from nnunetv2.paths import nnUNet_preprocessed
 from nnunetv2.utilities.dataset_name_id_conversion import maybe_convert_to_dataset_name
 from nnunetv2.utilities.json_export import recursive_fix_for_json_export
 
-from nnunet_ext.data.dataset_json import check_number_of_training_cases, load_dataset_json
-from nnunet_ext.data.unlabeled import check_raw_dataset
+from nnunet_ext.data.dataset_json import check_number_of_training_cases, check_raw_dataset, load_dataset_json
 from nnunet_ext.files import only_here, read_json, sweep, write_json
 from nnunet_ext.fingerprints.cases import FILE as FINGERPRINT
 from nnunet_ext.fingerprints.cases import read_fingerprint

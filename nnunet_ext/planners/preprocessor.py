@@ -18,13 +18,15 @@ from tqdm import tqdm
 
 from nnunet_ext.data.dataset_json import FILE, check_dataset_json, load_dataset_json, number_of_channels
 from nnunet_ext.data.failures import LABELLED, UNLABELLED, Failure, record
+from nnunet_ext.data.labelled import usable_labelled
 from nnunet_ext.data.plans import load_configuration
 from nnunet_ext.data.pool import WorkerDiedError, map_isolated
 from nnunet_ext.data.preprocess import preprocess_unlabeled
 from nnunet_ext.data.reading import describe, read_checked, read_labels
 from nnunet_ext.data.splits import hidden_cases
-from nnunet_ext.data.unlabeled import find_unlabeled_cases, labelled_cases, usable_labelled, where_looked
+from nnunet_ext.data.unlabeled import find_unlabeled_cases, where_looked
 from nnunet_ext.data.unlabeled_store import unlabeled_folder
+from nnunet_ext.data.unlabelled_only import labelled_cases
 from nnunet_ext.files import DiskFullError, cleared, only_here, whole_files
 
 

@@ -12,9 +12,10 @@ from nnunetv2.experiment_planning.experiment_planners.residual_unets.residual_en
 )
 from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
 
+from nnunet_ext.data.case_files import file_problem
 from nnunet_ext.data.preprocessors import PREPROCESSOR, SAME_PER_CASE
 from nnunet_ext.data.reading import choose_reader
-from nnunet_ext.data.unlabeled import file_problem, labelled_cases
+from nnunet_ext.data.unlabelled_only import labelled_cases
 from nnunet_ext.fingerprints.cases import GLOBAL_KEY, SHAPES_KEY, SPACINGS_KEY
 from nnunet_ext.planners.fitting import FitsMemory
 from nnunet_ext.planners.own_plans import OwnPlans, check_before_planning
