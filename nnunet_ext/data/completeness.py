@@ -64,7 +64,7 @@ def nifti_pair(path: str) -> tuple[str, str] | None:
     """Return the files of the header and of the voxels of a NIfTI image that lies in two of them.
 
     Args:
-        path: Either of them.
+        path: Header file or voxel file.
 
     Returns:
         None for a file of another kind. The partner of ``path`` need not exist.

@@ -37,8 +37,8 @@ def check_dataset_json(raw_folder: str | Path, dataset_json: dict[str, Any]) -> 
     """Check that dataset.json has what nnU-Net cannot do without, and in the right form.
 
     Args:
-        raw_folder: Where it lies, for the messages.
-        dataset_json: Its content.
+        raw_folder: Folder of the dataset.json, for the messages.
+        dataset_json: Content of the dataset.json.
 
     Raises:
         ValueError: Names the key that is missing, or its value.

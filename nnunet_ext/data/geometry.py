@@ -15,7 +15,7 @@ def nonzero_box(data: np.ndarray) -> tuple[slice, ...]:
     """Return the box of nnU-Net's crop to non-zero: filling holes, which takes long, does not change it.
 
     Args:
-        data: ``(C, *S)``.
+        data: Image, ``(C, *S)``.
 
     Returns:
         One slice an axis of ``S``; everything where no voxel differs from 0, as in nnU-Net.
@@ -43,8 +43,9 @@ def affine_of(properties: Mapping[str, Any], of_array: bool = False) -> np.ndarr
     """Return the affine of an image with axes of length 1 and no origin, as nibabel counts: towards right, front, head.
 
     Args:
-        properties: As ``read_images`` of nnU-Net's readers returns them.
-        of_array: Of the array that was read, where a reader turns what is in the file; else of the file.
+        properties: Properties of the image, as ``read_images`` of nnU-Net's readers returns them.
+        of_array: Where a reader turns what is in the file, return the affine of the array that was read, not the
+            file's.
 
     Returns:
         ``(4, 4)``, a column an axis of the image; None where the reader gives none in 3D, or it is no direction.
@@ -70,7 +71,7 @@ def orientation(properties: Mapping[str, Any]) -> str | None:
     """Return where the axes of the file point (R, A, S or L, P, I for x, y, z), or None where it does not say.
 
     Args:
-        properties: As ``read_images`` of nnU-Net's readers returns them.
+        properties: Properties of the image, as ``read_images`` of nnU-Net's readers returns them.
     """
     affine = affine_of(properties)
     return None if affine is None else "".join(map(str, nibabel.aff2axcodes(affine)))

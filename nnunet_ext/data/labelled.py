@@ -21,9 +21,9 @@ def usable_labelled(
 
     Args:
         raw_folder: The dataset's folder in ``nnUNet_raw``.
-        dataset_json: Its dataset.json.
-        labelled: The labelled cases as nnU-Net lists them.
-        stage: For the failures.
+        dataset_json: The dataset's dataset.json.
+        labelled: Labelled cases as nnU-Net lists them.
+        stage: Step that is being done, as the failures name it.
 
     Returns:
         The other cases, and one failure a case or stray file.
@@ -66,7 +66,7 @@ def images_and_problems(
 
     Args:
         raw_folder: The dataset's folder in ``nnUNet_raw``.
-        dataset_json: Its dataset.json.
+        dataset_json: The dataset's dataset.json.
     """
     if "dataset" in dataset_json:
         images = {

@@ -35,11 +35,11 @@ class Summary:
     """What a run did.
 
     Attributes:
-        folder: Where the preprocessed cases lie.
-        done: Names preprocessed now.
-        kept: Names that were up to date.
-        removed: Names whose scans are no longer part of the dataset.
-        failures: One for every case that failed.
+        folder: Folder of the preprocessed cases.
+        done: Names of the cases that were preprocessed now.
+        kept: Names of the cases that were up to date.
+        removed: Names of the cases whose scans are no longer part of the dataset.
+        failures: One failure for every case that failed.
     """
 
     folder: Path
@@ -63,7 +63,7 @@ def preprocess_unlabeled(
         dataset_name_or_id: Dataset name or number.
         plans_identifier: Name of the plans, without ``.json``.
         configuration: Name of the configuration.
-        num_processes: Worker processes; 1 works in this process.
+        num_processes: Number of worker processes; 1 works in this process.
         clean: Start over instead of continuing.
         show_progress_bar: Show a tqdm bar.
 

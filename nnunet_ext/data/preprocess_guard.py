@@ -23,7 +23,7 @@ def guarded(dataset_name_or_id: int | str, plans_identifier: str, configurations
     Args:
         dataset_name_or_id: Dataset name or number.
         plans_identifier: Name of the plans, without ``.json``.
-        configurations: Those to preprocess; what the plans have not is left out, as nnU-Net does.
+        configurations: Names of the configurations to preprocess; what the plans have not is left out, as nnU-Net does.
 
     Returns:
         A context that holds the locks. Preprocessors of ours check and lock for themselves.

@@ -23,7 +23,7 @@ def choose_reader(dataset_json: dict[str, Any], images: Iterable[str]) -> type[B
 
     Args:
         dataset_json: The dataset's dataset.json.
-        images: Candidates; nnU-Net itself asks the first only, and would fail if that one is damaged.
+        images: Files to try; nnU-Net itself asks the first only, and would fail if that one is damaged.
 
     Raises:
         ValueError: If no image can be opened.
@@ -51,10 +51,10 @@ def read_checked(
     """Read the channels of one case and check what nnU-Net would only notice later, or never.
 
     Args:
-        images: One file a channel.
+        images: Image files of the case, one a channel.
         reader_class: nnU-Net's reader, as the plans name it.
         channels: Number of channels expected.
-        strict: Compare origin and direction of the channels too; without, only shape and spacing, as nnU-Net does.
+        strict: Compare origin and direction of the channels too; otherwise only shape and spacing, as nnU-Net does.
 
     Returns:
         ``(C, *S)`` float32 and the reader's properties of the first channel.
@@ -92,9 +92,9 @@ def read_labels(
     """Read the label map of a case and check that it lies on the grid of its image.
 
     Args:
-        label: File.
-        reader_class: nnU-Net's reader.
-        shape: ``*S`` of the image.
+        label: File of the label map.
+        reader_class: nnU-Net's reader of the label map.
+        shape: Shape of the image, ``*S``.
         image: Name of the image, for the message.
 
     Returns:
@@ -117,7 +117,7 @@ def read_quietly(read: Callable[[Any], tuple[np.ndarray, dict[str, Any]]], *file
     """Call a method of nnU-Net's readers, and name the file that it cannot read.
 
     Args:
-        read: ``read_images`` of a reader, or ``read_seg``, which takes one file.
+        read: Method of a reader to call: ``read_images``, or ``read_seg``, which takes one file.
         files: Images of one case, one a channel; or a label map.
 
     Raises:
@@ -145,8 +145,8 @@ def check_values(name: str, array: np.ndarray) -> None:
     """Refuse values with which normalisation and resampling give no numbers.
 
     Args:
-        name: Of the image, for the message.
-        array: Any shape.
+        name: Name of the image, for the message.
+        array: Voxels, in any shape.
 
     Raises:
         ValueError: If a value is NaN or infinite, or so large that its square overflows in sums over a volume.
@@ -166,8 +166,8 @@ def check_spacing(name: str, properties: dict[str, Any]) -> None:
     """Refuse a spacing that is none.
 
     Args:
-        name: Of the image, for the message.
-        properties: As nnU-Net's readers return them.
+        name: Name of the image, for the message.
+        properties: Properties of the image, as nnU-Net's readers return them.
 
     Raises:
         ValueError: If it is not three positive, finite lengths.

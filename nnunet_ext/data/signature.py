@@ -49,8 +49,8 @@ def changed_plans(metadata: dict[str, Any], signature: dict[str, Any]) -> list[s
     """Return which parts of the plans have changed since a case was preprocessed.
 
     Args:
-        metadata: Of the case, with its ``"plans_signature"`` and the digest of that.
-        signature: What :func:`plans_signature` returns now.
+        metadata: Metadata of the case, with its ``"plans_signature"`` and the digest of that.
+        signature: Signature of the plans as they are now, from :func:`plans_signature`.
 
     Returns:
         Names of the parts, none if the case is as it would be made now; None where the case does not say what made it.
@@ -81,8 +81,8 @@ def case_source(files: tuple[str, ...], reader_class: type[BaseReaderWriter], ch
     """Return everything on which what is found by reading a case depends, as JSON values.
 
     Args:
-        files: Images, and label if there is one.
-        reader_class: nnU-Net's reader of them.
+        files: Image files of the case, and its label file if there is one.
+        reader_class: nnU-Net's reader of the files.
         channels: Channels that dataset.json declares.
 
     Raises:

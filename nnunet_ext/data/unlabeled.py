@@ -23,7 +23,7 @@ class UnlabeledCase:
 
     Attributes:
         name: Case name.
-        images: One file a channel, in the order of the channels.
+        images: Image files, one a channel, in the order of the channels.
         hidden_label: True if the case is a labelled one whose label ``splits_final.json`` withholds.
     """
 
@@ -39,7 +39,7 @@ def find_unlabeled_cases(
 
     Args:
         raw_folder: The dataset's folder in ``nnUNet_raw``.
-        dataset_json: Its dataset.json.
+        dataset_json: The dataset's dataset.json.
         hidden: Names of labelled cases that are to be used without their labels (``"unlabeled"`` of a split).
 
     Returns:

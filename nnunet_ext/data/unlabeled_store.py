@@ -96,11 +96,11 @@ def save_case(
     """Write one case; a killed run leaves no half-written case behind, and what was there stays until then.
 
     Args:
-        folder: Target folder.
+        folder: Folder of the preprocessed cases.
         name: Case name.
-        data: ``(C, *S)``.
-        valid: ``(1, *S)``, 1 where pseudo-supervision is allowed.
-        metadata: JSON values.
+        data: Image, ``(C, *S)``.
+        valid: Validity mask, ``(1, *S)``, 1 where pseudo-supervision is allowed.
+        metadata: What made the case, as JSON values.
         patch_size: Patch size of the configuration in voxels, from which the layout on disk follows.
 
     Raises:
@@ -123,9 +123,9 @@ def set_aside(folder: Path, name: str, reason: str) -> None:
     """Note that a case failed: what is there of it is not used any more.
 
     Args:
-        folder: Folder of the cases.
+        folder: Folder of the preprocessed cases.
         name: Case name.
-        reason: What was wrong.
+        reason: What was wrong with the case.
     """
     own, noted = folder / f"{name}.json", folder / FAILED_FOLDER / f"{name}.json"
     before = read_metadata(folder, name) or read_set_aside(folder, name) or {}

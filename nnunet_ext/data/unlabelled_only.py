@@ -41,7 +41,7 @@ def unlabelled_only(raw_folder: str | Path, dataset_json: dict[str, Any] | None 
 
     Args:
         raw_folder: The dataset's folder in ``nnUNet_raw``.
-        dataset_json: Its dataset.json; None reads it.
+        dataset_json: The dataset's dataset.json; None reads it.
     """
     raw_folder = Path(raw_folder)
     if dataset_json is None or KEY not in dataset_json:

@@ -23,7 +23,7 @@ def verify_unlabelled_only(folder: str | Path, num_processes: int = 8) -> None:
 
     Args:
         folder: The dataset's folder in ``nnUNet_raw``.
-        num_processes: Worker processes.
+        num_processes: Number of worker processes.
 
     Raises:
         ValueError: If dataset.json contradicts itself or the files.

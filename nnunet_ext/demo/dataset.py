@@ -23,10 +23,10 @@ def write_dataset(raw_folder: Path, seed: int = 0, labeled: int = 5, unlabeled: 
 
     Args:
         raw_folder: nnU-Net's ``nnUNet_raw``; the data set becomes a folder in it.
-        seed: Of the data set; the same seed gives the same patients.
-        labeled: Cases in ``imagesTr`` and ``labelsTr``.
-        unlabeled: Cases in ``imagesUnlabeled``.
-        test: Cases in ``imagesTs`` and ``labelsTs``.
+        seed: Seed of the data set; the same seed gives the same patients.
+        labeled: Number of cases in ``imagesTr`` and ``labelsTr``.
+        unlabeled: Number of cases in ``imagesUnlabeled``.
+        test: Number of cases in ``imagesTs`` and ``labelsTs``.
 
     Returns:
         The folder of the data set.

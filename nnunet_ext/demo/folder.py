@@ -23,13 +23,13 @@ class DemoSettings:
     """What decides the figures of a demo; a folder holds the demo of one choice.
 
     Attributes:
-        seed: Of the phantoms and the trainings.
-        epochs: Of both trainings.
-        iterations: Per epoch.
-        device: ``cpu``, ``cuda`` or ``mps``.
-        labeled: Labelled cases; the last one is nnU-Net's validation case.
-        unlabeled: Unlabelled cases.
-        test: Labelled cases that no training sees.
+        seed: Seed of the phantoms and the trainings.
+        epochs: Number of epochs of both trainings.
+        iterations: Number of iterations an epoch.
+        device: Device that trains: ``cpu``, ``cuda`` or ``mps``.
+        labeled: Number of labelled cases; the last one is nnU-Net's validation case.
+        unlabeled: Number of unlabelled cases.
+        test: Number of labelled cases that no training sees.
     """
 
     seed: int = 0
@@ -50,8 +50,8 @@ def claim_folder(output: Path, settings: DemoSettings, overwrite: bool) -> None:
     """Take an empty folder, or one that holds this very demo; with ``overwrite`` also others.
 
     Args:
-        output: The folder; made where it does not exist.
-        settings: Of the demo.
+        output: Folder of the demo; made where it does not exist.
+        settings: Settings of the demo.
         overwrite: Remove the demo in the folder. Files that no demo wrote are never removed.
 
     Raises:
@@ -82,8 +82,8 @@ def read_record(path: Path, remedy: str) -> dict[str, Any]:
     """Read a JSON file of the demo.
 
     Args:
-        path: File.
-        remedy: What to do where it is damaged, for the message.
+        path: JSON file.
+        remedy: What to do where the file is damaged, for the message.
 
     Raises:
         DemoError: If it is damaged.

@@ -48,9 +48,9 @@ def run_command(
         arguments: Name of the command and its arguments.
         environment: Variables set on top of this process's own.
         log: File that everything the command prints is appended to.
-        usage: Is updated while the command runs.
-        on_line: Called with each line that the command prints.
-        on_tick: Called about twice a second.
+        usage: Record that is updated while the command runs.
+        on_line: Function that is called with each line that the command prints.
+        on_tick: Function that is called about twice a second.
 
     Raises:
         CommandError: If the command is missing or fails; names the command and its log.

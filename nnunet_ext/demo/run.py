@@ -50,11 +50,11 @@ def run_demo(
 
     Args:
         output: Folder for everything; nnU-Net's three folders lie in it, so nothing else is touched.
-        seed: Of the phantoms and the trainings.
-        epochs: Of both trainings; ``None`` takes the default.
-        iterations: Per epoch; ``None`` takes the default.
+        seed: Seed of the phantoms and the trainings.
+        epochs: Number of epochs of both trainings; ``None`` takes the default.
+        iterations: Number of iterations an epoch; ``None`` takes the default.
         overwrite: Begin anew, whatever demo the folder holds; files that no demo wrote stay.
-        device: ``cpu``, ``cuda`` or ``mps``; ``None`` takes CUDA where there is one, else the CPU.
+        device: Device that trains: ``cpu``, ``cuda`` or ``mps``; ``None`` takes CUDA where there is one, else the CPU.
 
     Returns:
         Exit status: 0 when the report is written, 1 after an error that is printed, 130 when interrupted.
@@ -81,8 +81,8 @@ def run_stages(output: Path, settings: DemoSettings, overwrite: bool = False) ->
 
     Args:
         output: Folder for everything.
-        settings: Of the demo.
-        overwrite: Begin anew.
+        settings: Settings of the demo.
+        overwrite: Begin anew, whatever demo the folder holds.
 
     Raises:
         CommandError: If a command is missing or fails.

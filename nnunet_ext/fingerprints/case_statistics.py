@@ -29,17 +29,18 @@ class CaseStatistics:
     """One case, without its voxels.
 
     Attributes:
-        source: Path, size and time of the files it was made of.
-        shape: Voxels before the crop, in the reader's order of axes.
-        shape_after_crop: Voxels of the non-zero box.
-        spacing: mm, in the reader's order of axes.
-        orientation: Where the axes of the file point, e.g. ``"LPS"``; None where the reader does not say.
-        images: All voxels of the box, one entry a channel.
-        foreground: Voxels with a label above 0, one entry a channel; None for a case without a label.
-        percentiles: Of each channel, at ``PERCENTAGES``, ``(C, 7)``.
-        integer_valued: Of each channel.
+        source: Path, size and time of the files that the case was made of.
+        shape: Size in voxels before the crop, in the reader's order of axes.
+        shape_after_crop: Size in voxels of the non-zero box.
+        spacing: Spacing in mm, in the reader's order of axes.
+        orientation: Letters of where the axes of the file point, e.g. ``"LPS"``; None where the reader does not say.
+        images: Intensities of all voxels of the box, one entry a channel.
+        foreground: Intensities of the voxels with a label above 0, one entry a channel; None for a case without
+            label.
+        percentiles: Percentiles of each channel, at ``PERCENTAGES``, ``(C, 7)``.
+        integer_valued: Whether all values are integers, for each channel.
         extremes: Minimum and maximum of each channel, ``(C, 2)``.
-        labels: Values of its label map, ascending; None without one, or where they are no integers.
+        labels: Values of the case's label map, ascending; None without one, or where they are no integers.
     """
 
     source: dict[str, Any]
@@ -66,9 +67,9 @@ def analyze(
     """Read one case, look at all its voxels, and write what was found; runs in a worker.
 
     Args:
-        images: One file a channel.
-        label: Its segmentation, or None.
-        reader_class: nnU-Net's reader.
+        images: Image files of the case, one a channel.
+        label: File of the case's label map, or None.
+        reader_class: nnU-Net's reader of these files.
         channels: Channels that dataset.json declares.
         target: File to write, see :func:`save`.
         samples: File and number of the foreground voxels a channel that nnU-Net's own statistics draw (with a label).
@@ -162,8 +163,8 @@ def load(path: Path, source: dict[str, Any] | None = None) -> CaseStatistics | N
     """Read a case that was kept.
 
     Args:
-        path: As written by :func:`save`.
-        source: What the files are like now; None does not ask.
+        path: File, as :func:`save` writes it.
+        source: Path, size and time of the case's files now; None does not compare.
 
     Returns:
         The case, or None where there is none, it is damaged, or its files have changed.
@@ -210,7 +211,7 @@ def merge(cases: Iterable[list[IntensityStatistics]]) -> list[IntensityStatistic
     every case.
 
     Args:
-        cases: One list of channels a case.
+        cases: Lists of channels, one a case.
 
     Returns:
         One entry a channel; empty if there is no case.

@@ -48,9 +48,9 @@ class CaseTable:
     """What is known of the cases of a dataset, kept in files, one a case.
 
     Attributes:
-        folder: Where the files lie.
+        folder: Folder of the files.
         dataset_json: The dataset's dataset.json.
-        labelled: ``{"images": [...], "label": ...}`` by name.
+        labelled: Files of the labelled cases, ``{"images": [...], "label": ...}``, by name.
         unlabelled: The unlabelled cases by name.
         reader_class: nnU-Net's reader of the images.
         failures: Cases that could not be read.
@@ -124,8 +124,8 @@ def case_table(dataset_name: str, dataset: dict[str, Any]) -> CaseTable:
     """Return the table of a dataset, nothing read yet.
 
     Args:
-        dataset_name: Its folder's name.
-        dataset: What nnU-Net's ``get_filenames_of_train_images_and_targets`` returns.
+        dataset_name: Name of the dataset's folder.
+        dataset: Labelled cases as nnU-Net's ``get_filenames_of_train_images_and_targets`` returns them.
 
     Raises:
         FileNotFoundError: If the dataset has no case at all.
@@ -164,8 +164,8 @@ def read_cases(
     """Look at every case that is new or changed; what was done is kept at once, so that a killed run continues.
 
     Args:
-        table: Failures are added to it.
-        num_processes: Worker processes.
+        table: Table of the cases; failures are added to it.
+        num_processes: Number of worker processes.
         samples: Number of foreground voxels to draw from each labelled case for nnU-Net's own statistics, or None.
         show_progress_bar: Show a tqdm bar.
 
@@ -201,8 +201,8 @@ def stock_properties(table: CaseTable, samples: int) -> dict[str, Any]:
     """Return nnU-Net's own keys, computed as nnU-Net does from the voxels that its own function drew.
 
     Args:
-        table: Read, see :func:`read_cases`.
-        samples: As there.
+        table: Table of cases that :func:`read_cases` has read.
+        samples: Number of foreground voxels that were drawn there.
 
     Raises:
         RuntimeError: If no labelled case has a foreground voxel.

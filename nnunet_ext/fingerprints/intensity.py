@@ -29,13 +29,13 @@ class IntensityStatistics:
 
     Attributes:
         values: Integer values, ascending, float64 ``(V,)``.
-        counts: How often each occurs, int64 ``(V,)``.
+        counts: Number of voxels of each value, int64 ``(V,)``.
         buckets: Keys of the buckets of the images that are not integer-valued, uint32 ``(K,)``, ascending.
-        bucket_counts: Voxels in each, int64 ``(K,)``.
-        minimum: Of all voxels; infinite if there is none.
-        maximum: Of all voxels; minus infinite if there is none.
+        bucket_counts: Number of voxels in each bucket, int64 ``(K,)``.
+        minimum: Smallest value of all voxels; infinite if there is none.
+        maximum: Largest value of all voxels; minus infinite if there is none.
         total: Sum of the voxels that lie in buckets.
-        squares: Sum of their squares.
+        squares: Sum of the squares of these voxels.
     """
 
     values: np.ndarray = field(default_factory=lambda: _nothing(np.float64))
@@ -110,7 +110,7 @@ class IntensityStatistics:
         """Return percentiles with linear interpolation, as :func:`numpy.percentile` does over all voxels.
 
         Args:
-            percentages: From 0 to 100.
+            percentages: Which percentiles, from 0 to 100.
 
         Raises:
             ValueError: If there is no voxel.

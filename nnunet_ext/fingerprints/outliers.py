@@ -26,7 +26,7 @@ class Outlier:
     Attributes:
         case: Case name.
         kind: What is odd, the same words for all such cases.
-        detail: The figures.
+        detail: Figures that show it.
     """
 
     case: str
@@ -40,9 +40,9 @@ def find_outliers(
     """Compare every case with the labelled ones (with all, where there are fewer than three labelled).
 
     Args:
-        labelled: By name.
-        unlabelled: By name.
-        dataset_json: Names the channels.
+        labelled: Labelled cases by name.
+        unlabelled: Unlabelled cases by name.
+        dataset_json: The dataset's dataset.json, which names the channels and the labels.
     """
     cases = dict(labelled) | dict(unlabelled)
     if not cases:

@@ -27,13 +27,13 @@ class ANUNetPlanner(FitsMemory, OwnPlans):
     plans and preprocessed data of other planners are never touched.
 
     Attributes:
-        aggregation: Of the trainer's network (its ``anu_aggregation``).
-        gate_ratio: Likewise (``anu_gate_ratio``).
-        depth: Likewise (``anu_depth``); ``None`` is all that the stages of a patch allow, and plans with fewer stages
-            are warned of.
+        aggregation: Aggregation of the trainer's network (its ``anu_aggregation``).
+        gate_ratio: Ratio of the gates of the trainer's network (its ``anu_gate_ratio``).
+        depth: Depth of the trainer's network (its ``anu_depth``); ``None`` is all that the stages of a patch allow,
+            and plans with fewer stages are warned of.
         checkpointing: Plan for trainers with ``anu_checkpointing``, which fit larger patches.
-        memory_reserve_gb: What is kept for the CUDA context.
-        memory_share: Of the rest, what a step may allocate; torch's allocator holds more than that.
+        memory_reserve_gb: Memory that is kept for the CUDA context.
+        memory_share: Share of the rest that a step may allocate; torch's allocator holds more than that.
     """
 
     default_plans_name = "ANUNetPlans"

@@ -23,8 +23,8 @@ class MemoryFit:
     plans dozens while it looks for a spacing, start from what was found for the same number of dimensions.
 
     Args:
-        memory: Returns the bytes that a training step of a configuration allocates.
-        budget_in_gb: Of which it may take at most this.
+        memory: Function that returns the bytes that a training step of a configuration allocates.
+        budget_in_gb: Memory that the step may take at most.
         highest: Target of nnU-Net to begin with, in GB; larger ones are tried where it fits.
     """
 
@@ -36,8 +36,8 @@ class MemoryFit:
         """Return the plan of the highest target found that fits, or None.
 
         Args:
-            dimensions: Of the configuration.
-            plan_at: Plans for a target of nnU-Net.
+            dimensions: Number of dimensions of the configuration.
+            plan_at: Function that plans for a memory target of nnU-Net, in GB.
         """
 
         def attempt(target: float) -> tuple[Plan, bool]:
@@ -83,7 +83,7 @@ class FitsMemory(ExperimentPlanner):
     :meth:`fit_into` before they plan, and name ``smallest_step`` for the error.
 
     Attributes:
-        smallest_step: What does not fit where nothing does, with its verb.
+        smallest_step: End of the sentence about the smallest patch, for the error: whose patch it is, and the verb.
     """
 
     smallest_step = "of a training step fits"
@@ -98,8 +98,8 @@ class FitsMemory(ExperimentPlanner):
         """Let the plans that are made from now on fit.
 
         Args:
-            budget_in_gb: What a training step may allocate.
-            target_in_gb: What the user calls the memory of the GPU; nnU-Net's own measure begins with it.
+            budget_in_gb: Memory that a training step may allocate.
+            target_in_gb: Memory of the GPU as the user gives it; nnU-Net's own measure begins with it.
         """
         self._fit = MemoryFit(self.step_memory, budget_in_gb, target_in_gb)
 
@@ -129,7 +129,7 @@ class FitsMemory(ExperimentPlanner):
         """Return the bytes that a training step allocates.
 
         Args:
-            arguments: Those of :meth:`step_arguments`.
+            arguments: What :meth:`step_arguments` returns.
         """
         raise NotImplementedError
 
@@ -166,7 +166,7 @@ class FitsMemory(ExperimentPlanner):
         """Plan one configuration as nnU-Net does, for its own measure of memory.
 
         Args:
-            arguments: Those of :meth:`get_plans_for_configuration`.
+            arguments: Arguments of :meth:`get_plans_for_configuration`.
         """
         plan: Plan = super().get_plans_for_configuration(*arguments)
         return plan
@@ -175,9 +175,9 @@ class FitsMemory(ExperimentPlanner):
         """Print what a training step of each configuration takes.
 
         Args:
-            plans: What was planned.
-            heading: What is allocated, and what is left out of the estimate.
-            batch: How a batch is described, with ``{n}`` for its size.
+            plans: Plans that were made.
+            heading: Text above the figures: what is allocated, and what is left out of the estimate.
+            batch: Description of a batch, with ``{n}`` for its size.
         """
         print(heading)
         for name, plan in planned(plans).items():

@@ -46,9 +46,9 @@ class SemiSupervisedPreprocessor(DefaultPreprocessor):
 
         Args:
             dataset_name_or_id: Dataset name or number.
-            configuration_name: Configuration of the plans.
+            configuration_name: Name of a configuration of the plans.
             plans_identifier: Name of the plans, without ``.json``.
-            num_processes: Worker processes.
+            num_processes: Number of worker processes.
 
         Raises:
             BusyError: If another process preprocesses the same configuration.
@@ -166,9 +166,9 @@ def read_labelled(
     """Read a labelled case and check it as the fingerprint does.
 
     Args:
-        images: One file a channel.
-        label: Its segmentation.
-        reader_class: nnU-Net's reader.
+        images: Image files of the case, one a channel.
+        label: File of the case's label map.
+        reader_class: nnU-Net's reader of these files.
         channels: Channels that dataset.json declares.
 
     Returns:

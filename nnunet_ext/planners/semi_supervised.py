@@ -31,8 +31,8 @@ class SemiSupervisedPlanning(FitsMemory, OwnPlans):
         spacing_source: ``"all"``: spacing and shape are planned from labelled and unlabelled cases, as the released
             code of 3D-CPS does; ``"labeled"``: from the labelled ones only.
         one_network_in_gb: nnU-Net's memory target for one network, where the user names none for the whole step.
-        default_plans_name: Of the plans.
-        memory_reserve_gb: Of an explicit memory target, what is kept for the CUDA context and cuDNN's workspaces.
+        default_plans_name: Name of the plans where the user gives none.
+        memory_reserve_gb: Part of an explicit memory target that is kept for the CUDA context and cuDNN's workspaces.
     """
 
     intensity_source = "global"
