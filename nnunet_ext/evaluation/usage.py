@@ -212,6 +212,7 @@ def gpu_name() -> str | None:
 
 
 def _ask_gpu(field_name: str) -> str | None:
+    # torch would open a CUDA context here, which is memory in use, and NVIDIA's own library is no dependency.
     device = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0].strip()
     if device in ("", "-1"):
         return None
