@@ -22,12 +22,12 @@ def load_dataset_json(raw_folder: str | Path) -> dict[str, Any]:
     path = Path(raw_folder) / FILE
 
     def refuse_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        found = dict(pairs)
-        if len(found) != len(pairs):
+        content = dict(pairs)
+        if len(content) != len(pairs):
             names = [name for name, _ in pairs]
-            twice = sorted({name for name in names if names.count(name) > 1})
-            raise ValueError(f"{path} has {twice[:5]} more than once; names must be unique, rename or remove one")
-        return found
+            duplicates = sorted({name for name in names if names.count(name) > 1})
+            raise ValueError(f"{path} has {duplicates[:5]} more than once; names must be unique, rename or remove one")
+        return content
 
     content: dict[str, Any] = read_json(path, "correct or restore it", object_pairs_hook=refuse_duplicates)
     return content
@@ -60,9 +60,11 @@ def check_dataset_json(raw_folder: str | Path, dataset_json: dict[str, Any]) -> 
         numbers = value if isinstance(value, (list, tuple)) else [value]
         right = bool(numbers) and all(_is_whole(number) for number in numbers)
         _expect(path, f"labels[{label!r}]", value, "a whole number, or a list of them for a region", right)
-    order = dataset_json.get("regions_class_order")
-    right = order is None or (isinstance(order, (list, tuple)) and all(_is_whole(number) for number in order))
-    _expect(path, "regions_class_order", order, "a list of whole numbers", right)
+    class_order = dataset_json.get("regions_class_order")
+    right = class_order is None or (
+        isinstance(class_order, (list, tuple)) and all(_is_whole(number) for number in class_order)
+    )
+    _expect(path, "regions_class_order", class_order, "a list of whole numbers", right)
     _check_listed(path, dataset_json.get("dataset", {}))
 
 

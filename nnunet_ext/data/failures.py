@@ -63,7 +63,7 @@ def format_report(failures: list[Failure]) -> str:
         elif reasons:
             lines.append("Unlabelled cases that failed:")
         for (case, reason), stages in reasons.items():
-            where = f" [{', '.join(s for s in stages if s)}]" if any(stages) else ""
-            lines.append(f"  {case}{where}: {reason}")
+            step = f" [{', '.join(s for s in stages if s)}]" if any(stages) else ""
+            lines.append(f"  {case}{step}: {reason}")
     lines.append("Mend or remove them and run the same command again; finished unlabelled cases are not redone.")
     return "\n".join(lines)

@@ -32,9 +32,9 @@ def nonzero_box(data: np.ndarray) -> tuple[slice, ...]:
 
 def _first_nonzero(data: np.ndarray, box: list[slice], axis: int, indices: range) -> int | None:
     for index in indices:
-        where: list[Any] = [slice(None), *box]
-        where[axis + 1] = index
-        if data[tuple(where)].any():
+        selection: list[Any] = [slice(None), *box]
+        selection[axis + 1] = index
+        if data[tuple(selection)].any():
             return index
     return None
 

@@ -101,9 +101,9 @@ def preprocess_unlabeled(
             shutil.rmtree(summary.folder)
         for folder in (summary.folder, summary.folder / store.VALID_FOLDER, summary.folder / store.FAILED_FOLDER):
             sweep_all(folder)
-        todo = _sort_out(cases, signature, summary)
+        cases_to_do = _sort_out(cases, signature, summary)
         summary.folder.mkdir(parents=True, exist_ok=True)
-        _run(work, todo, min(num_processes, len(todo)), summary, configuration, show_progress_bar)
+        _run(work, cases_to_do, min(num_processes, len(cases_to_do)), summary, configuration, show_progress_bar)
     return summary
 
 
@@ -113,16 +113,16 @@ def _sort_out(cases: dict[str, UnlabeledCase], signature: dict[str, Any], summar
     What is there of a case to do stays until its new version is written, or it fails.
     """
     folder = summary.folder
-    failed = {failure.case: failure.reason for failure in summary.failures}
+    reasons = {failure.case: failure.reason for failure in summary.failures}
     for name in {*store.finished_cases(folder), *store.failed_cases(folder)} - cases.keys():
-        if name in failed:
-            store.set_aside(folder, name, failed[name])
+        if name in reasons:
+            store.set_aside(folder, name, reasons[name])
         else:
             was_used = (folder / f"{name}.json").is_file()
             store.remove_case(folder, name)
             if was_used:
                 summary.removed.append(name)
-    todo = []
+    cases_to_do = []
     for name, case in cases.items():
         if _up_to_date(store.read_metadata(folder, name), case, signature) and store.damage(folder, name) is None:
             summary.kept.append(name)
@@ -133,9 +133,9 @@ def _sort_out(cases: dict[str, UnlabeledCase], signature: dict[str, Any], summar
             store.take_back(folder, name)
             summary.kept.append(name)
         else:
-            todo.append(case)
+            cases_to_do.append(case)
     summary.removed.sort()
-    return todo
+    return cases_to_do
 
 
 def _up_to_date(metadata: dict[str, Any] | None, case: UnlabeledCase, signature: dict[str, Any]) -> bool:
@@ -145,17 +145,22 @@ def _up_to_date(metadata: dict[str, Any] | None, case: UnlabeledCase, signature:
         source = source_signature(case.images)
     except OSError:
         return False
-    found = (metadata.get("source"), metadata.get("hidden_label"))
-    return found == (source, case.hidden_label) and changed_plans(metadata, signature) == []
+    made_of = (metadata.get("source"), metadata.get("hidden_label"))
+    return made_of == (source, case.hidden_label) and changed_plans(metadata, signature) == []
 
 
 def _run(
-    work: partial, todo: list[UnlabeledCase], num_processes: int, summary: Summary, stage: str, show: bool
+    work: partial,
+    cases_to_do: list[UnlabeledCase],
+    num_processes: int,
+    summary: Summary,
+    stage: str,
+    show_progress_bar: bool,
 ) -> None:
-    tasks = {case.name: (case,) for case in todo}
+    tasks = {case.name: (case,) for case in cases_to_do}
     with contextlib.closing(map_isolated(work, tasks, num_processes)) as results:
         for name, problem, error in tqdm(
-            results, "Preprocessing unlabelled cases", len(tasks), disable=not show or not tasks
+            results, "Preprocessing unlabelled cases", len(tasks), disable=not show_progress_bar or not tasks
         ):
             if isinstance(error, DiskFullError):
                 raise error  # every other case would fail as well

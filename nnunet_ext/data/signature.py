@@ -55,11 +55,11 @@ def changed_plans(metadata: dict[str, Any], signature: dict[str, Any]) -> list[s
     Returns:
         Names of the parts, none if the case is as it would be made now; None where the case does not say what made it.
     """
-    before = metadata.get("plans_signature")
-    if not isinstance(before, dict) or metadata.get("plans_digest") != digest(before):
+    earlier = metadata.get("plans_signature")
+    if not isinstance(earlier, dict) or metadata.get("plans_digest") != digest(earlier):
         return [] if metadata.get("plans_digest") == digest(signature) else None
-    before = {key: value for key, value in before.items() if key not in _WITHOUT_EFFECT}
-    return sorted(key for key in before.keys() | signature.keys() if before.get(key) != signature.get(key))
+    earlier = {key: value for key, value in earlier.items() if key not in _WITHOUT_EFFECT}
+    return sorted(key for key in earlier.keys() | signature.keys() if earlier.get(key) != signature.get(key))
 
 
 def source_signature(files: tuple[str, ...]) -> dict[str, Any]:
@@ -111,8 +111,8 @@ def _named_in_header(file: str) -> list[str]:
     """Return the files that a MetaImage or NRRD header names: one, a list, or a pattern of slices."""
     if not os.path.isfile(file):  # a named pipe would be waited for
         return []
-    with open(file, "rb") as opened:
-        text = opened.read(_HEADER_BYTES).decode("utf-8", "replace")
+    with open(file, "rb") as header:
+        text = header.read(_HEADER_BYTES).decode("utf-8", "replace")
     match = re.search(r"^(?:ElementDataFile\s*=|data ?file:)[ \t]*(.*)$", text, re.MULTILINE)
     if match is None:
         return []

@@ -96,16 +96,16 @@ def _cases_of_json(raw_folder: Path, dataset_json: dict[str, Any]) -> tuple[dict
             problem = problem or f'dataset.json gives {entry!r:.80} for it, expected {{"images": [...]}}.'
             files = []
         images = tuple(resolved(raw_folder, image) for image in files)
-        wrong = [image for image in images if not image.endswith(ending)]
-        missing = [image for image in images if not os.path.exists(image) and not os.path.islink(image)]
-        no_file = next(filter(None, map(file_problem, images)), None)
+        other_endings = [image for image in images if not image.endswith(ending)]
+        missing_files = [image for image in images if not os.path.exists(image) and not os.path.islink(image)]
+        file_error = next(filter(None, map(file_problem, images)), None)
         if problem is None and len(images) not in numbers_of_files(dataset_json):
             problem = f"dataset.json gives {len(images)} image(s) for it, expected {channels} (one a channel)."
-        if problem is None and wrong:
-            problem = f"{wrong[0]} does not end in {ending!r}, the file ending of this dataset. Convert it."
-        if problem is None and missing:
-            problem = f"{missing[0]} does not exist. Correct the path in dataset.json."
-        problem = problem or no_file
+        if problem is None and other_endings:
+            problem = f"{other_endings[0]} does not end in {ending!r}, the file ending of this dataset. Convert it."
+        if problem is None and missing_files:
+            problem = f"{missing_files[0]} does not exist. Correct the path in dataset.json."
+        problem = problem or file_error
         if problem is None:
             cases[name] = UnlabeledCase(name, images)
         else:
@@ -116,15 +116,16 @@ def _cases_of_json(raw_folder: Path, dataset_json: dict[str, Any]) -> tuple[dict
 def _refuse_duplicates(
     cases: dict[str, UnlabeledCase], listed: dict[str, UnlabeledCase], labelled: dict[str, Any], raw_folder: Path
 ) -> None:
-    twice = sorted(cases.keys() & listed.keys())
-    if twice:
+    duplicates = sorted(cases.keys() & listed.keys())
+    if duplicates:
         raise ValueError(
-            f"unlabelled case names must be unique, but {twice[:5]} lie(s) in {raw_folder / FOLDER} and is listed "
+            f"unlabelled case names must be unique, but {duplicates[:5]} lie(s) in {raw_folder / FOLDER} and is listed "
             f"under {KEY!r} in dataset.json as well. Remove one of the two."
         )
-    both = sorted((cases.keys() | listed.keys()) & labelled.keys())
-    if both:
+    in_both = sorted((cases.keys() | listed.keys()) & labelled.keys())
+    if in_both:
         raise ValueError(
-            f"{both[:5]} is a labelled case (imagesTr) and an unlabelled one at once. Rename or remove the unlabelled "
-            "one; to train without the label of a labelled case, list it under 'unlabeled' in splits_final.json."
+            f"{in_both[:5]} is a labelled case (imagesTr) and an unlabelled one at once. Rename or remove the "
+            "unlabelled one; to train without the label of a labelled case, list it under 'unlabeled' in "
+            "splits_final.json."
         )

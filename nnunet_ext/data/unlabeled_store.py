@@ -63,8 +63,8 @@ def finished_cases(folder: Path) -> list[str]:
 def failed_cases(folder: Path) -> dict[str, str]:
     """Return why cases failed when they were last tried, by name, sorted."""
     names = finished_cases(folder / FAILED_FOLDER)
-    found = {name: _object(folder / FAILED_FOLDER / f"{name}.json") for name in names}
-    return {name: str((metadata or {}).get(REASON, "unknown")) for name, metadata in found.items()}
+    records = {name: _object(folder / FAILED_FOLDER / f"{name}.json") for name in names}
+    return {name: str((metadata or {}).get(REASON, "unknown")) for name, metadata in records.items()}
 
 
 def damage(folder: Path, name: str) -> str | None:
@@ -127,12 +127,12 @@ def set_aside(folder: Path, name: str, reason: str) -> None:
         name: Case name.
         reason: What was wrong with the case.
     """
-    own, noted = folder / f"{name}.json", folder / FAILED_FOLDER / f"{name}.json"
-    before = read_metadata(folder, name) or read_set_aside(folder, name) or {}
-    content = before | {REASON: reason}
-    if _object(noted) != content:
-        write_json(noted, content, indent=1)
-    own.unlink(missing_ok=True)
+    metadata_file, failure_file = folder / f"{name}.json", folder / FAILED_FOLDER / f"{name}.json"
+    metadata = read_metadata(folder, name) or read_set_aside(folder, name) or {}
+    content = metadata | {REASON: reason}
+    if _object(failure_file) != content:
+        write_json(failure_file, content, indent=1)
+    metadata_file.unlink(missing_ok=True)
 
 
 def take_back(folder: Path, name: str) -> None:
