@@ -34,7 +34,7 @@ def run(arguments: argparse.Namespace) -> int:
     from nnunet_ext.figures.fingerprint import Group, draw_fingerprint
     from nnunet_ext.files import sweep
     from nnunet_ext.fingerprints.case_statistics import CaseStatistics, merge
-    from nnunet_ext.fingerprints.cases import case_table, light, read_cases
+    from nnunet_ext.fingerprints.cases import case_table, read_cases, without_distributions
     from nnunet_ext.fingerprints.outliers import find_outliers, format_outliers
 
     name = maybe_convert_to_dataset_name(arguments.d)
@@ -44,17 +44,17 @@ def run(arguments: argparse.Namespace) -> int:
     cases: dict[str, dict[str, CaseStatistics]] = {LABELLED: {}, UNLABELLED: {}}
     groups = []
     for kind in (LABELLED, UNLABELLED):
-        for case_name, case in table.good(kind):
-            cases[kind][case_name] = light(case)
-        groups.append(Group(kind, merge(case.images for _, case in table.good(kind))))
-    groups.append(Group("foreground", merge(case.foreground or [] for _, case in table.good(LABELLED))))
+        for case_name, case in table.kept_cases(kind):
+            cases[kind][case_name] = without_distributions(case)
+        groups.append(Group(kind, merge(case.images for _, case in table.kept_cases(kind))))
+    groups.append(Group("foreground", merge(case.foreground or [] for _, case in table.kept_cases(LABELLED))))
     if not any(cases.values()):
         print(format_report(table.failures), file=sys.stderr)
         raise RuntimeError(f"no case of {name} could be read")
     target = arguments.o or table.folder.parent / "fingerprint.png"
     sweep(target.parent)
     channels = channel_names(table.dataset_json)
-    draw_fingerprint(target, name, channels, groups, {kind: list(some.values()) for kind, some in cases.items()})
+    draw_fingerprint(target, name, channels, groups, {kind: list(members.values()) for kind, members in cases.items()})
     for group in groups:
         for channel, statistics in zip(channels, group.channels, strict=False):
             if statistics.count:

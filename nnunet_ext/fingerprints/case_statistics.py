@@ -121,12 +121,12 @@ def _analyze_foreground(
         from nnunetv2.experiment_planning.dataset_fingerprint.fingerprint_extractor import DatasetFingerprintExtractor
 
         # nnU-Net's crop, in which its drawing numbers the voxels; what it changes besides is background.
-        where = (slice(None), *box)
-        drawn, _ = DatasetFingerprintExtractor.collect_foreground_intensities(
-            segmentation[where], data[where], num_samples=samples[1]
+        index = (slice(None), *box)
+        voxels, _ = DatasetFingerprintExtractor.collect_foreground_intensities(
+            segmentation[index], data[index], num_samples=samples[1]
         )
         with whole(samples[0]) as temporary, open(temporary, "wb") as file:
-            np.save(file, np.array(drawn), allow_pickle=False)
+            np.save(file, np.array(voxels), allow_pickle=False)
 
 
 def case_file(folder: Path, name: str) -> Path:
@@ -143,15 +143,15 @@ def save(case: CaseStatistics, path: Path) -> None:
     metadata = {key: value for key, value in vars(case).items() if key not in ("images", "foreground")}
     for group, statistics in (("images", case.images), ("foreground", case.foreground or [])):
         metadata[group] = []
-        for channel, one in enumerate(statistics):
+        for channel, channel_statistics in enumerate(statistics):
             for key in ("values", "counts", "buckets", "bucket_counts"):
-                arrays[f"{group}_{channel}_{key}"] = getattr(one, key)
+                arrays[f"{group}_{channel}_{key}"] = getattr(channel_statistics, key)
             metadata[group].append(
                 {
-                    "minimum": one.minimum if one.count else None,
-                    "maximum": one.maximum if one.count else None,
-                    "total": [str(one.total.numerator), str(one.total.denominator)],
-                    "squares": [str(one.squares.numerator), str(one.squares.denominator)],
+                    "minimum": channel_statistics.minimum if channel_statistics.count else None,
+                    "maximum": channel_statistics.maximum if channel_statistics.count else None,
+                    "total": [str(channel_statistics.total.numerator), str(channel_statistics.total.denominator)],
+                    "squares": [str(channel_statistics.squares.numerator), str(channel_statistics.squares.denominator)],
                 }
             )
     metadata |= {"version": VERSION, "labelled": case.foreground is not None}
@@ -220,8 +220,8 @@ def merge(cases: Iterable[list[IntensityStatistics]]) -> list[IntensityStatistic
     for case in cases:
         size, channels = 1, case
         while partial and partial[-1][0] == size:
-            earlier, others = partial.pop()
-            size, channels = size + earlier, [a + b for a, b in zip(others, channels, strict=True)]
+            earlier, earlier_channels = partial.pop()
+            size, channels = size + earlier, [a + b for a, b in zip(earlier_channels, channels, strict=True)]
         partial.append((size, channels))
     result: list[IntensityStatistics] = []
     for _, channels in reversed(partial):

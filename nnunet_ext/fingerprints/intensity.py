@@ -59,7 +59,7 @@ class IntensityStatistics:
         """
         if image.size == 0:
             return cls()
-        minimum, maximum, integer = _look_at(image)
+        minimum, maximum, integer = _extremes(image)
         if not (np.isfinite(minimum) and np.isfinite(maximum)):
             raise ValueError("NaN or infinite values; replace them by values that mean something")
         if integer:
@@ -174,7 +174,7 @@ def _chunks(image: np.ndarray) -> Iterator[np.ndarray]:
             yield part.astype(np.float32, copy=False).reshape(-1)
 
 
-def _look_at(image: np.ndarray) -> tuple[float, float, bool]:
+def _extremes(image: np.ndarray) -> tuple[float, float, bool]:
     """Return minimum, maximum (NaN if there is one) and whether all values are integers."""
     low, high, integer = np.inf, -np.inf, True
     for chunk in _chunks(image):
@@ -204,8 +204,8 @@ def _count_buckets(image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     dense = np.zeros(2 ** (32 - _DROPPED_BITS), np.int64)
     for chunk in _chunks(image):
         # Adding 0 makes -0 a 0.
-        found = np.bincount((chunk + np.float32(0)).view(np.uint32) >> _DROPPED_BITS)
-        dense[: len(found)] += found
+        chunk_counts = np.bincount((chunk + np.float32(0)).view(np.uint32) >> _DROPPED_BITS)
+        dense[: len(chunk_counts)] += chunk_counts
     keys = np.flatnonzero(dense)
     return keys.astype(np.uint32), dense[keys]
 

@@ -84,8 +84,8 @@ class OwnPlans(ExperimentPlanner):
         folder = plans_file.parent
         with ExitStack() as locks:
             locks.enter_context(only_here(plans_file, "planned"))
-            before = read_json(plans_file).get("configurations", {}) if plans_file.is_file() else {}
-            for name in sorted({*_PLANNED_NAMES, *before}):
+            configurations = read_json(plans_file).get("configurations", {}) if plans_file.is_file() else {}
+            for name in sorted({*_PLANNED_NAMES, *configurations}):
                 for data in (f"{self.plans_identifier}_{name}", f"{self.plans_identifier}_{name}_unlabeled"):
                     if (folder / f".{data}.lock").is_file():  # somebody preprocessed there, perhaps does now
                         locks.enter_context(only_here(folder / data, "preprocessed"))
@@ -105,9 +105,9 @@ class OwnPlans(ExperimentPlanner):
         """
         recursive_fix_for_json_export(plans)
         plans_file = self.plans_file
-        before = read_json(plans_file).get("configurations", {}) if plans_file.is_file() else {}
+        earlier = read_json(plans_file).get("configurations", {}) if plans_file.is_file() else {}
         planned = plans["configurations"]
-        planned |= {name: plan for name, plan in before.items() if name not in {*planned, *_PLANNED_NAMES}}
+        planned |= {name: plan for name, plan in earlier.items() if name not in {*planned, *_PLANNED_NAMES}}
         write_json(plans_file, plans, indent=4)
         print(f"Plans were saved to {plans_file}")
 

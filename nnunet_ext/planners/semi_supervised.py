@@ -109,10 +109,10 @@ class SemiSupervisedPlanning(FitsMemory, OwnPlans):
                     f"{type(self).__name__}.{attribute} is {getattr(self, attribute)!r}, expected one of {offered}"
                 )
         fingerprint = dict(self._found_fingerprint)
-        used = {"intensity_source": self.intensity_source, "spacing_source": self.spacing_source}
+        sources = {"intensity_source": self.intensity_source, "spacing_source": self.spacing_source}
         has_labels = bool(labelled_cases(self.dataset))
         if GLOBAL_KEY not in fingerprint:
-            used = {"intensity_source": "foreground", "spacing_source": "labeled"}
+            sources = {"intensity_source": "foreground", "spacing_source": "labeled"}
             if (self.intensity_source, self.spacing_source) != ("foreground", "labeled"):
                 warnings.warn(
                     f"the fingerprint of {self.dataset_name} has no global statistics, so {type(self).__name__} plans "
@@ -122,12 +122,12 @@ class SemiSupervisedPlanning(FitsMemory, OwnPlans):
                 )
         elif not has_labels:
             # nnU-Net's own keys hold the global values already.
-            if used != {"intensity_source": "global", "spacing_source": "all"}:
+            if sources != {"intensity_source": "global", "spacing_source": "all"}:
                 raise ValueError(
                     f"{self.dataset_name} has no labels, so {type(self).__name__} can only plan with intensity_source "
                     f"'global' and spacing_source 'all', got {self.intensity_source!r} and {self.spacing_source!r}"
                 )
-            used = {"intensity_source": "global", "spacing_source": "all"}
+            sources = {"intensity_source": "global", "spacing_source": "all"}
         else:
             if self.intensity_source == "global":
                 fingerprint["foreground_intensity_properties_per_channel"] = fingerprint[GLOBAL_KEY]
@@ -135,7 +135,7 @@ class SemiSupervisedPlanning(FitsMemory, OwnPlans):
                 fingerprint["spacings"] = [*fingerprint["spacings"], *fingerprint[SPACINGS_KEY]]
                 fingerprint["shapes_after_crop"] = [*fingerprint["shapes_after_crop"], *fingerprint[SHAPES_KEY]]
         self.dataset_fingerprint = fingerprint
-        return used
+        return sources
 
     def plan_as_nnunet(self, *arguments: Any) -> dict[str, Any]:
         """Plan one configuration as nnU-Net does; without labels, with a 2D batch that is not larger than usual."""
