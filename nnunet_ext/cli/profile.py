@@ -134,15 +134,15 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _model(arguments: argparse.Namespace) -> Path:
-    named = {flag: getattr(arguments, flag[1:]) for flag in ("-d", "-c", "-p", "-tr")}
-    given = [flag for flag, value in named.items() if value is not None]
+    options = {flag: getattr(arguments, flag[1:]) for flag in ("-d", "-c", "-p", "-tr")}
+    given = [flag for flag, value in options.items() if value is not None]
     if arguments.m is not None:
         if given:
             raise ValueError(
                 f"-m names a model and so does {' '.join(given)}, expected one of them; pass -m, or -d and -c (-p, -tr)"
             )
         return arguments.m
-    missing = [flag for flag in ("-d", "-c") if named[flag] is None]
+    missing = [flag for flag in ("-d", "-c") if options[flag] is None]
     if missing:
         raise ValueError(f"{' and '.join(missing)} missing, expected -m MODEL, or -d DATASET and -c CONF; pass them")
 

@@ -61,8 +61,8 @@ def fold(text: str) -> int | str:
 
 def add_model_argument(parser: argparse.ArgumentParser) -> None:
     """Add ``-m`` of the commands that need a trained model."""
-    where = "model folder: nnUNet_results/DATASET/TRAINER__PLANS__CONF"
-    parser.add_argument("-m", type=Path, required=True, metavar="MODEL", help=where)
+    meaning = "model folder: nnUNet_results/DATASET/TRAINER__PLANS__CONF"
+    parser.add_argument("-m", type=Path, required=True, metavar="MODEL", help=meaning)
 
 
 def add_checkpoint(parser: argparse.ArgumentParser) -> None:
