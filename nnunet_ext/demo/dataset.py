@@ -35,8 +35,8 @@ def write_dataset(raw_folder: Path, seed: int = 0, labeled: int = 5, unlabeled: 
         ValueError: If the folder holds a phantom data set made with other arguments.
     """
     folder = raw_folder / DATASET_NAME
-    for used in (folder, *(folder / name for name in _FOLDERS)):
-        files.sweep(used)
+    for place in (folder, *(folder / name for name in _FOLDERS)):
+        files.sweep(place)
     files.remove(folder / "unfinished")  # where killed runs once left what they wrote
     counts = {"labeled": labeled, "unlabeled": unlabeled, "test": test}
     _claim(folder, {"seed": seed, **counts})
@@ -50,9 +50,9 @@ def _claim(folder: Path, made_with: dict[str, int]) -> None:
     """Write dataset.json first: it records what the cases are made with."""
     path = folder / "dataset.json"
     if path.is_file():
-        found = files.read_json(path, "remove it: it is written again").get("phantom")
-        if found != made_with:
-            raise ValueError(f"{folder} holds phantoms made with {found}, expected {made_with}; use another folder")
+        recorded = files.read_json(path, "remove it: it is written again").get("phantom")
+        if recorded != made_with:
+            raise ValueError(f"{folder} holds phantoms made with {recorded}, expected {made_with}; use another folder")
         return
     content = {
         "channel_names": {"0": "CT"},

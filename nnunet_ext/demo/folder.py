@@ -65,14 +65,14 @@ def claim_folder(output: Path, settings: DemoSettings, overwrite: bool) -> None:
         files.sweep(folder)
     if record.is_file():
         if not overwrite:
-            found = read_record(record, "pass --overwrite to begin anew, or name another folder")
-            if found == asdict(settings):
+            recorded = read_record(record, "pass --overwrite to begin anew, or name another folder")
+            if recorded == asdict(settings):
                 return
-            raise DemoError(_other_settings(output, found, settings))
+            raise DemoError(_other_settings(output, recorded, settings))
         for name in _OWN_FOLDERS:
             shutil.rmtree(output / name, ignore_errors=True)
-    elif taken := [name for name in _OWN_FOLDERS if (output / name).exists()]:
-        raise DemoError(f"{output} holds {', '.join(taken)}, and not from a demo; name another folder")
+    elif others := [name for name in _OWN_FOLDERS if (output / name).exists()]:
+        raise DemoError(f"{output} holds {', '.join(others)}, and not from a demo; name another folder")
     elif output.is_dir() and any(output.iterdir()) and not overwrite:
         raise DemoError(f"{output} is not empty and holds no demo; pass --overwrite to use it, or name another folder")
     files.write_json(record, asdict(settings))
@@ -95,8 +95,10 @@ def read_record(path: Path, remedy: str) -> dict[str, Any]:
     return content
 
 
-def _other_settings(output: Path, found: dict[str, Any], settings: DemoSettings) -> str:
-    wanted = asdict(settings)
-    changed = [f"{key} {found.get(key)} (now {value})" for key, value in wanted.items() if found.get(key) != value]
+def _other_settings(output: Path, recorded: dict[str, Any], settings: DemoSettings) -> str:
+    current = asdict(settings)
+    changed = [
+        f"{key} {recorded.get(key)} (now {value})" for key, value in current.items() if recorded.get(key) != value
+    ]
     remedy = "pass --overwrite to begin anew, or name another folder"
     return f"{output} holds a demo with other settings: {', '.join(changed)}; {remedy}"

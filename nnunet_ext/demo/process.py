@@ -55,19 +55,19 @@ def run_command(
     Raises:
         CommandError: If the command is missing or fails; names the command and its log.
     """
-    clock, before = time.monotonic(), usage.seconds
-    sampled = clock - _MEMORY_SECONDS
+    clock, seconds_before = time.monotonic(), usage.seconds
+    last_sample = clock - _MEMORY_SECONDS
 
     def tick(pid: int) -> None:
-        nonlocal sampled
-        now = time.monotonic()
-        if now - sampled >= _MEMORY_SECONDS:
-            sampled = now
+        nonlocal last_sample
+        time_now = time.monotonic()
+        if time_now - last_sample >= _MEMORY_SECONDS:
+            last_sample = time_now
             usage.peak_memory_mb = max(usage.peak_memory_mb, tree_memory_mb(pid))
-        usage.seconds = before + now - clock
+        usage.seconds = seconds_before + time_now - clock
         on_tick()
 
     try:
         command.run_command(arguments, log, environment, on_line, tick)
     finally:
-        usage.seconds = before + time.monotonic() - clock
+        usage.seconds = seconds_before + time.monotonic() - clock

@@ -299,5 +299,5 @@ def with_demo_configuration(plans: dict[str, Any]) -> dict[str, Any]:
     network["features_per_stage"] = [min(width // 2, _LARGEST_WIDTH) for width in network["features_per_stage"]]
     network["n_conv_per_stage"][:_SHALLOW_STAGES] = [1] * _SHALLOW_STAGES
     network["n_conv_per_stage_decoder"] = [1] * len(network["n_conv_per_stage_decoder"])
-    small = {"inherits_from": "3d_fullres", "batch_size": 2, "architecture": architecture}
-    return {**plans, "configurations": {**plans["configurations"], CONFIGURATION: small}}
+    configuration = {"inherits_from": "3d_fullres", "batch_size": 2, "architecture": architecture}
+    return {**plans, "configurations": {**plans["configurations"], CONFIGURATION: configuration}}
