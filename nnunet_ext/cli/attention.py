@@ -37,8 +37,8 @@ def run(arguments: argparse.Namespace) -> int:
     sweep(target.parent)
     title = f"{case}, patch in the middle\n{arguments.m.name}, fold {fold}"
     draw(target, title, image, maps, arguments.level)
-    for one in maps:
-        name = f"X({one.level},{one.skip}) into X({one.level},{one.column})"
-        print(f"{name}: mean {one.alpha.mean():.3f}, {one.alpha.min():.3f} to {one.alpha.max():.3f}")
+    for gate_map in maps:
+        name = f"X({gate_map.level},{gate_map.skip}) into X({gate_map.level},{gate_map.column})"
+        print(f"{name}: mean {gate_map.alpha.mean():.3f}, {gate_map.alpha.min():.3f} to {gate_map.alpha.max():.3f}")
     print(f"Wrote {target}")
     return 0

@@ -18,6 +18,8 @@ from dataclasses import dataclass, field
 import numpy as np
 import psutil
 
+from nnunet_ext.inference.memory import high_water_bytes
+
 MB = 1e6  # bytes
 _MIB = 2**20  # bytes; the unit of nvidia-smi, which writes MiB
 _CPU_SECONDS = 0.2
@@ -210,6 +212,7 @@ def gpu_name() -> str | None:
 
 
 def _ask_gpu(field_name: str) -> str | None:
+    # torch would open a CUDA context here, which is memory in use, and NVIDIA's own library is no dependency.
     device = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0].strip()
     if device in ("", "-1"):
         return None
@@ -229,14 +232,9 @@ def _memory_bytes(members: Iterable[psutil.Process]) -> tuple[float, float]:
         try:
             if psutil.LINUX:
                 together += member.memory_full_info().pss
-                largest = max(largest, _high_water(member.pid))
+                largest = max(largest, high_water_bytes(member.pid))
             else:
                 together += member.memory_info().rss
         except (psutil.Error, OSError):
             continue  # it ended meanwhile, or belongs to somebody else
     return together, largest
-
-
-def _high_water(pid: int) -> float:
-    with open(f"/proc/{pid}/status", encoding="utf-8") as lines:
-        return next((float(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:")), 0.0)

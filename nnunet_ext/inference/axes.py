@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 from nibabel.orientations import io_orientation
+
+from nnunet_ext.data.geometry import affine_of
 
 XYZ = "xyz"
 
@@ -59,24 +60,9 @@ def find_axes(properties: Mapping[str, Any]) -> Axes:
         The axes; of an image without a direction, or with one that is no rotation, ``x, y, z`` are the last, middle and
         first array axis.
     """
-    direction = _direction(properties)
-    if direction is None or not np.isfinite(direction).all() or abs(np.linalg.det(direction)) < 1e-6:
+    affine = affine_of(properties, of_array=True)
+    if affine is None:
         return UNKNOWN_AXES
-    affine = np.eye(4)
-    affine[:3, :3] = direction
     nearest = [int(axis) for axis in io_orientation(affine)[:, 0]]  # of each image axis; nnU-Net reverses their order
     x, y, z = (2 - nearest.index(axis) for axis in range(3))
     return Axes((x, y, z), known=True)
-
-
-def _direction(properties: Mapping[str, Any]) -> np.ndarray | None:
-    """Return the direction of each image axis as a column, ``None`` where the reader gives none in 3D."""
-    if "sitk_stuff" in properties:
-        direction = np.asarray(properties["sitk_stuff"]["direction"], float)
-        return direction.reshape(3, 3) if direction.size == 9 else None
-    if "nibabel_stuff" in properties:
-        stuff = properties["nibabel_stuff"]
-        affine = np.asarray(stuff.get("reoriented_affine", stuff["original_affine"]), float)
-        lengths = np.linalg.norm(affine[:3, :3], axis=0)
-        return affine[:3, :3] / np.where(lengths > 0, lengths, 1)
-    return None

@@ -15,6 +15,7 @@ from nnunetv2.utilities.label_handling.label_handling import convert_labelmap_to
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 
 from nnunet_ext.data.completeness import check_complete
+from nnunet_ext.data.geometry import nonzero_box
 from nnunet_ext.data.reading import (
     check_spacing,
     check_values,
@@ -219,17 +220,9 @@ def _geometry(data: np.ndarray, properties: Mapping[str, Any], model: Model) -> 
 
 
 def _non_zero_shape(data: np.ndarray) -> tuple[int, int, int]:
-    """Return the size of the box around the non-zero voxels, which is what nnU-Net's preprocessor crops to."""
-    size = []
-    for axis in range(3):
-        filled = [bool(np.take(data, index, axis + 1).any()) for index in (0, -1)]
-        if all(filled):  # as in most CT, where air is -1000; looking at two slices is enough then
-            size.append(data.shape[axis + 1])
-            continue
-        others = tuple(a for a in range(4) if a != axis + 1)
-        where = np.flatnonzero((data != 0).any(axis=others))
-        size.append(int(where[-1] - where[0] + 1) if len(where) else data.shape[axis + 1])
-    return size[0], size[1], size[2]
+    """Return the size of the box that nnU-Net's preprocessor crops to."""
+    first, second, third = (extent.stop - extent.start for extent in nonzero_box(data))
+    return first, second, third
 
 
 def _check_memory(choice: SpacingChoice, geometry: CaseGeometry, rule: SpacingRule, model: Model) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from nnunet_ext.model_sharing.folders import find_folds, model_folder, read_model_json
+from nnunet_ext.model_sharing.folders import as_folds, find_folds, model_folder, read_model_json
 from nnunet_ext.training.safe_load import load_checkpoint
 from nnunet_ext.training.trust import check_classes, trusted_by_environment
 
@@ -27,11 +27,6 @@ def check_device(device: str) -> None:
     there = device == "cpu" or (torch.cuda if device == "cuda" else torch.backends.mps).is_available()
     if not there:
         raise ValueError(f"-device is {device}, but torch finds none here; pass one that is there, e.g. -device cpu")
-
-
-def as_folds(folds: Sequence[int | str] | None) -> list[int | str] | None:
-    """Return folds as numbers, but for ``all``."""
-    return None if folds is None else [fold if fold == "all" else int(fold) for fold in folds]
 
 
 def check_model(model: Path, folds: Sequence[int | str] | None, checkpoint_name: str, trusted: bool = False) -> None:

@@ -13,16 +13,28 @@ _LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_b
 
 def peak_memory_mib() -> float:
     """Return the largest resident size of this process since it began, in MiB; 0 where it is not known."""
-    with contextlib.suppress(OSError), Path("/proc/self/status").open() as status:
-        for line in status:
-            if line.startswith("VmHWM:"):
-                return round(int(line.split()[1]) / 1024, 1)
+    with contextlib.suppress(OSError):
+        if peak := high_water_bytes("self"):
+            return round(peak / 2**20, 1)
     try:
         import resource  # not on Windows
     except ImportError:
         return 0.0
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return round(peak / (2**20 if sys.platform == "darwin" else 2**10), 1)
+    unit = 1 if sys.platform == "darwin" else 2**10  # bytes
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20, 1)
+
+
+def high_water_bytes(process: int | str) -> int:
+    """Return the largest resident size that the kernel (Linux) has seen of a process; 0 where it does not say.
+
+    Args:
+        process: Its number, or ``"self"``.
+
+    Raises:
+        OSError: If there is no such process, or no ``/proc``.
+    """
+    with Path(f"/proc/{process}/status").open(encoding="utf-8") as status:
+        return next((int(line.split()[1]) * 1024 for line in status if line.startswith("VmHWM:")), 0)
 
 
 def total_memory_bytes() -> int | None:

@@ -20,13 +20,14 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunet_ext import files
 from nnunet_ext.inference.case import Model, Prepared, prepare
-from nnunet_ext.inference.checks import as_folds, check_model
+from nnunet_ext.inference.checks import check_model
 from nnunet_ext.inference.inputs import list_inputs
 from nnunet_ext.inference.memory import peak_memory_mib
 from nnunet_ext.inference.report import SpacingReport, spacing_line
 from nnunet_ext.inference.run import PredictionFailedError, Run, Task, named, returned
 from nnunet_ext.inference.spacing import PlansSpacing, SpacingRule
 from nnunet_ext.inference.writing import export, why_not_fast
+from nnunet_ext.model_sharing.folders import as_folds
 from nnunet_ext.model_sharing.pruning import load_pruned
 from nnunet_ext.plugin import compat
 from nnunet_ext.training.trust import trusted_by_environment, trusting

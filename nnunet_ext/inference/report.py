@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -111,10 +110,10 @@ class SpacingReport:
         reports = [*sorted(folder.glob(f"{NAME}_part_*.json")), folder / f"{NAME}.json", self.file]
         for file in reports:
             with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-                found |= json.loads(file.read_text(encoding="utf-8"))["cases"]
+                found |= files.read_json(file)["cases"]
         for file in folder.glob(f"{_RECORD}*.json"):
             with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-                content = json.loads(file.read_text(encoding="utf-8"))
+                content = files.read_json(file)
                 found[content["case"]] = content["record"]
         return {case: record for case, record in found.items() if isinstance(record, dict)}
 

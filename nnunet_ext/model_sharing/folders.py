@@ -38,6 +38,12 @@ def read_model_json(path: Path) -> dict[str, Any]:
 def model_folder(dataset: str, trainer: str, plans: str, configuration: str) -> Path:
     """Return where nnU-Net keeps a model.
 
+    Args:
+        dataset: Dataset number or name.
+        trainer: Name of the trainer.
+        plans: Name of the plans.
+        configuration: Name of the configuration.
+
     Raises:
         ValueError: If nnUNet_results is not set.
     """
@@ -46,7 +52,12 @@ def model_folder(dataset: str, trainer: str, plans: str, configuration: str) -> 
 
     if nnUNet_results is None:
         raise ValueError("nnUNet_results is not set, the folder of trained models; set it, or name a model with -m")
-    return Path(get_output_folder(int(dataset) if dataset.isdigit() else dataset, trainer, plans, configuration))
+    return Path(get_output_folder(dataset, trainer, plans, configuration))
+
+
+def as_folds(folds: Sequence[int | str] | None) -> list[int | str] | None:
+    """Return folds as numbers, but for ``all``."""
+    return None if folds is None else [fold if fold == "all" else int(fold) for fold in folds]
 
 
 def find_folds(model: Path, folds: Sequence[int | str] | None, checkpoint_name: str) -> list[int | str]:

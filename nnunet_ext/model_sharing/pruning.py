@@ -15,7 +15,14 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from torch import Tensor, nn
 
 from nnunet_ext import files
-from nnunet_ext.model_sharing.folders import building, check_target, copy_fingerprint, find_folds, read_model_json
+from nnunet_ext.model_sharing.folders import (
+    as_folds,
+    building,
+    check_target,
+    copy_fingerprint,
+    find_folds,
+    read_model_json,
+)
 from nnunet_ext.model_sharing.private import for_inference, without_private_keys
 from nnunet_ext.training.architecture import NESTED, build, check_fit
 from nnunet_ext.training.safe_load import load_checkpoint
@@ -104,7 +111,7 @@ def load_pruned(
     """
     model = Path(model)
     plans, dataset_json = (read_model_json(model / f"{name}.json") for name in ("plans", "dataset"))
-    found = find_folds(model, None if folds is None else [_fold(fold) for fold in folds], checkpoint_name)
+    found = find_folds(model, as_folds(folds), checkpoint_name)
     if folds is None:
         found = [fold for fold in found if fold != "all"]
     parameters: list[dict[str, Tensor]] = []
@@ -125,10 +132,6 @@ def load_pruned(
         raise FileNotFoundError(f"no fold of {model} but fold_all has {checkpoint_name}; name it with -f all")
     network.load_state_dict(parameters[0])
     return Pruned(network, plans, configuration, parameters, dataset_json, trainer, axes)
-
-
-def _fold(fold: int | str) -> int | str:
-    return fold if fold == "all" else int(fold)
 
 
 def _build(plans: dict[str, Any], configuration: str, dataset_json: dict[str, Any], trainer: str) -> nn.Module:
