@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from nnunet_ext.data.signature import digest, source_signature
-from nnunet_ext.inference.inputs import OF_MACOS
+from nnunet_ext.inference.image_folder import OF_MACOS
 from nnunet_ext.model_sharing.folders import find_folds, read_model_json
 
 _NAMED = 5  # cases named in an error; the others are counted

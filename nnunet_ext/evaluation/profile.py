@@ -26,7 +26,7 @@ from nnunet_ext.evaluation.settings import Setting
 from nnunet_ext.evaluation.usage import Curve, Usage, UsageSampler
 from nnunet_ext.figures.profile import draw_profile
 from nnunet_ext.inference.checks import OUR_FLAGS, TRUST_FLAG, check_device, check_model
-from nnunet_ext.inference.report import STAGES
+from nnunet_ext.inference.spacing_report import STAGES
 
 COMMAND = ("nnUNetv2_predict_from_modelfolder",)
 REPORT = "spacing_report.json"

@@ -12,7 +12,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from nnunet_ext.figures.style import save_figure
-from nnunet_ext.inference.report import STAGES
+from nnunet_ext.inference.spacing_report import STAGES
 
 _STAGE_COLOURS = dict(zip(STAGES, ("#56b4e9", "#0072b2", "#d55e00", "#009e73", "#cc79a7"), strict=True))
 _PAIR_COLOURS = ("#0072b2", "#e69f00")
