@@ -13,7 +13,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunet_ext import files
 from nnunet_ext.cli.main import main
-from nnunet_ext.figures.attention import load_network, look
+from nnunet_ext.figures.attention import gate_maps, load_network
 from nnunet_ext.trainers import find_trainer
 from nnunet_ext.training.architecture import NESTED
 
@@ -82,7 +82,7 @@ def test_gates_are_left_as_they_were_when_the_network_fails(model, monkeypatch):
     network, prepared = load_network(model.folder, plans, dataset_json, file)
     monkeypatch.setattr(type(network), "forward", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        look(network, prepared, (str(model.images / "a_0000.nii.gz"),), torch.device("cpu"))
+        gate_maps(network, prepared, (str(model.images / "a_0000.nii.gz"),), torch.device("cpu"))
     assert not any(gate._forward_hooks for gate in network.decoder.gates.values())
 
 

@@ -11,7 +11,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from PIL import Image
 
 from nnunet_ext.cli.main import main
-from nnunet_ext.figures.enhancement import load_network, look
+from nnunet_ext.figures.enhancement import enhanced_stages, load_network
 from nnunet_ext.trainers.ife import IFECurvaturePart, IFEEntropyPart
 from nnunet_ext.training.enhancement import enhanced_architecture
 
@@ -40,7 +40,7 @@ def test_a_picture_and_the_selected_channels(tmp_path, capsys, part, configurati
     network, prepared = load_network(
         model.folder, plans, dataset_json, model.folder / "fold_0" / "checkpoint_final.pth"
     )
-    stages = look(network, prepared, (str(model.images / "case_0000.nii.gz"),), torch.device("cpu"))
+    stages = enhanced_stages(network, prepared, (str(model.images / "case_0000.nii.gz"),), torch.device("cpu"))
     assert [stage.number for stage in stages] == [int(n) for n in network.enhancements]
     for stage in stages:
         chosen = " ".join(map(str, stage.ranking[: stage.selected]))
@@ -101,5 +101,5 @@ def test_enhancements_are_left_as_they_were_when_the_network_fails(tmp_path, mon
     network, prepared = load_network(model.folder, plans, dataset_json, file)
     monkeypatch.setattr(type(network), "forward", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        look(network, prepared, (str(model.images / "case_0000.nii.gz"),), torch.device("cpu"))
+        enhanced_stages(network, prepared, (str(model.images / "case_0000.nii.gz"),), torch.device("cpu"))
     assert not any(module._forward_hooks for module in network.enhancements.values())
