@@ -82,9 +82,9 @@ def test_wrong_own_settings(text, complaint):
         ({"names": ["stock", "stock"]}, "setting 'stock' is named twice"),
         ({"names": ["target"]}, "setting 'target' needs a value, got none; pass --target_spacing SX SY SZ"),
         ({"names": ["max_voxels"]}, "setting 'max_voxels' needs a value, got none; pass --max_voxels N"),
-        ({"own": [Setting("stock")]}, "there are two settings named 'stock'.*give yours another name"),
-        ({"own": [Setting("target")]}, "there are two settings named 'target'"),
-        ({"own": [Setting("a"), Setting("a")]}, "there are two settings named 'a'"),
+        ({"user_settings": [Setting("stock")]}, "there are two settings named 'stock'.*give yours another name"),
+        ({"user_settings": [Setting("target")]}, "there are two settings named 'target'"),
+        ({"user_settings": [Setting("a"), Setting("a")]}, "there are two settings named 'a'"),
     ],
 )
 def test_wrong_choices(arguments, complaint):
