@@ -86,7 +86,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _draw_one(file: Path, reader: Any, output: Path, band: Any, names: Any, plans: Any) -> dict[str, float]:
     """Draw one file; return the share of contour of each class it has."""
-    from nnunet_ext.figures.contours import LabelNames, contours_of, draw
+    from nnunet_ext.figures.contours import LabelNames, contours_of, draw_contours
 
     case, ending = _split(file)
     labels, spacing = _read(file, reader, segmentation=True)
@@ -112,7 +112,7 @@ def _draw_one(file: Path, reader: Any, output: Path, band: Any, names: Any, plan
         else f"box of {band.kernel} voxels, {band.iterations} erosion(s)"
     )
     title = f"{case}: contours, {thickness}, voxels of {' x '.join(f'{s:.3g}' for s in spacing)} mm"
-    draw(output / f"{case}.png", title, contours, spacing, image)
+    draw_contours(output / f"{case}.png", title, contours, spacing, image)
     return {name: share for name, (_, share) in shares.items()}
 
 

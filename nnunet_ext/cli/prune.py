@@ -70,7 +70,7 @@ def run(arguments: argparse.Namespace) -> int:
     from nnunet_ext.evaluation.depths import (
         PICTURE,
         PruneOptions,
-        check_model,
+        check_nested_model,
         compare_depths,
         format_depths,
         link_validation_cases,
@@ -82,7 +82,7 @@ def run(arguments: argparse.Namespace) -> int:
     model = _model(arguments)
     if (arguments.i is None) != (arguments.labels is None):
         raise ValueError("-i and --labels belong together: a folder of images, and one of their label maps")
-    check_model(model, arguments.f, arguments.chk)
+    check_nested_model(model, arguments.f, arguments.chk)
     check_device(arguments.device)
     output = arguments.o or model / f"fold_{arguments.f}" / "prune"
     _check_written(arguments, model, output)

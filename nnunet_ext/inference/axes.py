@@ -19,7 +19,7 @@ class Axes:
 
     Attributes:
         of: Array axis of ``x`` (left-right), ``y`` (front-back) and ``z`` (head-foot, the axial axis).
-        known: Whether the image's direction said so; without one the array order is taken for ``(z, y, x)``.
+        known: Whether the direction of the image is known; if not, the array order is taken for ``(z, y, x)``.
     """
 
     of: tuple[int, int, int]
@@ -48,13 +48,13 @@ UNKNOWN_AXES = Axes((2, 1, 0), known=False)
 
 
 def find_axes(properties: Mapping[str, Any]) -> Axes:
-    """Find the axes of an image from what nnU-Net's reader says of it.
+    """Find the patient's axes in the properties of an image that nnU-Net's reader returns.
 
     The axes of an oblique image are those nearest to the patient's, each taken once; flips make no difference.
 
     Args:
-        properties: As returned by ``read_images`` of nnU-Net's readers, whose arrays are ``(C, *S)`` with the last
-            image axis first.
+        properties: Properties of an image as returned by ``read_images`` of nnU-Net's readers, whose arrays are ``(C,
+            *S)`` with the last image axis first.
 
     Returns:
         The axes; of an image without a direction, or with one that is no rotation, ``x, y, z`` are the last, middle and

@@ -1,4 +1,4 @@
-"""What a trained model may carry: no paths and names of patients, no preprocessor that only training needs."""
+"""Plans and dataset.json without paths and names of patients, and without a preprocessor that only training needs."""
 
 from __future__ import annotations
 

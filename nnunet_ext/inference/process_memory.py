@@ -1,4 +1,4 @@
-"""Memory of this process, and of this machine."""
+"""Main memory (RAM): the peak of this process, and what this machine or its container has."""
 
 from __future__ import annotations
 
@@ -39,8 +39,8 @@ def high_water_bytes(process: int | str) -> int:
 
 def total_memory_bytes() -> int | None:
     """Return the memory that this machine, or the container it runs in, has; ``None`` where it is not known."""
-    found = [psutil.virtual_memory().total]
+    sizes = [psutil.virtual_memory().total]
     for limit in _LIMITS:
         with contextlib.suppress(OSError, ValueError):
-            found.append(int(Path(limit).read_text()))  # "max" where there is no limit
-    return min((size for size in found if size > 0), default=None)
+            sizes.append(int(Path(limit).read_text()))  # "max" where there is no limit
+    return min((size for size in sizes if size > 0), default=None)
