@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import psutil
 
-from nnunet_ext.inference.memory import high_water_bytes
+from nnunet_ext.inference.process_memory import high_water_bytes
 
 MB = 1e6  # bytes
 _MIB = 2**20  # bytes; the unit of nvidia-smi, which writes MiB
