@@ -26,7 +26,7 @@ import SimpleITK
 import torch
 from _dense_phantom import ORGANS, render
 
-from nnunet_ext.demo.dataset import write_atomically
+from nnunet_ext.files import write_json
 from nnunet_ext.evaluation.command import run_command
 from nnunet_ext.evaluation.usage import UsageSampler
 from nnunet_ext.training.precision import cpu_has_bf16_units
@@ -68,7 +68,7 @@ def prepare(_: argparse.Namespace) -> None:
         print(targets[0].name, grid[0], flush=True)
     labels = {"background": 0} | {name: n for n, name in enumerate(ORGANS, 1)}
     content = {"channel_names": {"0": "CT"}, "labels": labels, "numTraining": TRAINING, "file_ending": ".nii.gz"}
-    write_atomically(RAW / "dataset.json", json.dumps(content, indent=1))
+    write_json(RAW / "dataset.json", content, indent=1)
 
 
 TRAIN = """
@@ -128,7 +128,7 @@ def train(_: argparse.Namespace) -> None:
         network = network | {"arch_kwargs": network["arch_kwargs"] | narrow}
         small = {"inherits_from": "3d_fullres", "batch_size": 10, "batch_dice": True, "patch_size": [32, 32, 32]}
         plans["configurations"]["3d_small"] = small | {"architecture": network}
-        write_atomically(plans_file, json.dumps(plans, indent=1))
+        write_json(plans_file, plans, indent=1)
     final, before = Path("fold_all", "checkpoint_final.pth"), None
     for name, rate, wanted, share in STAGES_OF_TRAINING:
         trained = WORK / "results" / NAME / f"{name}__nnUNetPlans__3d_small"
@@ -144,7 +144,7 @@ def train(_: argparse.Namespace) -> None:
     torch.save(checkpoint, incomplete / final)
     plans = json.loads((incomplete / "plans.json").read_text())
     plans["configurations"]["3d_small"]["patch_size"] = [64, 96, 96]  # batch normalisation sees no difference
-    write_atomically(incomplete / "plans.json", json.dumps(plans))
+    write_json(incomplete / "plans.json", plans)
     shutil.rmtree(MODEL, ignore_errors=True)
     incomplete.replace(MODEL)
 
@@ -256,7 +256,7 @@ def run(a: argparse.Namespace) -> None:
         if len(found) != a.cases:
             sys.exit(f"{output} holds {len(found)} of {a.cases} predictions; see {WORK / name}.log")
         reported = [json.loads(path.read_text())["cases"] for path in output.glob("spacing_report.json")]
-        write_atomically(record, json.dumps(figures | {"dice": found, "cases": (reported or [{}])[0]}, indent=1))
+        write_json(record, figures | {"dice": found, "cases": (reported or [{}])[0]}, indent=1)
         print(f"{name} {repeat}: {figures['seconds']:.0f} s, {figures['peak_memory_mb']:.0f} MB", flush=True)
 
 
@@ -270,7 +270,7 @@ def stages(a: argparse.Namespace) -> None:
         command = [sys.executable, str(WORK / "stages.py"), str(MODEL), str(source), str(output), str(int(a.mirroring))]
         figures = measured(command, environment(NNUNET_EXT_DISABLE="1"), WORK / "stages.log")
         figures["cases"] = {"all": json.loads((WORK / "stages.log").read_text().rpartition("SECONDS")[2])}
-        write_atomically(record, json.dumps(figures, indent=1))
+        write_json(record, figures, indent=1)
     print(record.read_text())
 
 

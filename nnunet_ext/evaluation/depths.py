@@ -158,7 +158,7 @@ def compare_depths(
 
     Args:
         model: Folder of a model trained by a trainer with ANUNet in its name.
-        fold: Fold whose weights predict.
+        fold: Fold of the model whose weights predict.
         checkpoint: Name of the checkpoint file in the fold's folder.
         images: Folder of images, ``CASE_0000.nii.gz``.
         labels: Folder of the label maps of these images, ``CASE.nii.gz``.

@@ -69,13 +69,13 @@ def compare_networks(
         comparison[name] = {
             "patch_size": list(configuration.patch_size),
             "batch_size": configuration.batch_size,
-            "plain": _network_costs(nnUNetTrainer, manager, stock_configuration(configuration), dataset_json),
-            "trainer": _network_costs(cls, manager, configuration, dataset_json),
+            "plain": _network_and_memory(nnUNetTrainer, manager, stock_configuration(configuration), dataset_json),
+            "trainer": _network_and_memory(cls, manager, configuration, dataset_json),
         }
     return comparison
 
 
-def _network_costs(
+def _network_and_memory(
     cls: type, manager: PlansManager, configuration: ConfigurationManager, dataset_json: dict[str, Any]
 ) -> dict[str, Any]:
     labels = manager.get_label_manager(dataset_json)

@@ -104,7 +104,7 @@ def measures(seconds: float, usage: Usage, cases: int, stages: dict[str, float] 
 
 
 def read_stages(report: Path) -> dict[str, float] | None:
-    """Return the mean seconds a case of each stage from a report of a prediction; None where it does not say."""
+    """Return the mean seconds a case of each stage from a report of a prediction; None where it has none."""
     try:
         cases = json.loads(report.read_text(encoding="utf-8"))["cases"].values()
         seconds = [case["seconds"] for case in cases]

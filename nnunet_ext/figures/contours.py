@@ -27,13 +27,14 @@ _LEGEND = 24  # names that fit under a figure
 
 @dataclass(frozen=True)
 class Band:
-    """Thickness of a contour, and its side of the border.
+    """Thickness of a contour, and its treatment of the border of the image.
 
     Attributes:
         kernel: Size of the box of one erosion, one number or one an axis (array order).
         iterations: Number of erosions, each with the box.
         thickness_mm: Thickness in mm instead of ``iterations``.
-        border: Whether what lies beyond the patch counts as ``"inside"`` or ``"outside"`` of what touches it.
+        border: What lies outside of the image: ``"inside"``, the label of the voxel at the border, so that the border
+            marks nothing; or ``"outside"``, another label; as in :func:`~nnunet_ext.losses.contour_map`.
     """
 
     kernel: int | Sequence[int] = 3
@@ -129,7 +130,7 @@ def contours_of(labels: np.ndarray, spacing_mm: Sequence[float], names: LabelNam
         labels: Label map ``(*S)``, integers.
         spacing_mm: Spacing in mm, array order; an axis of infinite spacing has no contour.
         names: Names of the labels; regions have contours of their own.
-        band: Thickness of the contours and side of the border.
+        band: Thickness of the contours, and what lies outside of the image.
     """
     steps = band_iterations(spacing_mm, band.iterations, band.thickness_mm, band.kernel)
     tensor = torch.from_numpy(np.ascontiguousarray(labels))[None, None]

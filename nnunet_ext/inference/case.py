@@ -93,7 +93,7 @@ class CaseConfiguration(ConfigurationManager):
 
     @cached_property
     def resampling_fn_seg(self) -> Callable[..., Any]:
-        """The plans' function; without a previous stage nobody looks at what it would return."""
+        """The plans' function; without a previous stage one that makes zeros, as its result is not used."""
         return _empty_segmentation if self._image_only else super().resampling_fn_seg
 
 

@@ -41,7 +41,7 @@ def check_model(model: Path, folds: Sequence[int | str] | None, checkpoint_name:
     Raises:
         FileNotFoundError: If the folder, a fold, the checkpoint or a JSON file is missing.
         ValueError: If a checkpoint holds more than weights and plain values, or the plans name more than networks and
-            layers; says how to trust them.
+            layers; the message tells how to trust them.
     """
     from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 

@@ -226,12 +226,12 @@ class MaxVoxels:
         return f"--max_voxels {self.voxels}"
 
 
-def check_positive(values: tuple[Any, ...], what: str, shown: tuple[Any, ...] | None = None) -> None:
+def check_positive(values: tuple[Any, ...], title: str, shown: tuple[Any, ...] | None = None) -> None:
     """Refuse anything but three positive, finite lengths.
 
     Args:
         values: Three lengths in mm, of x, y and z.
-        what: Kind of the lengths, for the message, e.g. ``forced spacing``.
+        title: Kind of the lengths, for the message, e.g. ``forced spacing``.
         shown: Values that the message shows instead of ``values``.
 
     Raises:
@@ -242,9 +242,9 @@ def check_positive(values: tuple[Any, ...], what: str, shown: tuple[Any, ...] | 
     except TypeError:
         valid = False
     if not valid:
-        keep = ", or -1 to keep the plans' value" if what.startswith("target") else ""
+        keep = ", or -1 to keep the plans' value" if title.startswith("target") else ""
         text = " ".join(str(value) for value in (values if shown is None else shown))
-        raise ValueError(f"{what} must be 3 positive values in mm{keep}, got {text}; pass e.g. 1.5 1.5 1.5")
+        raise ValueError(f"{title} must be 3 positive values in mm{keep}, got {text}; pass e.g. 1.5 1.5 1.5")
 
 
 def check_shape(choice: SpacingChoice, case: CaseGeometry, rule: SpacingRule) -> None:

@@ -25,7 +25,7 @@ class CaseRecord:
 
     Attributes:
         file: Hidden JSON file of the record.
-        case: Name of the case.
+        case: Name of the case, that of its label map without the file ending.
     """
 
     file: Path
