@@ -60,7 +60,7 @@ def one_side(side: str, file: str, factor: float, device: str, save: str) -> Non
     from nnunetv2.utilities.label_handling.label_handling import LabelManager
 
     from nnunet_ext.inference.fast_export import label_map, plan_interpolation
-    from nnunet_ext.inference.memory import peak_memory_mib
+    from nnunet_ext.inference.process_memory import peak_memory_mib
 
     logits = np.load(file)
     shape = tuple(round(n * factor) for n in logits.shape[1:])

@@ -12,6 +12,7 @@ import contextlib
 
 import numpy as np
 import torch
+from _architecture import architecture as unet
 from _pairs import machine
 from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 
@@ -45,28 +46,8 @@ def strides_of(patch: tuple[int, ...], stages: int) -> list[list[int]]:
 def architecture(features: list[int], patch: tuple[int, ...], residual: bool) -> dict:
     """Return an architecture as in plans."""
     stages = len(features)
-    kind = "ResidualEncoderUNet" if residual else "PlainConvUNet"
-    blocks = {"n_blocks_per_stage": [1, 3, 4, 6, 6, 6][:stages]} if residual else {"n_conv_per_stage": [2] * stages}
-    return {
-        "network_class_name": f"dynamic_network_architectures.architectures.unet.{kind}",
-        "arch_kwargs": {
-            "n_stages": stages,
-            "features_per_stage": features,
-            "conv_op": "torch.nn.modules.conv.Conv3d",
-            "kernel_sizes": [[3, 3, 3]] * stages,
-            "strides": strides_of(patch, stages),
-            **blocks,
-            "n_conv_per_stage_decoder": [1 if residual else 2] * (stages - 1),
-            "conv_bias": True,
-            "norm_op": "torch.nn.modules.instancenorm.InstanceNorm3d",
-            "norm_op_kwargs": {"eps": 1e-5, "affine": True},
-            "dropout_op": None,
-            "dropout_op_kwargs": None,
-            "nonlin": "torch.nn.LeakyReLU",
-            "nonlin_kwargs": {"inplace": True},
-        },
-        "_kw_requires_import": ["conv_op", "norm_op", "dropout_op", "nonlin"],
-    }
+    convolutions = [1, 3, 4, 6, 6, 6][:stages] if residual else 2
+    return unet(3, features, convolutions, 1 if residual else 2, residual, strides=strides_of(patch, stages))
 
 
 def real_peak(plan: tuple, device: torch.device, compiled: bool) -> int:

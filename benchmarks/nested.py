@@ -35,6 +35,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from _architecture import architecture
 from _pairs import interleaved, machine, ratio
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
@@ -198,10 +199,10 @@ def bench_step(a: argparse.Namespace) -> None:
 def bench_memory(_: argparse.Namespace) -> None:
     """Print what training steps allocate."""
     for dimensions, patch, batch in ((2, (512, 512), 12), (3, (128, 128, 128), 2), (3, (64, 96, 96), 2)):
-        architecture = plans_architecture(dimensions)
+        plain_architecture = plans_architecture(dimensions)
         size = (patch, batch, 1, 14)
-        plain = supervised_step_memory(architecture, *size)
-        nest = architecture | {"network_class_name": NESTED}
+        plain = supervised_step_memory(plain_architecture, *size)
+        nest = plain_architecture | {"network_class_name": NESTED}
         kept, again = (nested_step_memory(nest, *size, checkpointing=on) for on in (False, True))
         added = nest | {"arch_kwargs": nest["arch_kwargs"] | {"aggregation": "sum"}}
         summed = nested_step_memory(added, *size)
@@ -212,26 +213,7 @@ def bench_memory(_: argparse.Namespace) -> None:
 
 def plans_architecture(dimensions: int) -> dict:
     """The architecture of nnU-Net's default plans, five levels."""
-    return {
-        "network_class_name": "dynamic_network_architectures.architectures.unet.PlainConvUNet",
-        "arch_kwargs": {
-            "n_stages": LEVELS,
-            "features_per_stage": FEATURES[dimensions],
-            "conv_op": f"torch.nn.modules.conv.Conv{dimensions}d",
-            "kernel_sizes": [[3] * dimensions] * LEVELS,
-            "strides": [[1] * dimensions, *[[2] * dimensions] * (LEVELS - 1)],
-            "n_conv_per_stage": [2] * LEVELS,
-            "n_conv_per_stage_decoder": [2] * (LEVELS - 1),
-            "conv_bias": True,
-            "norm_op": f"torch.nn.modules.instancenorm.InstanceNorm{dimensions}d",
-            "norm_op_kwargs": {"eps": 1e-05, "affine": True},
-            "dropout_op": None,
-            "dropout_op_kwargs": None,
-            "nonlin": "torch.nn.LeakyReLU",
-            "nonlin_kwargs": {"inplace": True},
-        },
-        "_kw_requires_import": ["conv_op", "norm_op", "dropout_op", "nonlin"],
-    }
+    return architecture(dimensions, FEATURES[dimensions], 2, 2)
 
 
 CASES = 200

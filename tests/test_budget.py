@@ -45,7 +45,6 @@ def session(tmp_path, monkeypatch):
     monkeypatch.delenv(budget.FACTOR, raising=False)
     monkeypatch.delenv("PYTEST_ADDOPTS", raising=False)
     monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
-    monkeypatch.setenv("WORK", "0")
 
     def run(*arguments):
         command = [sys.executable, "-m", "pytest", "-p", "xdist", "-p", "no:cacheprovider", *arguments]
@@ -56,7 +55,6 @@ def session(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("workers", [(), ("-n", "2")], ids=["one process", "xdist"])
 def test_a_run_above_its_budget_fails_and_says_what_to_do(session, monkeypatch, workers):
-    monkeypatch.setenv("WORK", "1")
     done = session("-m", "not slow", *workers)
     assert done.returncode == 1
     assert float(re.search(r"\n(\d+) s of processor time, of 1 s\n", done.stdout)[1]) >= 1

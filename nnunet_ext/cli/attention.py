@@ -21,7 +21,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Draw."""
     import torch
 
-    from nnunet_ext.figures.attention import draw, load_network, look
+    from nnunet_ext.figures.attention import draw_gates, gate_maps, load_network
     from nnunet_ext.figures.middle_patch import channels_of_case
     from nnunet_ext.files import sweep
     from nnunet_ext.inference.checks import check_device
@@ -32,13 +32,13 @@ def run(arguments: argparse.Namespace) -> int:
     plans, dataset_json = (read_model_json(arguments.m / f"{name}.json") for name in ("plans", "dataset"))
     network, model = load_network(arguments.m, plans, dataset_json, arguments.m / f"fold_{fold}" / arguments.chk)
     case, images = channels_of_case(arguments.i, dataset_json["file_ending"])
-    image, maps = look(network, model, images, torch.device(arguments.device))
+    image, maps = gate_maps(network, model, images, torch.device(arguments.device))
     target = arguments.o if arguments.o.suffix.lower() == ".png" else arguments.o / f"{case}.png"
     sweep(target.parent)
     title = f"{case}, patch in the middle\n{arguments.m.name}, fold {fold}"
-    draw(target, title, image, maps, arguments.level)
-    for one in maps:
-        name = f"X({one.level},{one.skip}) into X({one.level},{one.column})"
-        print(f"{name}: mean {one.alpha.mean():.3f}, {one.alpha.min():.3f} to {one.alpha.max():.3f}")
+    draw_gates(target, title, image, maps, arguments.level)
+    for gate_map in maps:
+        name = f"X({gate_map.level},{gate_map.skip}) into X({gate_map.level},{gate_map.column})"
+        print(f"{name}: mean {gate_map.alpha.mean():.3f}, {gate_map.alpha.min():.3f} to {gate_map.alpha.max():.3f}")
     print(f"Wrote {target}")
     return 0

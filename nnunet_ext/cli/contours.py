@@ -15,7 +15,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from nnunet_ext.cli.values import natural, positive_float, positive_int
+from nnunet_ext.cli.values import add_no_progress_bar, natural, positive_float, positive_int
 
 ENDINGS = (".nii.gz", ".nii", ".nrrd", ".mha", ".png", ".bmp", ".tif", ".tiff", ".gipl")
 
@@ -36,7 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "-c", default="3d_fullres", metavar="CONF", help="configuration of the plans (default: %(default)s)"
     )
     parser.add_argument("--overwrite", action="store_true", help="write into a folder that is not empty")
-    parser.add_argument("--no_pbar", action="store_true", help="no progress bar")
+    add_no_progress_bar(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -86,7 +86,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _draw_one(file: Path, reader: Any, output: Path, band: Any, names: Any, plans: Any) -> dict[str, float]:
     """Draw one file; return the share of contour of each class it has."""
-    from nnunet_ext.figures.contours import LabelNames, contours_of, draw
+    from nnunet_ext.figures.contours import LabelNames, contours_of, draw_contours
 
     case, ending = _split(file)
     labels, spacing = _read(file, reader, segmentation=True)
@@ -112,7 +112,7 @@ def _draw_one(file: Path, reader: Any, output: Path, band: Any, names: Any, plan
         else f"box of {band.kernel} voxels, {band.iterations} erosion(s)"
     )
     title = f"{case}: contours, {thickness}, voxels of {' x '.join(f'{s:.3g}' for s in spacing)} mm"
-    draw(output / f"{case}.png", title, contours, spacing, image)
+    draw_contours(output / f"{case}.png", title, contours, spacing, image)
     return {name: share for name, (_, share) in shares.items()}
 
 
@@ -128,7 +128,7 @@ def _readers(files: list[Path]) -> dict[str, Any]:
     by_ending: dict[str, list[str]] = {}
     for file in files:
         by_ending.setdefault(_split(file)[1], []).append(str(file))
-    return {ending: choose_reader({"file_ending": ending}, some)() for ending, some in by_ending.items()}
+    return {ending: choose_reader({"file_ending": ending}, paths)() for ending, paths in by_ending.items()}
 
 
 def _read(file: Path, reader: Any, segmentation: bool) -> tuple[Any, list[float]]:
@@ -170,12 +170,12 @@ def _as_in_training(
     from nnunetv2.preprocessing.resampling.default_resampling import compute_new_shape
 
     order = plans.transpose_forward
-    old = [spacing[axis] for axis in order]
-    new = [float(s) for s in configuration.spacing]
-    new = new if len(new) == 3 else [old[0], *new]  # 2D: slices stay
+    source = [spacing[axis] for axis in order]
+    target = [float(s) for s in configuration.spacing]
+    target = target if len(target) == 3 else [source[0], *target]  # 2D: slices stay
     labels = labels.transpose(order)
-    shape = compute_new_shape(labels.shape, old, new)
-    labels = configuration.resampling_fn_seg(labels[None].astype("float32"), shape, old, new)[0].astype("int32")
+    shape = compute_new_shape(labels.shape, source, target)
+    labels = configuration.resampling_fn_seg(labels[None].astype("float32"), shape, source, target)[0].astype("int32")
     if image is not None:
-        image = configuration.resampling_fn_data(image.transpose(order)[None], shape, old, new)[0]
-    return labels, image, new
+        image = configuration.resampling_fn_data(image.transpose(order)[None], shape, source, target)[0]
+    return labels, image, target

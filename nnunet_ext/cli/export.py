@@ -9,8 +9,7 @@ import argparse
 import shlex
 from pathlib import Path
 
-from nnunet_ext.cli.values import add_model_argument
-from nnunet_ext.cli.values import fold as _fold
+from nnunet_ext.cli.values import add_checkpoint, add_model_argument, fold
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -18,10 +17,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_model_argument(parser)
     parser.add_argument("-o", type=Path, required=True, metavar="OUTPUT", help="folder to write, or a file *.zip")
     parser.add_argument("--network", choices=["1", "2", "both"], default="1", help="of CPS (default: %(default)s)")
-    parser.add_argument(
-        "-f", nargs="+", type=_fold, default=None, metavar="FOLD", help="folds (default: all there are)"
-    )
-    parser.add_argument("-chk", default="checkpoint_final.pth", metavar="FILE", help="(default: %(default)s)")
+    parser.add_argument("-f", nargs="+", type=fold, default=None, metavar="FOLD", help="folds (default: all there are)")
+    add_checkpoint(parser)
     parser.add_argument("--stock", action="store_true", help="what export does anyway; kept for scripts")
     parser.add_argument("--overwrite", action="store_true", help="replace what an earlier export wrote to OUTPUT")
 

@@ -11,7 +11,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from nnunet_ext.cli.values import positive_int
+from nnunet_ext.cli.values import add_no_progress_bar, add_processes
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -20,8 +20,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "-o", type=Path, default=None, metavar="PNG", help="(default: fingerprint.png in nnUNet_preprocessed/DATASET)"
     )
-    parser.add_argument("-np", type=positive_int, default=4, metavar="N", help="processes (default: %(default)s)")
-    parser.add_argument("--no_pbar", action="store_true", help="no progress bar")
+    add_processes(parser)
+    add_no_progress_bar(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -29,31 +29,32 @@ def run(arguments: argparse.Namespace) -> int:
     from nnunetv2.utilities.dataset_name_id_conversion import maybe_convert_to_dataset_name
     from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
 
+    from nnunet_ext.data.dataset_json import channel_names, check_raw_dataset
     from nnunet_ext.data.failures import LABELLED, UNLABELLED, format_report
-    from nnunet_ext.data.unlabeled import channel_names, check_raw_dataset
     from nnunet_ext.figures.fingerprint import Group, draw_fingerprint
+    from nnunet_ext.files import sweep
     from nnunet_ext.fingerprints.case_statistics import CaseStatistics, merge
-    from nnunet_ext.fingerprints.cases import case_table, light, read_cases
+    from nnunet_ext.fingerprints.cases import case_table, read_cases, without_distributions
     from nnunet_ext.fingerprints.outliers import find_outliers, format_outliers
 
-    name = maybe_convert_to_dataset_name(int(arguments.d) if arguments.d.isdigit() else arguments.d)
+    name = maybe_convert_to_dataset_name(arguments.d)
     table = case_table(name, get_filenames_of_train_images_and_targets(str(check_raw_dataset(name))))
     with table.alone():
         read_cases(table, arguments.np, show_progress_bar=not arguments.no_pbar)
     cases: dict[str, dict[str, CaseStatistics]] = {LABELLED: {}, UNLABELLED: {}}
     groups = []
     for kind in (LABELLED, UNLABELLED):
-        for case_name, case in table.good(kind):
-            cases[kind][case_name] = light(case)
-        groups.append(Group(kind, merge(case.images for _, case in table.good(kind))))
-    groups.append(Group("foreground", merge(case.foreground or [] for _, case in table.good(LABELLED))))
+        for case_name, case in table.kept_cases(kind):
+            cases[kind][case_name] = without_distributions(case)
+        groups.append(Group(kind, merge(case.images for _, case in table.kept_cases(kind))))
+    groups.append(Group("foreground", merge(case.foreground or [] for _, case in table.kept_cases(LABELLED))))
     if not any(cases.values()):
         print(format_report(table.failures), file=sys.stderr)
         raise RuntimeError(f"no case of {name} could be read")
     target = arguments.o or table.folder.parent / "fingerprint.png"
-    target.parent.mkdir(parents=True, exist_ok=True)
+    sweep(target.parent)
     channels = channel_names(table.dataset_json)
-    draw_fingerprint(target, name, channels, groups, {kind: list(some.values()) for kind, some in cases.items()})
+    draw_fingerprint(target, name, channels, groups, {kind: list(members.values()) for kind, members in cases.items()})
     for group in groups:
         for channel, statistics in zip(channels, group.channels, strict=False):
             if statistics.count:

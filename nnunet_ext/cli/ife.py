@@ -20,7 +20,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Draw."""
     import torch
 
-    from nnunet_ext.figures.enhancement import draw, load_network, look
+    from nnunet_ext.figures.enhancement import draw_stages, enhanced_stages, load_network
     from nnunet_ext.figures.middle_patch import channels_of_case
     from nnunet_ext.files import sweep
     from nnunet_ext.inference.checks import check_device
@@ -32,10 +32,10 @@ def run(arguments: argparse.Namespace) -> int:
     checkpoint = arguments.m / f"fold_{fold}" / arguments.chk
     network, model = load_network(arguments.m, plans, dataset_json, checkpoint)
     case, images = channels_of_case(arguments.i, dataset_json["file_ending"])
-    stages = look(network, model, images, torch.device(arguments.device))
+    stages = enhanced_stages(network, model, images, torch.device(arguments.device))
     target = arguments.o if arguments.o.suffix.lower() == ".png" else arguments.o / f"{case}.png"
     sweep(target.parent)
-    draw(target, f"{case}: {stages[0].score}, patch in the middle, {arguments.m.name}, fold {fold}", stages)
+    draw_stages(target, f"{case}: {stages[0].score}, patch in the middle, {arguments.m.name}, fold {fold}", stages)
     for stage in stages:
         chosen = stage.ranking[: stage.selected]
         print(f"encoder stage {stage.number}: channels {' '.join(map(str, chosen))}")

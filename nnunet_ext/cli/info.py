@@ -81,21 +81,21 @@ def run(arguments: argparse.Namespace) -> int:
     """Print the state, or a trainer's networks."""
     if arguments.d is not None or arguments.tr is not None:
         return _print_networks(arguments)
-    found = collect()
+    state = collect()
     if arguments.json:
-        print(json.dumps(found, indent=1))
+        print(json.dumps(state, indent=1))
         return 0
-    print(f"Python {found['python']}")
-    for name, version in found["packages"].items():
+    print(f"Python {state['python']}")
+    for name, version in state["packages"].items():
         print(f"  {name:<30} {version or 'not installed'}")
-    print(f"\nPlugin {'active' if found['active'] else 'NOT active'}; seams:")
-    for seam in found["seams"]:
+    print(f"\nPlugin {'active' if state['active'] else 'NOT active'}; seams:")
+    for seam in state["seams"]:
         print(f"  {seam['name']:<20} {seam['module']:<62} {seam['state']}")
-    print(f"\nTrainers for nnUNet_extTrainer, where the plugin cannot be active:\n  {found['discovery_folder']}")
-    print(f"\nbfloat16 units in this CPU: {'yes' if found['cpu_has_bf16_units'] else 'no'}")
+    print(f"\nTrainers for nnUNet_extTrainer, where the plugin cannot be active:\n  {state['discovery_folder']}")
+    print(f"\nbfloat16 units in this CPU: {'yes' if state['cpu_has_bf16_units'] else 'no'}")
     print("\nEnvironment variables:")
     for name, meaning in VARIABLES.items():
-        value = found["environment"][name]
+        value = state["environment"][name]
         note = (
             "" if value is None or not name.startswith(("nnUNet_raw", "nnUNet_pre", "nnUNet_res")) else _folder(value)
         )
@@ -109,19 +109,24 @@ def _print_networks(arguments: argparse.Namespace) -> int:
     if arguments.d is None or arguments.tr is None:
         raise ValueError("-d and -tr belong together: a dataset, and the trainer whose network to look at")
     plans, dataset_json = read_plans(arguments.d, arguments.p)
-    found = compare_networks(plans, dataset_json, arguments.tr, arguments.c)
+    comparison = compare_networks(plans, dataset_json, arguments.tr, arguments.c)
     if arguments.json:
-        print(json.dumps(found, indent=1))
+        print(json.dumps(comparison, indent=1))
         return 0
     print(f"{arguments.tr}, {plans['dataset_name']}, {arguments.p}; beside it nnUNetTrainer")
-    for name, one in found.items():
-        plain, ours = one["plain"], one["trainer"]
-        print(f"\n{name}: patch {' x '.join(map(str, one['patch_size']))}, batch {one['batch_size']}")
-        print(f"  network     {ours['network']}" + (f", {ours['networks']} of them" if ours["networks"] > 1 else ""))
-        ratio = ours["parameters"] / plain["parameters"]
-        print(f"  parameters  {ours['parameters']:,} (plain {plain['parameters']:,}, {ratio:.3f} times)")
-        ratio = ours["gib"] / plain["gib"]
-        print(f"  memory      {ours['gib']:.2f} GiB a training step (plain {plain['gib']:.2f} GiB, {ratio:.2f} times)")
+    for name, networks in comparison.items():
+        plain, trainer = networks["plain"], networks["trainer"]
+        print(f"\n{name}: patch {' x '.join(map(str, networks['patch_size']))}, batch {networks['batch_size']}")
+        print(
+            f"  network     {trainer['network']}"
+            + (f", {trainer['networks']} of them" if trainer["networks"] > 1 else "")
+        )
+        ratio = trainer["parameters"] / plain["parameters"]
+        print(f"  parameters  {trainer['parameters']:,} (plain {plain['parameters']:,}, {ratio:.3f} times)")
+        ratio = trainer["gib"] / plain["gib"]
+        print(
+            f"  memory      {trainer['gib']:.2f} GiB a training step (plain {plain['gib']:.2f} GiB, {ratio:.2f} times)"
+        )
     print("\nMemory is an estimate in mixed precision without torch.compile, cuDNN's workspaces and the CUDA context.")
     return 0
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from nnunet_ext.cli.values import positive_int
+from nnunet_ext.cli.values import add_no_progress_bar, add_processes
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -16,9 +16,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-d", required=True, metavar="DATASET", help="dataset number or name")
     parser.add_argument("-p", default="nnUNetPlans", metavar="PLANS", help="plans (default: %(default)s)")
     parser.add_argument("-c", nargs="+", default=["3d_fullres"], metavar="CONFIGURATION", help="configurations")
-    parser.add_argument("-np", type=positive_int, default=4, metavar="N", help="processes (default: %(default)s)")
+    add_processes(parser)
     parser.add_argument("--clean", action="store_true", help="start over instead of continuing")
-    parser.add_argument("--no_pbar", action="store_true", help="no progress bar")
+    add_no_progress_bar(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -26,12 +26,11 @@ def run(arguments: argparse.Namespace) -> int:
     from nnunet_ext.data.failures import format_report
     from nnunet_ext.data.preprocess import preprocess_unlabeled
 
-    dataset = int(arguments.d) if arguments.d.isdigit() else arguments.d
     failures = []
     try:
         for configuration in arguments.c:
             summary = preprocess_unlabeled(
-                dataset, arguments.p, configuration, arguments.np, arguments.clean, not arguments.no_pbar
+                arguments.d, arguments.p, configuration, arguments.np, arguments.clean, not arguments.no_pbar
             )
             print(
                 f"{configuration}: {len(summary.done)} preprocessed, {len(summary.kept)} up to date, "

@@ -12,11 +12,16 @@ import math
 import sys
 from pathlib import Path
 
-from nnunet_ext.cli.values import fold as _fold
-from nnunet_ext.cli.values import positive_int
+from nnunet_ext.cli.values import (
+    add_checkpoint,
+    add_device,
+    add_no_progress_bar,
+    add_prediction_processes,
+    fold,
+    number,
+    positive_int,
+)
 from nnunet_ext.evaluation.settings import Setting, choose_settings, describe_settings, parse_setting
-
-_KEEP = -1.0  # --target_spacing: the plans' value
 
 
 def _setting(text: str) -> Setting:
@@ -27,25 +32,24 @@ def _setting(text: str) -> Setting:
 
 
 def _spacing(text: str) -> float:
-    value = _float(text)
-    if value <= 0 and value != _KEEP:
+    from nnunet_ext.inference.spacing import KEEP
+
+    value = _length(text)
+    if value <= 0 and value != KEEP:
         raise argparse.ArgumentTypeError(f"expected a positive spacing in mm, or -1 for the plans' one, got {text!r}")
     return value
 
 
 def _tolerance(text: str) -> float:
-    value = _float(text)
+    value = _length(text)
     if value < 0:
         raise argparse.ArgumentTypeError(f"expected a tolerance of 0 or more in mm, got {text!r}")
     return value
 
 
-def _float(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not math.isfinite(value):
+def _length(text: str) -> float:
+    value = number(text)
+    if math.isnan(value):
         raise argparse.ArgumentTypeError(f"expected a number of mm, got {text!r}")
     return value
 
@@ -63,8 +67,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-c", metavar="CONF", help="configuration of the model, e.g. 3d_fullres")
     parser.add_argument("-p", metavar="PLANS", help="(default: nnUNetPlans)")
     parser.add_argument("-tr", metavar="TRAINER", help="(default: nnUNetTrainer)")
-    parser.add_argument("-f", nargs="+", type=_fold, metavar="FOLD", help="folds (default: all there are)")
-    parser.add_argument("-chk", default="checkpoint_final.pth", metavar="FILE", help="(default: %(default)s)")
+    parser.add_argument("-f", nargs="+", type=fold, metavar="FOLD", help="folds (default: all there are)")
+    add_checkpoint(parser)
     parser.add_argument("--labels", type=Path, metavar="FOLDER", help="label maps of the images, for DSC and NSD")
     parser.add_argument("--settings", nargs="+", metavar="NAME", help="those to run, in this order; see below")
     parser.add_argument(
@@ -82,13 +86,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--tolerance_mm", type=_tolerance, default=2.0, metavar="MM", help="of the NSD (default: %(default)s)"
     )
-    parser.add_argument(
-        "-device", choices=["cuda", "cpu", "mps"], default="cuda", help="that predicts (default: %(default)s)"
-    )
-    for flag, work in (("-npp", "preprocessing"), ("-nps", "resampling and writing")):
-        parser.add_argument(
-            flag, type=positive_int, default=3, metavar="N", help=f"processes for {work} (default: %(default)s)"
-        )
+    add_device(parser, meaning="device that predicts")
+    add_prediction_processes(parser)
     parser.add_argument(
         "--overwrite", action="store_true", help="run everything again, and use a folder that is not empty"
     )
@@ -97,7 +96,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="load the model as nnU-Net does, even if that runs code in it",
     )
-    parser.add_argument("--no_pbar", action="store_true", help="no progress bar")
+    add_no_progress_bar(parser)
     parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
 
 
@@ -135,15 +134,15 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _model(arguments: argparse.Namespace) -> Path:
-    named = {flag: getattr(arguments, flag[1:]) for flag in ("-d", "-c", "-p", "-tr")}
-    given = [flag for flag, value in named.items() if value is not None]
+    options = {flag: getattr(arguments, flag[1:]) for flag in ("-d", "-c", "-p", "-tr")}
+    given = [flag for flag, value in options.items() if value is not None]
     if arguments.m is not None:
         if given:
             raise ValueError(
                 f"-m names a model and so does {' '.join(given)}, expected one of them; pass -m, or -d and -c (-p, -tr)"
             )
         return arguments.m
-    missing = [flag for flag in ("-d", "-c") if named[flag] is None]
+    missing = [flag for flag in ("-d", "-c") if options[flag] is None]
     if missing:
         raise ValueError(f"{' and '.join(missing)} missing, expected -m MODEL, or -d DATASET and -c CONF; pass them")
 

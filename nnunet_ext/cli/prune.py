@@ -13,15 +13,18 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from nnunet_ext.cli.values import fold as _fold
-from nnunet_ext.cli.values import positive_int
+from nnunet_ext.cli.values import (
+    add_checkpoint,
+    add_device,
+    add_no_progress_bar,
+    add_prediction_processes,
+    fold,
+    number,
+)
 
 
 def _share(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = -1.0
+    value = number(text)
     if not 0 <= value <= 1:
         raise argparse.ArgumentTypeError(f"expected a Dice from 0 to 1, got {text!r}")
     return value
@@ -34,8 +37,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-p", default="ANUNetPlans", metavar="PLANS", help="(default: %(default)s)")
     parser.add_argument("-tr", default="nnUNetTrainerANUNet", metavar="TRAINER", help="(default: %(default)s)")
     parser.add_argument("-m", type=Path, metavar="MODEL", help="model folder instead of -d, -c, -p and -tr")
-    parser.add_argument("-f", type=_fold, default=0, metavar="FOLD", help="(default: %(default)s)")
-    parser.add_argument("-chk", default="checkpoint_final.pth", metavar="FILE", help="(default: %(default)s)")
+    parser.add_argument("-f", type=fold, default=0, metavar="FOLD", help="(default: %(default)s)")
+    add_checkpoint(parser)
     parser.add_argument(
         "-i", type=Path, metavar="IMAGES", help="folder of images instead of the fold's validation cases"
     )
@@ -52,16 +55,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--write", type=Path, metavar="FOLDER", help="write a model of the recommended depth, all folds"
     )
     parser.add_argument("--disable_tta", action="store_true", help="predict without mirroring, at every depth")
-    parser.add_argument("-device", choices=["cuda", "cpu", "mps"], default="cuda", help="(default: %(default)s)")
-    for flag, work in (("-npp", "preprocessing"), ("-nps", "resampling and writing")):
-        parser.add_argument(
-            flag, type=positive_int, default=3, metavar="N", help=f"processes for {work} (default: %(default)s)"
-        )
+    add_device(parser)
+    add_prediction_processes(parser)
     parser.add_argument("--overwrite", action="store_true", help="run everything again")
     parser.add_argument(
         "--overwrite_written", action="store_true", help="replace what an earlier prune wrote to the FOLDER of --write"
     )
-    parser.add_argument("--no_pbar", action="store_true", help="no progress bar")
+    add_no_progress_bar(parser)
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
 
 
@@ -70,7 +70,7 @@ def run(arguments: argparse.Namespace) -> int:
     from nnunet_ext.evaluation.depths import (
         PICTURE,
         PruneOptions,
-        check_model,
+        check_nested_model,
         compare_depths,
         format_depths,
         link_validation_cases,
@@ -82,7 +82,7 @@ def run(arguments: argparse.Namespace) -> int:
     model = _model(arguments)
     if (arguments.i is None) != (arguments.labels is None):
         raise ValueError("-i and --labels belong together: a folder of images, and one of their label maps")
-    check_model(model, arguments.f, arguments.chk)
+    check_nested_model(model, arguments.f, arguments.chk)
     check_device(arguments.device)
     output = arguments.o or model / f"fold_{arguments.f}" / "prune"
     _check_written(arguments, model, output)

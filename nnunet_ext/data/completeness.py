@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import math
 import os
+import re
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +20,8 @@ import numpy as np
 
 COPY_AGAIN = "copy it again, or remove it"
 _CHUNK = 2**20  # bytes
+_READ_FOR_NONE = 1.0  # mm; what ITK and nibabel take for a voxel size of 0, whatever the affine says
+_PAIR = re.compile(r"(.+)\.(hdr|img)(?:\.gz)?", re.IGNORECASE | re.DOTALL)
 _GZIP_MAGIC = b"\x1f\x8b"
 _GZIP, _EITHER = 31, 47  # of zlib: which wrapping to expect, with its checksum
 _META_BYTES = {
@@ -46,7 +49,10 @@ def check_complete(path: str | Path) -> None:
         what = "a folder" if os.path.isdir(path) else "no regular file" if os.path.exists(path) else "missing"
         link = ", a link that leads nowhere" if os.path.islink(path) and not os.path.exists(path) else ""
         raise ValueError(f"{path} cannot be read (it is {what}{link}); replace or remove it")
-    if path.endswith((".nii", ".nii.gz")):
+    pair = nifti_pair(path)
+    if pair is not None:
+        _check_nifti_pair(*pair)
+    elif path.endswith((".nii", ".nii.gz")):
         _check_nifti(path)
     elif path.endswith(".mha"):
         _check_meta_image(path)
@@ -54,20 +60,62 @@ def check_complete(path: str | Path) -> None:
         _check_gipl(path)
 
 
+def nifti_pair(path: str) -> tuple[str, str] | None:
+    """Return the files of the header and of the voxels of a NIfTI image that lies in two of them.
+
+    Args:
+        path: Header file or voxel file.
+
+    Returns:
+        None for a file of another kind. The partner of ``path`` need not exist.
+    """
+    match = _PAIR.fullmatch(path)
+    if match is None:
+        return None
+    stem, kind = match.groups()
+    other = "img" if kind.lower() == "hdr" else "hdr"
+    partner = next(
+        (file for file in (f"{stem}.{other}", f"{stem}.{other}.gz") if os.path.isfile(file)), f"{stem}.{other}"
+    )
+    return (path, partner) if other == "img" else (partner, path)
+
+
 def _check_nifti(path: str) -> None:
     with open(path, "rb") as file:
-        packed = file.read(2) == _GZIP_MAGIC
-        file.seek(0)
-        chunks = _unpacked(file, path, _GZIP) if packed else iter(lambda: file.read(_CHUNK), b"")
+        packed, chunks = _content(file, path)
         start = _read_start(chunks)
         header = _nifti_header(start, path)
-        first, wanted, stored = _nifti_layout(header, path)
+        offset, size, dtype = _nifti_layout(header, path)
         _check_voxel_size(header, path)
-        if not packed and stored.kind != "f":  # its length says all
-            _check_length(path, os.path.getsize(path), first + wanted)
-            return
-        found, finite = _look_through(itertools.chain([start], chunks), first, wanted, stored)
-    _check_length(path, found, first + wanted)
+        offset = max(offset, header.single_vox_offset)
+        _check_voxels(path, packed, itertools.chain([start], chunks), offset, size, dtype)
+
+
+def _check_nifti_pair(header_file: str, voxel_file: str) -> None:
+    for file, partner in ((header_file, voxel_file), (voxel_file, header_file)):
+        if not os.path.isfile(partner):
+            raise ValueError(f"{file} has no {os.path.basename(partner)} beside it; {COPY_AGAIN}")
+    with open(header_file, "rb") as opened:
+        header = _nifti_header(_read_start(_content(opened, header_file)[1]), header_file)
+    offset, size, dtype = _nifti_layout(header, header_file)
+    _check_voxel_size(header, header_file)
+    with open(voxel_file, "rb") as opened:
+        _check_voxels(voxel_file, *_content(opened, voxel_file), offset, size, dtype)
+
+
+def _content(file: BinaryIO, path: str) -> tuple[bool, Iterator[bytes]]:
+    """Return whether an open file is packed, and what it holds, unpacked."""
+    packed = file.read(2) == _GZIP_MAGIC
+    file.seek(0)
+    return packed, _unpacked(file, path, _GZIP) if packed else iter(lambda: file.read(_CHUNK), b"")
+
+
+def _check_voxels(path: str, packed: bool, chunks: Iterator[bytes], offset: int, size: int, dtype: np.dtype) -> None:
+    if not packed and dtype.kind != "f":  # its length says all
+        _check_length(path, os.path.getsize(path), offset + size)
+        return
+    length, finite = _go_through(chunks, offset, size, dtype)
+    _check_length(path, length, offset + size)
     if not finite:
         raise ValueError(f"{path} has NaN or infinite values; replace them by values that mean something")
 
@@ -85,61 +133,75 @@ def _read_start(chunks: Iterator[bytes]) -> bytes:
 def _nifti_header(start: bytes, path: str) -> Any:
     try:
         size = int(np.frombuffer(start[:4], "<i4")[0])
-        second = size in (540, int(np.array(540, "<i4").byteswap()))
-        kind: Any = nibabel.Nifti2Header if second else nibabel.Nifti1Header
-        return kind(start[: kind.sizeof_hdr], check=False)
+        is_second_version = size in (540, int(np.array(540, "<i4").byteswap()))
+        header_class: Any = nibabel.Nifti2Header if is_second_version else nibabel.Nifti1Header
+        return header_class(start[: header_class.sizeof_hdr], check=False)
     except Exception as error:  # what nibabel raises at a damaged header is of many kinds
         raise ValueError(f"{path} cannot be read (it has no NIfTI header); {COPY_AGAIN}") from error
 
 
 def _nifti_layout(header: Any, path: str) -> tuple[int, int, np.dtype]:
-    """Return where the voxels begin, how many bytes they take, and their type."""
+    """Return where the header says that the voxels begin, how many bytes they take, and their type."""
     shape = [int(n) for n in header["dim"][1 : 1 + int(header["dim"][0])]]
     try:
-        stored: np.dtype = header.get_data_dtype()
+        dtype: np.dtype = header.get_data_dtype()
     except Exception as error:
         raise ValueError(f"{path} has voxels of an unknown type ({int(header['datatype'])}); convert it") from error
-    if stored.kind not in "iuf":
+    if dtype.kind not in "iuf":
         raise ValueError(
-            f"{path} has complex or coloured voxels ({stored}), expected real numbers; save e.g. the magnitude, or one "
+            f"{path} has complex or coloured voxels ({dtype}), expected real numbers; save e.g. the magnitude, or one "
             "file a channel"
         )
     if not shape or len(shape) > 7 or min(shape) < 1:
         raise ValueError(f"{path} has the dimensions {shape} in its header, which is damaged; {COPY_AGAIN}")
-    first = max(int(header["vox_offset"]), header.single_vox_offset)
-    return first, math.prod(shape) * stored.itemsize, stored
+    return max(0, int(header["vox_offset"])), math.prod(shape) * dtype.itemsize, dtype
 
 
 def _check_voxel_size(header: Any, path: str) -> None:
     count = min(3, int(header["dim"][0]))
     sizes = [float(size) for size in header["pixdim"][1 : 1 + count]]
-    used = [size for size, voxels in zip(sizes, header["dim"][1 : 1 + count], strict=True) if voxels > 1]
-    if not all(math.isfinite(size) and size != 0 for size in used):
-        raise ValueError(
-            f"{path} has the voxel size {' x '.join(f'{size:g}' for size in sizes)} mm in its header, expected "
-            "positive numbers; correct the header"
-        )
+    affine, code = header.get_sform(coded=True)
+    of_affine = np.linalg.norm(affine[:3, :count], axis=0).tolist() if code else [math.nan] * count
+    sizes_read = [_READ_FOR_NONE if size == 0 else size for size in sizes]
+    axes = [axis for axis in range(count) if header["dim"][1 + axis] > 1]
+    if all(
+        math.isfinite(sizes_read[axis])
+        and (sizes[axis] != 0 or math.isclose(of_affine[axis], sizes_read[axis], rel_tol=1e-3))
+        for axis in axes
+    ):
+        return
+    remedy = "correct the header"
+    if code and all(math.isfinite(size) for size in of_affine):
+        remedy += f", whose affine (sform) says {_in_mm(of_affine)}"
+    what_is_read = f", for which readers take {_READ_FOR_NONE:g} mm" if 0 in [sizes[axis] for axis in axes] else ""
+    raise ValueError(
+        f"{path} has the voxel size {_in_mm(sizes)} in its header{what_is_read}, expected positive numbers; {remedy}"
+    )
 
 
-def _look_through(chunks: Iterator[bytes], first: int, wanted: int, stored: np.dtype) -> tuple[int, bool]:
+def _in_mm(sizes: list[float]) -> str:
+    return f"{' x '.join(f'{size:.6g}' for size in sizes)} mm"
+
+
+def _go_through(chunks: Iterator[bytes], offset: int, size: int, dtype: np.dtype) -> tuple[int, bool]:
     """Return how many bytes there are, and whether all voxels are finite."""
-    floats = stored.kind == "f" and stored.itemsize <= 8
-    found, finite, rest = 0, True, b""
+    floats = dtype.kind == "f" and dtype.itemsize <= 8
+    length, finite, remainder = 0, True, b""
     for chunk in chunks:
         if floats:
-            inside = chunk[max(0, first - found) : max(0, first + wanted - found)]
-            values = rest + inside
-            whole = len(values) // stored.itemsize * stored.itemsize
-            finite = finite and bool(np.isfinite(np.frombuffer(values[:whole], stored)).all())
-            rest = values[whole:]
-        found += len(chunk)
-    return found, finite
+            inside = chunk[max(0, offset - length) : max(0, offset + size - length)]
+            values = remainder + inside
+            complete = len(values) // dtype.itemsize * dtype.itemsize
+            finite = finite and bool(np.isfinite(np.frombuffer(values[:complete], dtype)).all())
+            remainder = values[complete:]
+        length += len(chunk)
+    return length, finite
 
 
-def _check_length(path: str, found: int, expected: int) -> None:
-    if found < expected:
+def _check_length(path: str, length: int, expected: int) -> None:
+    if length < expected:
         raise ValueError(
-            f"{path} ends after {found} of {expected} bytes (unpacked, if it is packed), so that a part of the image "
+            f"{path} ends after {length} of {expected} bytes (unpacked, if it is packed), so that a part of the image "
             f"is missing; {COPY_AGAIN}"
         )
 
@@ -180,12 +242,12 @@ def _check_meta_image(path: str) -> None:
         if fields.get("ElementDataFile") != "LOCAL" or not binary or size is None or "DimSize" not in fields:
             return  # the reader's business
         shape = [int(n) for n in fields["DimSize"].split()]
-        wanted = math.prod(shape) * size * int(fields.get("ElementNumberOfChannels", "1"))
+        expected = math.prod(shape) * size * int(fields.get("ElementNumberOfChannels", "1"))
         if fields.get("CompressedData", "").lower() == "true":
-            found = sum(len(chunk) for chunk in _unpacked(file, path, _EITHER))
+            length = sum(len(chunk) for chunk in _unpacked(file, path, _EITHER))
         else:
-            found = os.path.getsize(path) - file.tell()
-    _check_length(path, found, wanted)
+            length = os.path.getsize(path) - file.tell()
+    _check_length(path, length, expected)
 
 
 def _check_gipl(path: str) -> None:
@@ -196,8 +258,8 @@ def _check_gipl(path: str) -> None:
     shape = np.frombuffer(header[:8], ">u2")
     size = _GIPL_BYTES.get(int(np.frombuffer(header[8:10], ">u2")[0]))
     if size is not None:
-        wanted = math.prod(int(n) for n in shape if n) * size
-        _check_length(path, os.path.getsize(path), _GIPL_HEADER + wanted)
+        expected = math.prod(int(n) for n in shape if n) * size
+        _check_length(path, os.path.getsize(path), _GIPL_HEADER + expected)
 
 
 def holds_channels(image: str, channels: int) -> bool:

@@ -22,12 +22,12 @@ def load_dataset_json(raw_folder: str | Path) -> dict[str, Any]:
     path = Path(raw_folder) / FILE
 
     def refuse_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        found = dict(pairs)
-        if len(found) != len(pairs):
+        content = dict(pairs)
+        if len(content) != len(pairs):
             names = [name for name, _ in pairs]
-            twice = sorted({name for name in names if names.count(name) > 1})
-            raise ValueError(f"{path} has {twice[:5]} more than once; names must be unique, rename or remove one")
-        return found
+            duplicates = sorted({name for name in names if names.count(name) > 1})
+            raise ValueError(f"{path} has {duplicates[:5]} more than once; names must be unique, rename or remove one")
+        return content
 
     content: dict[str, Any] = read_json(path, "correct or restore it", object_pairs_hook=refuse_duplicates)
     return content
@@ -37,8 +37,8 @@ def check_dataset_json(raw_folder: str | Path, dataset_json: dict[str, Any]) -> 
     """Check that dataset.json has what nnU-Net cannot do without, and in the right form.
 
     Args:
-        raw_folder: Where it lies, for the messages.
-        dataset_json: Its content.
+        raw_folder: Folder of the dataset.json, for the messages.
+        dataset_json: Content of the dataset.json.
 
     Raises:
         ValueError: Names the key that is missing, or its value.
@@ -60,10 +60,42 @@ def check_dataset_json(raw_folder: str | Path, dataset_json: dict[str, Any]) -> 
         numbers = value if isinstance(value, (list, tuple)) else [value]
         right = bool(numbers) and all(_is_whole(number) for number in numbers)
         _expect(path, f"labels[{label!r}]", value, "a whole number, or a list of them for a region", right)
-    order = dataset_json.get("regions_class_order")
-    right = order is None or (isinstance(order, (list, tuple)) and all(_is_whole(number) for number in order))
-    _expect(path, "regions_class_order", order, "a list of whole numbers", right)
+    class_order = dataset_json.get("regions_class_order")
+    right = class_order is None or (
+        isinstance(class_order, (list, tuple)) and all(_is_whole(number) for number in class_order)
+    )
+    _expect(path, "regions_class_order", class_order, "a list of whole numbers", right)
     _check_listed(path, dataset_json.get("dataset", {}))
+
+
+def raw_dataset_folder(dataset_name: str) -> Path:
+    """Return the folder of a dataset in ``nnUNet_raw``.
+
+    Raises:
+        FileNotFoundError: If it has no dataset.json.
+    """
+    from nnunetv2.paths import nnUNet_raw
+
+    folder = Path(str(nnUNet_raw)) / dataset_name
+    if not (folder / FILE).is_file():
+        raise FileNotFoundError(f"{folder / 'dataset.json'} does not exist; set nnUNet_raw, or name another dataset")
+    return folder
+
+
+def check_raw_dataset(dataset_name_or_id: str | int) -> Path:
+    """Return the folder of a dataset in ``nnUNet_raw`` once its dataset.json is found to be right.
+
+    nnU-Net's own classes read the file before ours can, and say nothing helpful of it.
+
+    Raises:
+        FileNotFoundError: If there is no dataset.json.
+        ValueError: If it is no JSON, or something in it is wrong; names the key.
+    """
+    from nnunetv2.utilities.dataset_name_id_conversion import maybe_convert_to_dataset_name
+
+    folder = raw_dataset_folder(maybe_convert_to_dataset_name(dataset_name_or_id))
+    check_dataset_json(folder, load_dataset_json(folder))
+    return folder
 
 
 def check_number_of_training_cases(raw_folder: str | Path, dataset_json: dict[str, Any]) -> None:

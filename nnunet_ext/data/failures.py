@@ -19,8 +19,8 @@ class Failure:
     Attributes:
         case: Case name, or the file name where no case could be made of it.
         kind: ``"labelled"`` or ``"unlabelled"``.
-        reason: What was wrong, with the file, what was expected and what to do.
-        stage: What was being done, e.g. the configuration that was being preprocessed.
+        reason: What was wrong with the case, with the file, what was expected and what to do.
+        stage: Step that was being done, e.g. the configuration that was being preprocessed.
     """
 
     case: str
@@ -48,7 +48,7 @@ def format_report(failures: list[Failure]) -> str:
     """Return a text that lists every failure once, labelled cases first.
 
     Args:
-        failures: As returned by :func:`drain`; the same case may fail in several configurations.
+        failures: Failures as :func:`drain` returns them; the same case may fail in several configurations.
     """
     if not failures:
         return ""
@@ -63,7 +63,7 @@ def format_report(failures: list[Failure]) -> str:
         elif reasons:
             lines.append("Unlabelled cases that failed:")
         for (case, reason), stages in reasons.items():
-            where = f" [{', '.join(s for s in stages if s)}]" if any(stages) else ""
-            lines.append(f"  {case}{where}: {reason}")
+            step = f" [{', '.join(s for s in stages if s)}]" if any(stages) else ""
+            lines.append(f"  {case}{step}: {reason}")
     lines.append("Mend or remove them and run the same command again; finished unlabelled cases are not redone.")
     return "\n".join(lines)

@@ -9,11 +9,12 @@ from nnunetv2.paths import nnUNet_preprocessed, nnUNet_raw
 from nnunetv2.utilities.dataset_name_id_conversion import maybe_convert_to_dataset_name
 from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
 
+from nnunet_ext.data.case_files import file_problem
+from nnunet_ext.data.dataset_json import load_dataset_json
 from nnunet_ext.data.failures import LABELLED, Failure, record
-from nnunet_ext.data.unlabeled import file_problem, labelled_cases, load_dataset_json
+from nnunet_ext.data.preprocessors import OUR_PREPROCESSORS
+from nnunet_ext.data.unlabelled_only import labelled_cases
 from nnunet_ext.files import read_json, sweep, whole
-
-OUR_PREPROCESSORS = ("SemiSupervisedPreprocessor",)
 
 
 def copy_what_is_there(dataset_name_or_id: int | str, plans_identifier: str, complaint: str | None = None) -> bool:

@@ -15,7 +15,7 @@ def sweep_all(folder: str | Path) -> list[Path]:
     """Remove what killed processes left half-written in a folder; whoever is alive keeps theirs.
 
     Args:
-        folder: Looked at without its subfolders; it need not exist.
+        folder: Folder to look at, without its subfolders; it need not exist.
 
     Returns:
         What was removed.

@@ -70,11 +70,11 @@ def map_isolated(
     a process of its own, and the others go on in new workers. Where that helped, it is said on stderr at the end.
 
     Args:
-        work: A function that can be pickled.
-        tasks: Its arguments by name.
-        num_processes: Spawned processes; 1 or less works in this one.
+        work: Function to call; it can be pickled.
+        tasks: Arguments of each call, by the name of the task.
+        num_processes: Number of spawned processes; 1 or less works in this one.
         always_spawn: Spawn one process even then.
-        handed_out: Calls whose results may be there at a time; twice the number of processes if not given.
+        handed_out: Number of calls whose results may be there at a time; twice the number of processes if not given.
         remedy: What to do where a worker died, for the message.
 
     Yields:

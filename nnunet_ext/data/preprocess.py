@@ -16,6 +16,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 from tqdm import tqdm
 
 from nnunet_ext.data import unlabeled_store as store
+from nnunet_ext.data.dataset_json import load_dataset_json, number_of_channels
 from nnunet_ext.data.failures import UNLABELLED, Failure
 from nnunet_ext.data.leftovers import sweep_all
 from nnunet_ext.data.plans import load_configuration
@@ -23,13 +24,7 @@ from nnunet_ext.data.pool import map_isolated
 from nnunet_ext.data.reading import describe, read_checked
 from nnunet_ext.data.signature import changed_plans, digest, plans_signature, source_signature
 from nnunet_ext.data.splits import hidden_cases
-from nnunet_ext.data.unlabeled import (
-    UnlabeledCase,
-    find_unlabeled_cases,
-    load_dataset_json,
-    number_of_channels,
-    where_looked,
-)
+from nnunet_ext.data.unlabeled import UnlabeledCase, find_unlabeled_cases, where_looked
 from nnunet_ext.files import DiskFullError, only_here
 
 __all__ = ["Summary", "load_configuration", "preprocess_unlabeled"]
@@ -40,11 +35,11 @@ class Summary:
     """What a run did.
 
     Attributes:
-        folder: Where the preprocessed cases lie.
-        done: Names preprocessed now.
-        kept: Names that were up to date.
-        removed: Names whose scans are no longer part of the dataset.
-        failures: One for every case that failed.
+        folder: Folder of the preprocessed cases.
+        done: Names of the cases that were preprocessed now.
+        kept: Names of the cases that were up to date.
+        removed: Names of the cases whose scans are no longer part of the dataset.
+        failures: One failure for every case that failed.
     """
 
     folder: Path
@@ -68,7 +63,7 @@ def preprocess_unlabeled(
         dataset_name_or_id: Dataset name or number.
         plans_identifier: Name of the plans, without ``.json``.
         configuration: Name of the configuration.
-        num_processes: Worker processes; 1 works in this process.
+        num_processes: Number of worker processes; 1 works in this process.
         clean: Start over instead of continuing.
         show_progress_bar: Show a tqdm bar.
 
@@ -106,9 +101,9 @@ def preprocess_unlabeled(
             shutil.rmtree(summary.folder)
         for folder in (summary.folder, summary.folder / store.VALID_FOLDER, summary.folder / store.FAILED_FOLDER):
             sweep_all(folder)
-        todo = _sort_out(cases, signature, summary)
+        cases_to_do = _sort_out(cases, signature, summary)
         summary.folder.mkdir(parents=True, exist_ok=True)
-        _run(work, todo, min(num_processes, len(todo)), summary, configuration, show_progress_bar)
+        _run(work, cases_to_do, min(num_processes, len(cases_to_do)), summary, configuration, show_progress_bar)
     return summary
 
 
@@ -118,16 +113,16 @@ def _sort_out(cases: dict[str, UnlabeledCase], signature: dict[str, Any], summar
     What is there of a case to do stays until its new version is written, or it fails.
     """
     folder = summary.folder
-    failed = {failure.case: failure.reason for failure in summary.failures}
+    reasons = {failure.case: failure.reason for failure in summary.failures}
     for name in {*store.finished_cases(folder), *store.failed_cases(folder)} - cases.keys():
-        if name in failed:
-            store.set_aside(folder, name, failed[name])
+        if name in reasons:
+            store.set_aside(folder, name, reasons[name])
         else:
             was_used = (folder / f"{name}.json").is_file()
             store.remove_case(folder, name)
             if was_used:
                 summary.removed.append(name)
-    todo = []
+    cases_to_do = []
     for name, case in cases.items():
         if _up_to_date(store.read_metadata(folder, name), case, signature) and store.damage(folder, name) is None:
             summary.kept.append(name)
@@ -138,9 +133,9 @@ def _sort_out(cases: dict[str, UnlabeledCase], signature: dict[str, Any], summar
             store.take_back(folder, name)
             summary.kept.append(name)
         else:
-            todo.append(case)
+            cases_to_do.append(case)
     summary.removed.sort()
-    return todo
+    return cases_to_do
 
 
 def _up_to_date(metadata: dict[str, Any] | None, case: UnlabeledCase, signature: dict[str, Any]) -> bool:
@@ -150,17 +145,22 @@ def _up_to_date(metadata: dict[str, Any] | None, case: UnlabeledCase, signature:
         source = source_signature(case.images)
     except OSError:
         return False
-    found = (metadata.get("source"), metadata.get("hidden_label"))
-    return found == (source, case.hidden_label) and changed_plans(metadata, signature) == []
+    made_of = (metadata.get("source"), metadata.get("hidden_label"))
+    return made_of == (source, case.hidden_label) and changed_plans(metadata, signature) == []
 
 
 def _run(
-    work: partial, todo: list[UnlabeledCase], num_processes: int, summary: Summary, stage: str, show: bool
+    work: partial,
+    cases_to_do: list[UnlabeledCase],
+    num_processes: int,
+    summary: Summary,
+    stage: str,
+    show_progress_bar: bool,
 ) -> None:
-    tasks = {case.name: (case,) for case in todo}
+    tasks = {case.name: (case,) for case in cases_to_do}
     with contextlib.closing(map_isolated(work, tasks, num_processes)) as results:
         for name, problem, error in tqdm(
-            results, "Preprocessing unlabelled cases", len(tasks), disable=not show or not tasks
+            results, "Preprocessing unlabelled cases", len(tasks), disable=not show_progress_bar or not tasks
         ):
             if isinstance(error, DiskFullError):
                 raise error  # every other case would fail as well

@@ -10,8 +10,8 @@ from nnunetv2.paths import nnUNet_preprocessed
 from nnunetv2.utilities.dataset_name_id_conversion import maybe_convert_to_dataset_name
 
 from nnunet_ext.data.dataset_json import FILE
-from nnunet_ext.data.ground_truth import OUR_PREPROCESSORS
 from nnunet_ext.data.plans import load_configuration, read_plans
+from nnunet_ext.data.preprocessors import OUR_PREPROCESSORS
 from nnunet_ext.files import only_here, read_json
 
 _MARKS = ("nnunet_ext.", *OUR_PREPROCESSORS)  # in plans of ours, damaged ones too
@@ -23,7 +23,7 @@ def guarded(dataset_name_or_id: int | str, plans_identifier: str, configurations
     Args:
         dataset_name_or_id: Dataset name or number.
         plans_identifier: Name of the plans, without ``.json``.
-        configurations: Those to preprocess; what the plans have not is left out, as nnU-Net does.
+        configurations: Names of the configurations to preprocess; what the plans have not is left out, as nnU-Net does.
 
     Returns:
         A context that holds the locks. Preprocessors of ours check and lock for themselves.

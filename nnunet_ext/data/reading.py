@@ -23,16 +23,16 @@ def choose_reader(dataset_json: dict[str, Any], images: Iterable[str]) -> type[B
 
     Args:
         dataset_json: The dataset's dataset.json.
-        images: Candidates; nnU-Net itself asks the first only, and would fail if that one is damaged.
+        images: Files to try; nnU-Net itself asks the first only, and would fail if that one is damaged.
 
     Raises:
         ValueError: If no image can be opened.
     """
     from nnunetv2.imageio.reader_writer_registry import determine_reader_writer_from_dataset_json
 
-    first = None
+    example = None
     for image in images:
-        first = first or image
+        example = example or image
         # nnU-Net prints a traceback for every reader that cannot open the file.
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
             try:
@@ -40,7 +40,7 @@ def choose_reader(dataset_json: dict[str, Any], images: Iterable[str]) -> type[B
             except RuntimeError:
                 continue
     raise ValueError(
-        f"none of nnU-Net's readers opens any image of this dataset, e.g. {first} (file_ending "
+        f"none of nnU-Net's readers opens any image of this dataset, e.g. {example} (file_ending "
         f"{dataset_json['file_ending']!r} in dataset.json); replace the files or correct dataset.json"
     )
 
@@ -51,10 +51,10 @@ def read_checked(
     """Read the channels of one case and check what nnU-Net would only notice later, or never.
 
     Args:
-        images: One file a channel.
+        images: Image files of the case, one a channel.
         reader_class: nnU-Net's reader, as the plans name it.
         channels: Number of channels expected.
-        strict: Compare origin and direction of the channels too; without, only shape and spacing, as nnU-Net does.
+        strict: Compare origin and direction of the channels too; otherwise only shape and spacing, as nnU-Net does.
 
     Returns:
         ``(C, *S)`` float32 and the reader's properties of the first channel.
@@ -65,7 +65,7 @@ def read_checked(
     """
     reader = reader_class()
     data = np.zeros(0, np.float32)
-    first: dict[str, Any] = {}
+    first_properties: dict[str, Any] = {}
     for index, image in enumerate(images):
         check_complete(image)
         array, properties = read_quietly(reader.read_images, image)
@@ -74,16 +74,16 @@ def read_checked(
         check_values(image, array)
         check_spacing(image, properties)
         if index == 0:
-            first, data = properties, array
+            first_properties, data = properties, array
             if len(images) > 1:
                 data = np.empty((len(images), *array.shape[1:]), array.dtype)
         else:
-            _check_same_geometry(image, array, properties, images[0], data, first, strict)
+            _check_same_geometry(image, array, properties, images[0], data, first_properties, strict)
         if len(images) > 1:
             data[index] = array[0]
     if len(data) != channels:
         raise ValueError(describe_channels(images[0], data, reader_class, images, channels))
-    return data, first
+    return data, first_properties
 
 
 def read_labels(
@@ -92,9 +92,9 @@ def read_labels(
     """Read the label map of a case and check that it lies on the grid of its image.
 
     Args:
-        label: File.
-        reader_class: nnU-Net's reader.
-        shape: ``*S`` of the image.
+        label: File of the label map.
+        reader_class: nnU-Net's reader of the label map.
+        shape: Shape of the image, ``*S``.
         image: Name of the image, for the message.
 
     Returns:
@@ -117,7 +117,7 @@ def read_quietly(read: Callable[[Any], tuple[np.ndarray, dict[str, Any]]], *file
     """Call a method of nnU-Net's readers, and name the file that it cannot read.
 
     Args:
-        read: ``read_images`` of a reader, or ``read_seg``, which takes one file.
+        read: Method of a reader to call: ``read_images``, or ``read_seg``, which takes one file.
         files: Images of one case, one a channel; or a label map.
 
     Raises:
@@ -145,8 +145,8 @@ def check_values(name: str, array: np.ndarray) -> None:
     """Refuse values with which normalisation and resampling give no numbers.
 
     Args:
-        name: Of the image, for the message.
-        array: Any shape.
+        name: Name of the image, for the message.
+        array: Voxels, in any shape.
 
     Raises:
         ValueError: If a value is NaN or infinite, or so large that its square overflows in sums over a volume.
@@ -166,8 +166,8 @@ def check_spacing(name: str, properties: dict[str, Any]) -> None:
     """Refuse a spacing that is none.
 
     Args:
-        name: Of the image, for the message.
-        properties: As nnU-Net's readers return them.
+        name: Name of the image, for the message.
+        properties: Properties of the image, as nnU-Net's readers return them.
 
     Raises:
         ValueError: If it is not three positive, finite lengths.
@@ -202,10 +202,10 @@ def describe_channels(
     """
     if reads_natural_images(reader_class):
         kind = {1: "grey", 3: "RGB", 4: "RGB with transparency (RGBA)"}.get(len(array), f"of {len(array)} channels")
-        wanted = "RGB" if channels == 3 else f"{channels} grey image(s), one a channel"
+        expected = "RGB" if channels == 3 else f"{channels} grey image(s), one a channel"
         return (
-            f"{image} is {kind}, expected {wanted}, as dataset.json names {channels} channel(s); save it so (the case "
-            f"has {', '.join(images)})"
+            f"{image} is {kind}, expected {expected}, as dataset.json names {channels} channel(s); save it so (the "
+            f"case has {', '.join(images)})"
         )
     if array.ndim == 4 and len(images) == 1:
         return (
@@ -220,8 +220,8 @@ def describe_channels(
 def describe(error: Exception, images: tuple[str, ...]) -> str:
     """Return what was wrong, with the file named."""
     text = str(error).strip() or type(error).__name__
-    named = any(image in text for image in images)
-    return text if named else f"{images[0]}: {text} ({type(error).__name__})"
+    is_named = any(image in text for image in images)
+    return text if is_named else f"{images[0]}: {text} ({type(error).__name__})"
 
 
 def one_line(error: Exception) -> str:
@@ -246,10 +246,10 @@ def _check_same_geometry(
         )
     geometry, expected = _geometry(properties, strict), _geometry(first, strict)
     for key, value in expected.items():
-        found = geometry.get(key)
-        if found is None or not np.allclose(found, value, atol=1e-3):
+        actual = geometry.get(key)
+        if actual is None or not np.allclose(actual, value, atol=1e-3):
             raise ValueError(
-                f"{image} has {key} {_rounded(found)}, but {first_image} has {_rounded(value)}; channels of one case "
+                f"{image} has {key} {_rounded(actual)}, but {first_image} has {_rounded(value)}; channels of one case "
                 "must lie on the same grid"
             )
 

@@ -9,12 +9,13 @@ import re
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+from nnunet_ext.data.completeness import nifti_pair
+from nnunet_ext.data.preprocessors import SAME_PER_CASE
+
 if TYPE_CHECKING:  # imports torch, which workers that only read scans can do without
     from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
     from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 
-# Ours treats one case exactly as the stock preprocessor does; only the iteration over the cases differs.
-_SAME_PER_CASE = {"SemiSupervisedPreprocessor": "DefaultPreprocessor"}
 # Was part of the signature once; it decides the layout on disk, but no voxel.
 _WITHOUT_EFFECT = ("patch_size",)
 _HEADER_BYTES = 2**16  # of a header with its data in another file, which is short
@@ -24,7 +25,7 @@ def plans_signature(plans_manager: PlansManager, configuration_manager: Configur
     """Return everything of the plans on which a preprocessed case depends, as JSON values."""
     configuration = configuration_manager.configuration
     signature = {
-        "preprocessor": _SAME_PER_CASE.get(configuration["preprocessor_name"], configuration["preprocessor_name"]),
+        "preprocessor": SAME_PER_CASE.get(configuration["preprocessor_name"], configuration["preprocessor_name"]),
         "image_reader_writer": plans_manager.plans["image_reader_writer"],
         "transpose_forward": plans_manager.transpose_forward,
         "foreground_intensity_properties_per_channel": plans_manager.foreground_intensity_properties_per_channel,
@@ -48,17 +49,17 @@ def changed_plans(metadata: dict[str, Any], signature: dict[str, Any]) -> list[s
     """Return which parts of the plans have changed since a case was preprocessed.
 
     Args:
-        metadata: Of the case, with its ``"plans_signature"`` and the digest of that.
-        signature: What :func:`plans_signature` returns now.
+        metadata: Metadata of the case, with its ``"plans_signature"`` and the digest of that.
+        signature: Signature of the plans as they are now, from :func:`plans_signature`.
 
     Returns:
         Names of the parts, none if the case is as it would be made now; None where the case does not say what made it.
     """
-    before = metadata.get("plans_signature")
-    if not isinstance(before, dict) or metadata.get("plans_digest") != digest(before):
+    earlier = metadata.get("plans_signature")
+    if not isinstance(earlier, dict) or metadata.get("plans_digest") != digest(earlier):
         return [] if metadata.get("plans_digest") == digest(signature) else None
-    before = {key: value for key, value in before.items() if key not in _WITHOUT_EFFECT}
-    return sorted(key for key in before.keys() | signature.keys() if before.get(key) != signature.get(key))
+    earlier = {key: value for key, value in earlier.items() if key not in _WITHOUT_EFFECT}
+    return sorted(key for key in earlier.keys() | signature.keys() if earlier.get(key) != signature.get(key))
 
 
 def source_signature(files: tuple[str, ...]) -> dict[str, Any]:
@@ -80,8 +81,8 @@ def case_source(files: tuple[str, ...], reader_class: type[BaseReaderWriter], ch
     """Return everything on which what is found by reading a case depends, as JSON values.
 
     Args:
-        files: Images, and label if there is one.
-        reader_class: nnU-Net's reader of them.
+        files: Image files of the case, and its label file if there is one.
+        reader_class: nnU-Net's reader of the files.
         channels: Channels that dataset.json declares.
 
     Raises:
@@ -97,10 +98,8 @@ def _read_along(file: str) -> Iterator[str]:
     if ending.lower() in (".tif", ".tiff"):
         # nnU-Net's reader of 3D TIFF takes the spacing of CASE_0000.tif, and of a label CASE.tif, from CASE.json.
         candidates = [re.sub(r"_\d{4}$", "", stem) + ".json", stem + ".json"]
-    elif ending.lower() == ".hdr":
-        candidates = [stem + ".img", stem + ".img.gz"]
-    elif ending.lower() == ".img":
-        candidates = [stem + ".hdr"]
+    elif pair := nifti_pair(file):
+        candidates = list(pair)
     elif ending.lower() in (".mhd", ".nhdr"):
         candidates = _named_in_header(file)
     for candidate in dict.fromkeys(candidates):
@@ -112,8 +111,8 @@ def _named_in_header(file: str) -> list[str]:
     """Return the files that a MetaImage or NRRD header names: one, a list, or a pattern of slices."""
     if not os.path.isfile(file):  # a named pipe would be waited for
         return []
-    with open(file, "rb") as opened:
-        text = opened.read(_HEADER_BYTES).decode("utf-8", "replace")
+    with open(file, "rb") as header:
+        text = header.read(_HEADER_BYTES).decode("utf-8", "replace")
     match = re.search(r"^(?:ElementDataFile\s*=|data ?file:)[ \t]*(.*)$", text, re.MULTILINE)
     if match is None:
         return []

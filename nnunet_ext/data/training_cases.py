@@ -14,10 +14,11 @@ from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
 from tqdm import tqdm
 
 from nnunet_ext.data import unlabeled_store as store
+from nnunet_ext.data.dataset_json import load_dataset_json
 from nnunet_ext.data.host import Trainer
 from nnunet_ext.data.signature import changed_plans, plans_signature, source_signature
 from nnunet_ext.data.splits import hidden_cases_of_fold
-from nnunet_ext.data.unlabeled import UnlabeledCase, find_unlabeled_cases, load_dataset_json, where_looked
+from nnunet_ext.data.unlabeled import UnlabeledCase, find_unlabeled_cases, where_looked
 
 _NAMED = 10  # cases named in a message; the others are counted
 

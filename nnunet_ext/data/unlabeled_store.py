@@ -8,7 +8,6 @@ of other plans, is not used, and is taken back if that scan and those plans are.
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ import blosc2
 import numpy as np
 from nnunetv2.training.dataloading.nnunet_dataset import comp_blosc2_params
 
-from nnunet_ext.files import remove, whole, write_json
+from nnunet_ext.files import read_json, remove, whole, write_json
 
 VALID_FOLDER = "valid"
 FAILED_FOLDER = "failed"
@@ -48,10 +47,10 @@ def _read_metadata(folder: Path, file: Path, name: str) -> dict[str, Any] | None
 
 def _object(file: Path) -> dict[str, Any] | None:
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
+        content: dict[str, Any] = read_json(file)
     except (OSError, ValueError):
         return None
-    return content if isinstance(content, dict) else None
+    return content
 
 
 def finished_cases(folder: Path) -> list[str]:
@@ -64,8 +63,8 @@ def finished_cases(folder: Path) -> list[str]:
 def failed_cases(folder: Path) -> dict[str, str]:
     """Return why cases failed when they were last tried, by name, sorted."""
     names = finished_cases(folder / FAILED_FOLDER)
-    found = {name: _object(folder / FAILED_FOLDER / f"{name}.json") for name in names}
-    return {name: str((metadata or {}).get(REASON, "unknown")) for name, metadata in found.items()}
+    records = {name: _object(folder / FAILED_FOLDER / f"{name}.json") for name in names}
+    return {name: str((metadata or {}).get(REASON, "unknown")) for name, metadata in records.items()}
 
 
 def damage(folder: Path, name: str) -> str | None:
@@ -97,11 +96,11 @@ def save_case(
     """Write one case; a killed run leaves no half-written case behind, and what was there stays until then.
 
     Args:
-        folder: Target folder.
+        folder: Folder of the preprocessed cases.
         name: Case name.
-        data: ``(C, *S)``.
-        valid: ``(1, *S)``, 1 where pseudo-supervision is allowed.
-        metadata: JSON values.
+        data: Image, ``(C, *S)``.
+        valid: Validity mask, ``(1, *S)``, 1 where pseudo-supervision is allowed.
+        metadata: What made the case, as JSON values.
         patch_size: Patch size of the configuration in voxels, from which the layout on disk follows.
 
     Raises:
@@ -124,16 +123,16 @@ def set_aside(folder: Path, name: str, reason: str) -> None:
     """Note that a case failed: what is there of it is not used any more.
 
     Args:
-        folder: Folder of the cases.
+        folder: Folder of the preprocessed cases.
         name: Case name.
-        reason: What was wrong.
+        reason: What was wrong with the case.
     """
-    own, noted = folder / f"{name}.json", folder / FAILED_FOLDER / f"{name}.json"
-    before = read_metadata(folder, name) or read_set_aside(folder, name) or {}
-    content = before | {REASON: reason}
-    if _object(noted) != content:
-        write_json(noted, content, indent=1)
-    own.unlink(missing_ok=True)
+    metadata_file, failure_file = folder / f"{name}.json", folder / FAILED_FOLDER / f"{name}.json"
+    metadata = read_metadata(folder, name) or read_set_aside(folder, name) or {}
+    content = metadata | {REASON: reason}
+    if _object(failure_file) != content:
+        write_json(failure_file, content, indent=1)
+    metadata_file.unlink(missing_ok=True)
 
 
 def take_back(folder: Path, name: str) -> None:

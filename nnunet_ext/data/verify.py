@@ -9,15 +9,11 @@ from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
 from tqdm import tqdm
 
+from nnunet_ext.data.dataset_json import check_dataset_json, load_dataset_json, number_of_channels
 from nnunet_ext.data.failures import UNLABELLED, Failure, record
 from nnunet_ext.data.pool import map_isolated
 from nnunet_ext.data.reading import choose_reader, read_checked
-from nnunet_ext.data.unlabeled import (
-    check_dataset_json,
-    find_unlabeled_cases,
-    load_dataset_json,
-    number_of_channels,
-)
+from nnunet_ext.data.unlabeled import find_unlabeled_cases
 
 
 def verify_unlabelled_only(folder: str | Path, num_processes: int = 8) -> None:
@@ -27,7 +23,7 @@ def verify_unlabelled_only(folder: str | Path, num_processes: int = 8) -> None:
 
     Args:
         folder: The dataset's folder in ``nnUNet_raw``.
-        num_processes: Worker processes.
+        num_processes: Number of worker processes.
 
     Raises:
         ValueError: If dataset.json contradicts itself or the files.

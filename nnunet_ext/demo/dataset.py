@@ -1,6 +1,5 @@
 """The phantoms as an nnU-Net raw data set: few labelled cases, many unlabelled ones, labelled test cases."""
 
-import json
 from pathlib import Path
 
 import SimpleITK
@@ -24,10 +23,10 @@ def write_dataset(raw_folder: Path, seed: int = 0, labeled: int = 5, unlabeled: 
 
     Args:
         raw_folder: nnU-Net's ``nnUNet_raw``; the data set becomes a folder in it.
-        seed: Of the data set; the same seed gives the same patients.
-        labeled: Cases in ``imagesTr`` and ``labelsTr``.
-        unlabeled: Cases in ``imagesUnlabeled``.
-        test: Cases in ``imagesTs`` and ``labelsTs``.
+        seed: Seed of the data set; the same seed gives the same patients.
+        labeled: Number of cases in ``imagesTr`` and ``labelsTr``.
+        unlabeled: Number of cases in ``imagesUnlabeled``.
+        test: Number of cases in ``imagesTs`` and ``labelsTs``.
 
     Returns:
         The folder of the data set.
@@ -36,8 +35,8 @@ def write_dataset(raw_folder: Path, seed: int = 0, labeled: int = 5, unlabeled: 
         ValueError: If the folder holds a phantom data set made with other arguments.
     """
     folder = raw_folder / DATASET_NAME
-    for used in (folder, *(folder / name for name in _FOLDERS)):
-        files.sweep(used)
+    for place in (folder, *(folder / name for name in _FOLDERS)):
+        files.sweep(place)
     files.remove(folder / "unfinished")  # where killed runs once left what they wrote
     counts = {"labeled": labeled, "unlabeled": unlabeled, "test": test}
     _claim(folder, {"seed": seed, **counts})
@@ -47,19 +46,13 @@ def write_dataset(raw_folder: Path, seed: int = 0, labeled: int = 5, unlabeled: 
     return folder
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """Write a text file that is either complete or not there."""
-    with files.whole(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
-
-
 def _claim(folder: Path, made_with: dict[str, int]) -> None:
     """Write dataset.json first: it records what the cases are made with."""
     path = folder / "dataset.json"
     if path.is_file():
-        found = files.read_json(path, "remove it: it is written again").get("phantom")
-        if found != made_with:
-            raise ValueError(f"{folder} holds phantoms made with {found}, expected {made_with}; use another folder")
+        recorded = files.read_json(path, "remove it: it is written again").get("phantom")
+        if recorded != made_with:
+            raise ValueError(f"{folder} holds phantoms made with {recorded}, expected {made_with}; use another folder")
         return
     content = {
         "channel_names": {"0": "CT"},
@@ -70,7 +63,7 @@ def _claim(folder: Path, made_with: dict[str, int]) -> None:
         "description": "Phantoms that look like an abdominal CT, made by nnU-Net extensions. No patient data.",
         "phantom": made_with,
     }
-    write_atomically(path, json.dumps(content, indent=2))
+    files.write_json(path, content)
 
 
 def _write_case(folder: Path, group: str, number: int, seed: int) -> None:

@@ -33,11 +33,11 @@ class OverlayRow:
     """One case of the overlay figure, all of it one axial slice.
 
     Attributes:
-        title: Stands left of the row.
-        hu: ``(y, x)`` scan.
-        maps: ``(y, x)`` label maps, one for each column after the scan.
+        title: Text left of the row.
+        hu: Scan, ``(y, x)``.
+        maps: Label maps, ``(y, x)``, one for each column after the scan.
         aspect: Voxel height over voxel width, so that the axes are to scale in mm.
-        captions: Under each column, the scan's included; empty for none.
+        captions: Text under each column, the scan's included; empty for none.
     """
 
     title: str
@@ -51,8 +51,8 @@ def read_slices(image: Path, label_maps: Sequence[Path]) -> tuple[Array, list[Ar
     """Read the axial slice with the most labels, front up and the patient's right on the left, however it is stored.
 
     Args:
-        image: The scan.
-        label_maps: Label maps on the same grid; the first one, the ground truth, chooses the slice.
+        image: File of the scan.
+        label_maps: Files of label maps on the same grid; the first one, the ground truth, chooses the slice.
 
     Returns:
         Scan and label maps as ``(y, x)``, and the aspect of ``OverlayRow``.
@@ -75,8 +75,8 @@ def overlay_figure(rows: Sequence[OverlayRow], columns: Sequence[str]) -> Figure
     """Scans beside their label maps as coloured overlays, with a legend.
 
     Args:
-        rows: The cases.
-        columns: Titles: the scan's, then one for each label map.
+        rows: Rows of the figure, one a case.
+        columns: Titles of the columns: the scan's, then one for each label map.
 
     Returns:
         The figure; save it with ``savefig``.
@@ -109,9 +109,9 @@ def dice_figure(organs: Sequence[str], baseline: Array, candidate: Array, titles
     """Dice of every test case, the two methods side by side and joined by lines, with their means.
 
     Args:
-        organs: Names of the columns.
-        baseline: ``(cases, organs)``.
-        candidate: ``(cases, organs)``.
+        organs: Names of the organs.
+        baseline: Dice of the first method, ``(cases, organs)``.
+        candidate: Dice of the second method, ``(cases, organs)``.
         titles: Names of the two methods.
 
     Returns:

@@ -36,8 +36,8 @@ class Phantom:
     """One patient.
 
     Attributes:
-        hu: ``(z, y, x)`` int16, Hounsfield units.
-        labels: ``(z, y, x)`` uint8, the values of ``LABELS``.
+        hu: Hounsfield units, ``(z, y, x)`` int16.
+        labels: Label map with the values of ``LABELS``, ``(z, y, x)`` uint8.
         spacing_mm: Voxel size in array order.
         origin_mm: Position of the first voxel in the order ``(x, y, z)``.
         direction: Sign of each axis in the order ``(x, y, z)``.
@@ -117,7 +117,7 @@ class _Body:
         """Distance from ``centre`` in units of the ellipsoid's surface: inside is below 1.
 
         Args:
-            centre: In mm.
+            centre: Centre in mm.
             radii: Half axes in mm.
             turn_deg: Rotation about the body's long axis.
             tilt_deg: Rotation about the front-back axis, after the turn.
@@ -148,8 +148,8 @@ def make_phantom(seed: int, index: int) -> Phantom:
     a smooth random deformation bends everything.
 
     Args:
-        seed: Of the data set.
-        index: Of the case in it.
+        seed: Seed of the data set.
+        index: Number of the case in the data set.
 
     Returns:
         A patient in which every organ of ``LABELS`` is present.

@@ -9,13 +9,9 @@ from nnunet_ext import files
 from nnunet_ext.evaluation import command
 from nnunet_ext.evaluation.usage import tree_memory_mb
 
-__all__ = ["DemoError", "Usage", "find_command", "run_command", "tree_memory_mb"]
+__all__ = ["Usage", "run_command", "tree_memory_mb"]
 
 _MEMORY_SECONDS = 4  # adding up shared pages walks through the page tables of the training, which slows it
-
-
-class DemoError(RuntimeError):
-    """The demo cannot go on; the message says why and what to do."""
 
 
 @dataclass
@@ -38,24 +34,6 @@ class Usage:
         files.write_json(path, {**asdict(self), **more})
 
 
-def find_command(name: str) -> str:
-    """Find a command of this environment: beside the interpreter, else on PATH.
-
-    Args:
-        name: Of the command, e.g. ``nnUNetv2_train``.
-
-    Returns:
-        Its path.
-
-    Raises:
-        DemoError: If there is none.
-    """
-    try:
-        return command.find_command(name)
-    except command.CommandError as error:
-        raise DemoError(str(error)) from error
-
-
 def run_command(
     arguments: Sequence[str],
     environment: Mapping[str, str],
@@ -70,28 +48,26 @@ def run_command(
         arguments: Name of the command and its arguments.
         environment: Variables set on top of this process's own.
         log: File that everything the command prints is appended to.
-        usage: Is updated while the command runs.
-        on_line: Called with each line that the command prints.
-        on_tick: Called about twice a second.
+        usage: Record that is updated while the command runs.
+        on_line: Function that is called with each line that the command prints.
+        on_tick: Function that is called about twice a second.
 
     Raises:
-        DemoError: If the command is missing or fails; names the command and its log.
+        CommandError: If the command is missing or fails; names the command and its log.
     """
-    clock, before = time.monotonic(), usage.seconds
-    sampled = clock - _MEMORY_SECONDS
+    clock, seconds_before = time.monotonic(), usage.seconds
+    last_sample = clock - _MEMORY_SECONDS
 
     def tick(pid: int) -> None:
-        nonlocal sampled
-        now = time.monotonic()
-        if now - sampled >= _MEMORY_SECONDS:
-            sampled = now
+        nonlocal last_sample
+        time_now = time.monotonic()
+        if time_now - last_sample >= _MEMORY_SECONDS:
+            last_sample = time_now
             usage.peak_memory_mb = max(usage.peak_memory_mb, tree_memory_mb(pid))
-        usage.seconds = before + now - clock
+        usage.seconds = seconds_before + time_now - clock
         on_tick()
 
     try:
         command.run_command(arguments, log, environment, on_line, tick)
-    except command.CommandError as error:
-        raise DemoError(str(error)) from error
     finally:
-        usage.seconds = before + time.monotonic() - clock
+        usage.seconds = seconds_before + time.monotonic() - clock

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from nnunet_ext import files
-from nnunet_ext.demo.dataset import FILE_ENDING, write_atomically
+from nnunet_ext.demo.dataset import FILE_ENDING
 from nnunet_ext.demo.figures import OverlayRow, dice_figure, overlay_figure, read_slices
 from nnunet_ext.demo.phantom import LABELS
 
@@ -26,12 +26,12 @@ class Method:
     """One of the two trainings.
 
     Attributes:
-        title: For tables and figures.
-        trainer: The name after ``-tr``.
-        predictions: Folder with its segmentations of the test cases and nnU-Net's ``summary.json``.
+        title: Name of the method in tables and figures.
+        trainer: Name of the trainer, after ``-tr``.
+        predictions: Folder with the method's segmentations of the test cases and nnU-Net's ``summary.json``.
         seconds: Wall-clock time of the training.
-        peak_memory_mb: Of the training.
-        curves: nnU-Net's ``progress.png``.
+        peak_memory_mb: Peak of host memory of the training, in 10^6 bytes.
+        curves: File of the training curves, nnU-Net's ``progress.png``.
     """
 
     title: str
@@ -48,8 +48,8 @@ class Comparison:
 
     Attributes:
         cases: Names of the test cases.
-        baseline: ``(cases, organs)``.
-        candidate: ``(cases, organs)``.
+        baseline: Dice of the first method, ``(cases, organs)``.
+        candidate: Dice of the second method, ``(cases, organs)``.
     """
 
     cases: tuple[str, ...]
@@ -64,7 +64,7 @@ class Comparison:
         """Mean difference and its 95 % interval, from a bootstrap over the cases that keeps pairs together.
 
         Args:
-            organ: Column; ``None`` for the mean over organs.
+            organ: Column of the organ; ``None`` for the mean over organs.
 
         Returns:
             Mean, lower and upper end.
@@ -77,7 +77,7 @@ def paired_bootstrap(differences: Array) -> tuple[float, float, float]:
     """Mean of paired differences with its 95 % percentile bootstrap interval.
 
     Args:
-        differences: One per case; NaN is left out.
+        differences: Differences, one a case; NaN is left out.
 
     Returns:
         Mean, lower and upper end; the seed is fixed, so the same input gives the same interval.
@@ -95,8 +95,8 @@ def compare(baseline: Path, candidate: Path) -> Comparison:
     """Read the two ``summary.json`` of nnU-Net's evaluation.
 
     Args:
-        baseline: File of the first method.
-        candidate: File of the second method.
+        baseline: ``summary.json`` of the first method.
+        candidate: ``summary.json`` of the second method.
 
     Returns:
         Dice for each case and organ.
@@ -128,9 +128,9 @@ def verdict(comparison: Comparison, baseline: str, candidate: str) -> str:
     """Say in one sentence what the comparison shows, and what it does not.
 
     Args:
-        comparison: Of the two methods.
-        baseline: Name of the first.
-        candidate: Name of the second.
+        comparison: Comparison of the two methods.
+        baseline: Name of the first method.
+        candidate: Name of the second method.
 
     Returns:
         The sentence.
@@ -148,7 +148,7 @@ def write_report(folder: Path, dataset: Path, baseline: Method, candidate: Metho
     """Print the table and write ``report.md``, ``report.json`` and the figures.
 
     Args:
-        folder: Where to write.
+        folder: Folder to write to.
         dataset: Raw data set with the test images and labels.
         baseline: The supervised training.
         candidate: The semi-supervised training.
@@ -171,7 +171,9 @@ def write_report(folder: Path, dataset: Path, baseline: Method, candidate: Metho
             with files.whole(folder / f"progress_{method.title.lower()}.png") as temporary:
                 shutil.copyfile(method.curves, temporary)
     files.write_json(folder / "report.json", _numbers(comparison, baseline, candidate, setup, sentence))
-    write_atomically(folder / "report.md", _page(table, sentence, setup, sorted(folder.glob("*.png"))))
+    page = _page(table, sentence, setup, sorted(folder.glob("*.png")))
+    with files.whole(folder / "report.md") as temporary:
+        temporary.write_text(page, encoding="utf-8")
     print(f"\n{table}\n\n{sentence}\n\nIn {folder}:")
     for path in sorted(folder.iterdir()):
         print(f"  {path.name}")
@@ -181,9 +183,9 @@ def markdown_table(comparison: Comparison, baseline: Method, candidate: Method) 
     """Dice per organ, their mean, time and memory, in columns that line up.
 
     Args:
-        comparison: Of the two methods.
-        baseline: The first.
-        candidate: The second.
+        comparison: Comparison of the two methods.
+        baseline: The first method.
+        candidate: The second method.
 
     Returns:
         A Markdown table.

@@ -1,26 +1,31 @@
 """The demo from nothing to a report: phantoms, planning, two trainings with stock commands, prediction, evaluation."""
 
-import json
+import copy
 import os
 import platform
 import shlex
-import shutil
 import sys
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from nnunet_ext import files
 from nnunet_ext.demo.dataset import DATASET_ID, DATASET_NAME, write_dataset
-from nnunet_ext.demo.process import DemoError, Usage, run_command
+from nnunet_ext.demo.folder import (
+    DEFAULT_EPOCHS,
+    DEFAULT_ITERATIONS,
+    DemoError,
+    DemoSettings,
+    claim_folder,
+    read_record,
+)
+from nnunet_ext.demo.process import Usage, run_command
 from nnunet_ext.demo.progress import PredictionBar, StageBar, TrainingBar
 from nnunet_ext.demo.report import Method, write_report
+from nnunet_ext.evaluation.command import CommandError
 from nnunet_ext.training.precision import cpu_has_bf16_units
-
-DEFAULT_EPOCHS = 25
-DEFAULT_ITERATIONS = 70
 
 PLANNER = "SemiSupervisedPlanner"
 PLANS = "SemiSupervisedPlans"
@@ -31,36 +36,6 @@ FOLD = 0
 _PLANNING_MEMORY_GB = "1.35"
 _LARGEST_WIDTH = 64
 _SHALLOW_STAGES = 2
-_SETTINGS_FILE = "demo.json"
-_OWN_FOLDERS = ("stages", "raw", "preprocessed", "results", "predictions", "logs", "report")  # the records go first
-
-
-@dataclass(frozen=True)
-class DemoSettings:
-    """What decides the figures of a demo; a folder holds the demo of one choice.
-
-    Attributes:
-        seed: Of the phantoms and the trainings.
-        epochs: Of both trainings.
-        iterations: Per epoch.
-        device: ``cpu``, ``cuda`` or ``mps``.
-        labeled: Labelled cases; the last one is nnU-Net's validation case.
-        unlabeled: Unlabelled cases.
-        test: Labelled cases that no training sees.
-    """
-
-    seed: int = 0
-    epochs: int = DEFAULT_EPOCHS
-    iterations: int = DEFAULT_ITERATIONS
-    device: str = "cpu"
-    labeled: int = 5
-    unlabeled: int = 40
-    test: int = 12
-
-    def trainer(self, method: str) -> str:
-        """Name after ``-tr``: the same length for both methods."""
-        first = {"supervised": "nnUNetTrainer", "cps": "nnUNetTrainerCPS"}[method]
-        return f"{first}_{self.epochs}epochs_{self.iterations}iterations"
 
 
 def run_demo(
@@ -75,11 +50,11 @@ def run_demo(
 
     Args:
         output: Folder for everything; nnU-Net's three folders lie in it, so nothing else is touched.
-        seed: Of the phantoms and the trainings.
-        epochs: Of both trainings; ``None`` takes the default.
-        iterations: Per epoch; ``None`` takes the default.
+        seed: Seed of the phantoms and the trainings.
+        epochs: Number of epochs of both trainings; ``None`` takes the default.
+        iterations: Number of iterations an epoch; ``None`` takes the default.
         overwrite: Begin anew, whatever demo the folder holds; files that no demo wrote stay.
-        device: ``cpu``, ``cuda`` or ``mps``; ``None`` takes CUDA where there is one, else the CPU.
+        device: Device that trains: ``cpu``, ``cuda`` or ``mps``; ``None`` takes CUDA where there is one, else the CPU.
 
     Returns:
         Exit status: 0 when the report is written, 1 after an error that is printed, 130 when interrupted.
@@ -92,7 +67,7 @@ def run_demo(
             device=device or detect_device(),
         )
         run_stages(output.absolute(), settings, overwrite)
-    except (DemoError, files.DiskFullError) as error:
+    except (DemoError, CommandError, files.DiskFullError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
@@ -106,11 +81,12 @@ def run_stages(output: Path, settings: DemoSettings, overwrite: bool = False) ->
 
     Args:
         output: Folder for everything.
-        settings: Of the demo.
-        overwrite: Begin anew.
+        settings: Settings of the demo.
+        overwrite: Begin anew, whatever demo the folder holds.
 
     Raises:
-        DemoError: If the folder is taken, a command fails or a setting is out of range.
+        CommandError: If a command is missing or fails.
+        DemoError: If the folder is taken or a setting is out of range.
     """
     for name in ("epochs", "iterations"):
         if getattr(settings, name) < 1:
@@ -126,59 +102,12 @@ def detect_device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def claim_folder(output: Path, settings: DemoSettings, overwrite: bool) -> None:
-    """Take an empty folder, or one that holds this very demo; with ``overwrite`` also others.
-
-    Args:
-        output: The folder; made where it does not exist.
-        settings: Of the demo.
-        overwrite: Remove the demo in the folder. Files that no demo wrote are never removed.
-
-    Raises:
-        DemoError: If the folder holds something else and ``overwrite`` is not set, or folders of somebody else have
-            the names that the demo needs.
-    """
-    record = output / _SETTINGS_FILE
-    if output.exists() and not output.is_dir():
-        raise DemoError(f"{output} is a file; name a folder")
-    files.sweep(output)
-    if record.is_file():
-        if not overwrite:
-            found = _read(record, "pass --overwrite to begin anew, or name another folder")
-            if found == asdict(settings):
-                return
-            raise DemoError(_other_settings(output, found, settings))
-        for name in _OWN_FOLDERS:
-            shutil.rmtree(output / name, ignore_errors=True)
-    elif taken := [name for name in _OWN_FOLDERS if (output / name).exists()]:
-        raise DemoError(f"{output} holds {', '.join(taken)}, and not from a demo; name another folder")
-    elif output.is_dir() and any(output.iterdir()) and not overwrite:
-        raise DemoError(f"{output} is not empty and holds no demo; pass --overwrite to use it, or name another folder")
-    files.write_json(record, asdict(settings))
-
-
-def _read(path: Path, remedy: str) -> dict[str, Any]:
-    """Read a JSON file; raise DemoError if it is damaged."""
-    try:
-        content: dict[str, Any] = files.read_json(path, remedy)
-    except ValueError as error:
-        raise DemoError(str(error)) from error
-    return content
-
-
 def _version(package: str) -> str:
     """Return the version of a package, also where a source tree without metadata is used."""
     try:
         return version(package)
     except PackageNotFoundError:
         return "unknown"
-
-
-def _other_settings(output: Path, found: dict[str, Any], settings: DemoSettings) -> str:
-    wanted = asdict(settings)
-    changed = [f"{key} {found.get(key)} (now {value})" for key, value in wanted.items() if found.get(key) != value]
-    remedy = "pass --overwrite to begin anew, or name another folder"
-    return f"{output} holds a demo with other settings: {', '.join(changed)}; {remedy}"
 
 
 class _Demo:
@@ -232,7 +161,7 @@ class _Demo:
     def _record(self, name: str) -> dict[str, Any]:
         """What is known of a stage: nothing where it never ran."""
         path = self._record_path(name)
-        return _read(path, "remove it: the stage is then done again") if path.is_file() else {}
+        return read_record(path, "remove it: the stage is then done again") if path.is_file() else {}
 
     def _title(self, name: str) -> str:
         names = [stage for stage, _ in self.stages]
@@ -273,7 +202,7 @@ class _Demo:
         if not plans.is_file():
             log = self.output / "logs" / f"{name}.log"
             raise DemoError(f"planning ended without {plans}; what it printed is in {log}")
-        files.write_json(plans, with_demo_configuration(_read(plans, "remove it and run again")), indent=4)
+        files.write_json(plans, with_demo_configuration(read_record(plans, "remove it and run again")), indent=4)
         cases = [f"labeled_{number:03d}" for number in range(self.settings.labeled)]
         split = [{"train": cases[:-1], "val": cases[-1:]}]
         files.write_json(self.preprocessed / "splits_final.json", split, indent=4)
@@ -365,10 +294,10 @@ def with_demo_configuration(plans: dict[str, Any]) -> dict[str, Any]:
     Returns:
         The plans with the configuration ``3d_demo``.
     """
-    architecture = json.loads(json.dumps(plans["configurations"]["3d_fullres"]["architecture"]))
+    architecture = copy.deepcopy(plans["configurations"]["3d_fullres"]["architecture"])
     network = architecture["arch_kwargs"]
     network["features_per_stage"] = [min(width // 2, _LARGEST_WIDTH) for width in network["features_per_stage"]]
     network["n_conv_per_stage"][:_SHALLOW_STAGES] = [1] * _SHALLOW_STAGES
     network["n_conv_per_stage_decoder"] = [1] * len(network["n_conv_per_stage_decoder"])
-    small = {"inherits_from": "3d_fullres", "batch_size": 2, "architecture": architecture}
-    return {**plans, "configurations": {**plans["configurations"], CONFIGURATION: small}}
+    configuration = {"inherits_from": "3d_fullres", "batch_size": 2, "architecture": architecture}
+    return {**plans, "configurations": {**plans["configurations"], CONFIGURATION: configuration}}

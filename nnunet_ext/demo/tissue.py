@@ -34,7 +34,7 @@ def sample_contrast(rng: np.random.Generator) -> dict[str, float]:
     """Draw the enhancement of one patient.
 
     Args:
-        rng: Of the patient.
+        rng: Generator of random numbers of the patient.
 
     Returns:
         HU of each tissue that takes up contrast agent: interpolated between the phases, with a few HU of its own.

@@ -1,1 +1,1 @@
-"""What a prediction costs and is worth: metrics, use of a machine, profiles, depths, sizes of networks."""
+"""Accuracy and cost of predictions: metrics, use of a machine, profiles, depths, sizes of networks."""

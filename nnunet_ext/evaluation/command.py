@@ -1,4 +1,4 @@
-"""Run one command as a user would: its output goes to a log and, line by line, to the caller."""
+"""A stock command run as a user would: its output goes to a log and, line by line, to the caller."""
 
 from __future__ import annotations
 
@@ -26,19 +26,19 @@ def find_command(name: str) -> str:
     """Find a command of this environment: beside the interpreter, else on PATH.
 
     Args:
-        name: Of the command, e.g. ``nnUNetv2_train``.
+        name: Name of the command, e.g. ``nnUNetv2_train``.
 
     Returns:
-        Its path.
+        Path of the command.
 
     Raises:
         CommandError: If there is none.
     """
     beside = Path(sys.executable).parent
-    found = shutil.which(name, path=str(beside)) or shutil.which(name)
-    if found is None:
+    path = shutil.which(name, path=str(beside)) or shutil.which(name)
+    if path is None:
         raise CommandError(f"{name} is neither in {beside} nor on PATH; install nnunetv2 into this environment")
-    return found
+    return path
 
 
 def run_command(
@@ -53,11 +53,11 @@ def run_command(
 
     Args:
         arguments: Name of the command and its arguments.
-        log: File that everything the command prints is appended to.
-        environment: Variables set on top of this process's own.
-        on_line: Called with each line that the command prints.
-        on_tick: Called about twice a second with the number of the process.
-        on_start: Called with the number of the process once it runs.
+        log: Log file that all output of the command is appended to.
+        environment: Environment variables set on top of this process's own.
+        on_line: Function called with each line that the command prints.
+        on_tick: Function called about twice a second with the number of the process.
+        on_start: Function called with the number of the process once it runs.
 
     Returns:
         Seconds that the command took.

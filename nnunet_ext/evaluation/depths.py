@@ -32,17 +32,17 @@ FILE, PICTURE = "prune.json", "prune.png"
 
 @dataclass(frozen=True)
 class PruneOptions:
-    """How depths are compared.
+    """Output folder, device and tolerance of a comparison of depths.
 
     Attributes:
-        output: Folder of everything that is written.
-        tolerance: Of the mean Dice that a recommended depth may lose.
-        flags: Of nnU-Net's predict command, for every depth.
-        device: As nnU-Net takes it.
-        npp: Processes for preprocessing.
-        nps: Processes for resampling and writing.
-        overwrite: Run everything again.
-        progress_bar: Show one.
+        output: Folder of reports, predictions and logs.
+        tolerance: Largest loss of mean Dice, against the deepest, of a recommended depth.
+        flags: Flags of nnU-Net's predict command, added for every depth.
+        device: Device to predict on, ``cuda``, ``cpu`` or ``mps``, as nnU-Net takes it.
+        npp: Number of processes for preprocessing.
+        nps: Number of processes for resampling and writing.
+        overwrite: Whether to run every depth again, even if it is measured already.
+        progress_bar: Whether to show progress over depths and cases.
     """
 
     output: Path
@@ -59,10 +59,10 @@ def link_validation_cases(dataset: str, fold: int | str, target: Path, ending: s
     """Make folders of links to the images and labels that a fold was not trained on, and return them.
 
     Args:
-        dataset: Name, ``Dataset904_...``.
-        fold: Number.
-        target: Folder of both, which holds nothing else.
-        ending: File ending of the dataset.
+        dataset: Name of the dataset, ``Dataset904_...``.
+        fold: Fold whose validation cases are linked.
+        target: Folder of the two folders, which holds nothing else.
+        ending: File ending of the dataset, e.g. ``.nii.gz``.
 
     Raises:
         FileNotFoundError: If there is no split, no raw dataset, or not all of its cases.
@@ -77,18 +77,20 @@ def link_validation_cases(dataset: str, fold: int | str, target: Path, ending: s
     remedy = "or pass images and labels with -i and --labels"
     if fold == "all":
         raise ValueError(f"fold all has no validation cases; name another fold, {remedy}")
-    for needed, what in (
+    for file, description in (
         (splits_file, "the split that it was trained with"),
         (raw / "dataset.json", "the raw dataset"),
     ):
-        if not needed.is_file():
-            raise FileNotFoundError(f"{needed} is missing, {what}; set nnUNet_preprocessed and nnUNet_raw, {remedy}")
+        if not file.is_file():
+            raise FileNotFoundError(
+                f"{file} is missing, {description}; set nnUNet_preprocessed and nnUNet_raw, {remedy}"
+            )
     splits = files.read_json(splits_file, remedy, list)
     if not int(fold) < len(splits):
         raise ValueError(f"{splits_file} has {len(splits)} folds, not fold {fold}; name another one, {remedy}")
     cases = get_filenames_of_train_images_and_targets(str(raw))
-    wanted = splits[int(fold)]["val"]
-    missing = [case for case in wanted if case not in cases]
+    validation_cases = splits[int(fold)]["val"]
+    missing = [case for case in validation_cases if case not in cases]
     if missing:
         raise FileNotFoundError(f"{raw} lacks {', '.join(missing)} of {splits_file}; put them back, {remedy}")
     folders = target / "images", target / "labels"
@@ -99,7 +101,7 @@ def link_validation_cases(dataset: str, fold: int | str, target: Path, ending: s
                 raise FileExistsError(f"{file} is not ours; move it elsewhere, or pass another -o")
             file.unlink()
     listed: dict[Path, list[str]] = {}
-    for case in wanted:
+    for case in validation_cases:
         for channel, image in enumerate(cases[case]["images"]):
             _link(Path(image), folders[0], f"{case}_{channel:04d}", f"_{channel:04d}", ending, listed)
         _link(Path(cases[case]["label"]), folders[1], case, "", ending, listed)
@@ -112,18 +114,18 @@ def _link(file: Path, folder: Path, name: str, channel: str, ending: str, listed
     stem = file.name.removesuffix(ending)
     names = {f"{stem}.": f"{name}.", f"{stem.removesuffix(channel)}.": f"{name.removesuffix(channel)}."}
     if file.parent not in listed:
-        listed[file.parent] = sorted(beside.name for beside in file.parent.iterdir())
-    there = listed[file.parent]
+        listed[file.parent] = sorted(sibling.name for sibling in file.parent.iterdir())
+    siblings = listed[file.parent]
     for old, new in names.items():
-        for beside in there[bisect_left(there, old) :]:
-            if not beside.startswith(old):
+        for sibling in siblings[bisect_left(siblings, old) :]:
+            if not sibling.startswith(old):
                 break
-            target = folder / f"{new}{beside.removeprefix(old)}"
+            target = folder / f"{new}{sibling.removeprefix(old)}"
             if not target.is_symlink():
-                target.symlink_to((file.parent / beside).resolve())
+                target.symlink_to((file.parent / sibling).resolve())
 
 
-def check_model(model: Path, fold: int | str, checkpoint: str) -> str:
+def check_nested_model(model: Path, fold: int | str, checkpoint: str) -> str:
     """Return the configuration of a model whose depths can be compared.
 
     Raises:
@@ -132,8 +134,8 @@ def check_model(model: Path, fold: int | str, checkpoint: str) -> str:
     """
     find_folds(model, [fold], checkpoint)
     file = model / f"fold_{fold}" / checkpoint
-    loaded = load_checkpoint(file, mapped=True)
-    configuration: str = loaded["init_args"]["configuration"]
+    checkpoint_content = load_checkpoint(file, mapped=True)
+    configuration: str = checkpoint_content["init_args"]["configuration"]
     plans = read_model_json(model / "plans.json")
     depth_of(plans, configuration, f"the model {model}")
     manager = PlansManager(plans).get_configuration(configuration)
@@ -155,12 +157,12 @@ def compare_depths(
     What an earlier call predicted with the same command, files and machine is kept.
 
     Args:
-        model: Model folder, of a trainer with ANUNet in its name.
-        fold: To predict with.
-        checkpoint: File in the fold's folder.
-        images: Folder of images.
-        labels: Folder of their label maps.
-        options: How.
+        model: Folder of a model trained by a trainer with ANUNet in its name.
+        fold: Fold whose weights predict.
+        checkpoint: Name of the checkpoint file in the fold's folder.
+        images: Folder of images, ``CASE_0000.nii.gz``.
+        labels: Folder of the label maps of these images, ``CASE.nii.gz``.
+        options: Output folder, device and tolerance of the comparison.
 
     Returns:
         The content of ``prune.json``: ``model``, ``fold``, ``cases``, ``tolerance``, ``recommended`` and ``depths``:
@@ -176,13 +178,13 @@ def compare_depths(
     _check_earlier(options.output / FILE)
     files.sweep(options.output)
     inputs = find_inputs(model, images, labels, [fold], checkpoint)
-    configuration = check_model(model, fold, checkpoint)
+    configuration = check_nested_model(model, fold, checkpoint)
     deepest = depth_of(inputs.plans, configuration, f"the model {model}")
     settings = [
         Setting(f"depth_{depth}", (*options.flags, "--prune_depth", str(depth)), f"nodes up to depth {depth}")
         for depth in range(1, deepest + 1)
     ]
-    how = ProfileOptions(
+    profile_options = ProfileOptions(
         options.output / "predictions",
         device=options.device,
         npp=options.npp,
@@ -190,22 +192,23 @@ def compare_depths(
         overwrite=options.overwrite,
         progress_bar=options.progress_bar,
     )
-    found = profile(inputs, settings, how)
-    failures = failed(found, settings)
+    profile_document = profile(inputs, settings, profile_options)
+    failures = failed(profile_document, settings)
     if failures:
         name, reason = next(iter(failures.items()))
         raise RuntimeError(f"{name} failed: {reason}")
-    depths = {
-        str(depth): _one_depth(inputs, configuration, depth, how.output / setting.name, found["settings"][setting.name])
-        for depth, setting in enumerate(settings, 1)
-    }
+    depths = {}
+    for depth, setting in enumerate(settings, 1):
+        predictions = profile_options.output / setting.name
+        entry = profile_document["settings"][setting.name]
+        depths[str(depth)] = _entry_of_depth(inputs, configuration, depth, predictions, entry["measured"])
     document = without_nan(
         {
             "model": str(model),
             "fold": fold,
             "cases": list(inputs.cases),
             "tolerance": options.tolerance,
-            "recommended": recommend({int(d): one["dice"] for d, one in depths.items()}, options.tolerance),
+            "recommended": recommend({int(d): entry["dice"] for d, entry in depths.items()}, options.tolerance),
             "depths": depths,
         }
     )
@@ -222,11 +225,10 @@ def _check_earlier(file: Path) -> None:
             raise FileExistsError(f"{file} was not written by nnUNetv2_ext prune; {remedy}")
 
 
-def _one_depth(
-    inputs: ProfileInputs, configuration: str, depth: int, predictions: Path, entry: dict[str, Any]
+def _entry_of_depth(
+    inputs: ProfileInputs, configuration: str, depth: int, predictions: Path, measured: dict[str, Any]
 ) -> dict[str, Any]:
     network = pruned_network(inputs.plans, configuration, inputs.dataset_json, depth)
-    measured = entry["measured"]
     return {
         "parameters": sum(parameter.numel() for parameter in network.parameters()),
         **accuracy(inputs, predictions),
@@ -248,19 +250,20 @@ def accuracy(inputs: ProfileInputs, predictions: Path) -> dict[str, Any]:
     names = {region: name for name, region in classes.regions.items()}
     values: dict[str, list[list[float]]] = {name: [] for name in names.values()}
     for case, file in inputs.predictions(predictions).items():
-        found = compute_metrics(str(labels[case]), str(file), reader, list(names), classes.ignored)["metrics"]
-        for region, one in found.items():
-            tp, positive, true = one["TP"], one["n_pred"], one["n_ref"]
+        metrics = compute_metrics(str(labels[case]), str(file), reader, list(names), classes.ignored)["metrics"]
+        for region, scores in metrics.items():
+            tp, positive, true = scores["TP"], scores["n_pred"], scores["n_ref"]
             shares = [tp / positive if positive else np.nan, tp / true if true else np.nan]
-            values[names[region]].append([one["Dice"], one["IoU"], *shares])
+            values[names[region]].append([scores["Dice"], scores["IoU"], *shares])
     by_class = {name: dict(zip(ACCURACY, _means(cases), strict=True)) for name, cases in values.items()}
-    table = [list(one.values()) for one in by_class.values()]
+    table = [list(means.values()) for means in by_class.values()]
     return {**dict(zip(ACCURACY, _means(table), strict=True)), "classes": by_class}
 
 
 def _means(rows: Sequence[Sequence[float]]) -> list[float]:
     columns = np.array(rows, float).T
-    return [float(np.mean(known)) if (known := column[~np.isnan(column)]).size else float("nan") for column in columns]
+    defined = [column[~np.isnan(column)] for column in columns]
+    return [float(np.mean(column)) if column.size else float("nan") for column in defined]
 
 
 def recommend(dice: Mapping[int, float], tolerance: float) -> int | None:
@@ -271,13 +274,13 @@ def recommend(dice: Mapping[int, float], tolerance: float) -> int | None:
 
 def format_depths(document: dict[str, Any]) -> str:
     """Return the comparison as a table, with what is recommended."""
-    gpu = any(one["peak_gpu_memory_mb"] is not None for one in document["depths"].values())
+    gpu = any(entry["peak_gpu_memory_mb"] is not None for entry in document["depths"].values())
     head = ["depth", *("Dice", "IoU", "precision", "recall"), "parameters", "network s/case", "peak memory MB"]
     rows = [head + ["peak GPU MB"] * gpu]
-    for depth, one in document["depths"].items():
-        row = [depth, *(_number(one[name], 4) for name in ACCURACY), f"{one['parameters']:,}"]
-        row += [_number(one["seconds"], 2), _number(one["peak_memory_mb"], 0)]
-        rows.append(row + [_number(one["peak_gpu_memory_mb"], 0)] * gpu)
+    for depth, entry in document["depths"].items():
+        row = [depth, *(_number(entry[name], 4) for name in ACCURACY), f"{entry['parameters']:,}"]
+        row += [_number(entry["seconds"], 2), _number(entry["peak_memory_mb"], 0)]
+        rows.append(row + [_number(entry["peak_gpu_memory_mb"], 0)] * gpu)
     best, deepest = document["recommended"], max(map(int, document["depths"]))
     if best is None:
         return f"{align(rows)}\n\nNo depth is recommended: no class is in these cases or their predictions."

@@ -1,4 +1,4 @@
-"""What a profile needs to be there, checked before the first of its predictions."""
+"""Model, images and labels of a profile, found and checked before the first of its predictions."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from nnunet_ext.data.signature import digest, source_signature
-from nnunet_ext.inference.inputs import OF_MACOS
+from nnunet_ext.inference.image_folder import OF_MACOS
 from nnunet_ext.model_sharing.folders import find_folds, read_model_json
 
 _NAMED = 5  # cases named in an error; the others are counted
@@ -19,14 +19,14 @@ class ProfileInputs:
     """A model, the images to predict and, if there are any, their labels.
 
     Attributes:
-        model: Model folder.
-        folds: To predict with.
-        checkpoint: File in each fold's folder.
-        plans: Of the model.
-        dataset_json: Of the model.
-        folder: Of the images.
-        cases: Case -> its images, one a channel.
-        labels: Case -> its label map; None without labels.
+        model: Folder of the trained model, as given to -m.
+        folds: Folds of the model that predict together.
+        checkpoint: Name of the checkpoint file in each fold's folder.
+        plans: Content of the model's plans.json.
+        dataset_json: Content of the model's dataset.json.
+        folder: Folder of the images to predict.
+        cases: Case -> its image files, one a channel.
+        labels: Case -> its label map; None where quality is not measured.
     """
 
     model: Path
@@ -61,22 +61,22 @@ def find_inputs(
     """Find everything that a profile reads.
 
     Args:
-        model: Model folder.
+        model: Folder of the trained model, as given to -m.
         images: Folder of images as nnU-Net wants them, ``CASE_0000.nii.gz`` with the dataset's file ending.
-        labels: Folder of label maps, ``CASE.nii.gz``; those of other cases do not matter.
-        folds: None takes all there are.
-        checkpoint: File in each fold's folder.
+        labels: Folder of label maps, ``CASE.nii.gz``; label maps of other cases are ignored.
+        folds: Folds that predict together; None takes all that have the checkpoint.
+        checkpoint: Name of the checkpoint file in each fold's folder.
 
     Raises:
         FileNotFoundError: If a folder, fold, checkpoint, image or label map is missing; names it.
         ValueError: If dataset.json is no JSON.
     """
-    found = find_folds(model, folds, checkpoint)
+    folds = find_folds(model, folds, checkpoint)
     plans, dataset_json = (read_model_json(model / name) for name in ("plans.json", "dataset.json"))
     ending = dataset_json["file_ending"]
     cases = list_cases(images, ending, len(dataset_json.get("channel_names", dataset_json.get("modality", [0]))))
     return ProfileInputs(
-        model, found, checkpoint, plans, dataset_json, images, cases, find_labels(labels, cases, ending)
+        model, folds, checkpoint, plans, dataset_json, images, cases, find_labels(labels, cases, ending)
     )
 
 
@@ -88,12 +88,13 @@ def list_cases(folder: Path, ending: str, channels: int) -> dict[str, list[Path]
     """
     if not folder.is_dir():
         raise FileNotFoundError(f"there is no folder of images {folder}; expected one with CASE_0000{ending}, pass -i")
-    there = {file for file in folder.glob(f"*{ending}") if file.is_file() and not file.name.startswith(OF_MACOS)}
-    files = there & set(folder.glob(f"*_[0-9][0-9][0-9][0-9]{ending}"))
-    if files and there - files:
+    candidates = {file for file in folder.glob(f"*{ending}") if file.is_file() and not file.name.startswith(OF_MACOS)}
+    files = candidates & set(folder.glob(f"*_[0-9][0-9][0-9][0-9]{ending}"))
+    without_number = candidates - files
+    if files and without_number:
         # nnU-Net takes each file of this ending for a channel, and its last five letters for the channel's number.
         raise FileNotFoundError(
-            f"{min(there - files)} has no channel number, expected CASE_0000{ending}; rename it, or move it elsewhere"
+            f"{min(without_number)} has no channel number, expected CASE_0000{ending}; rename it, or move it elsewhere"
         )
     if not files:
         others = sorted(file.name for file in folder.iterdir() if file.is_file())
@@ -107,8 +108,8 @@ def list_cases(folder: Path, ending: str, channels: int) -> dict[str, list[Path]
     missing = [image for images in cases.values() for image in images if not image.is_file()]
     if missing:
         raise FileNotFoundError(
-            f"{_some(missing)} missing, expected {channels} channel(s) a case as the model wants; add them, or remove "
-            "the cases"
+            f"{_first_files(missing)} missing, expected {channels} channel(s) a case as the model wants; add them, or "
+            "remove the cases"
         )
     return cases
 
@@ -129,8 +130,8 @@ def find_labels(folder: Path | None, cases: Iterable[str], ending: str) -> dict[
     missing = [file for file in labels.values() if not file.is_file()]
     if missing:
         raise FileNotFoundError(
-            f"{_some(missing)} missing, expected a label map for each image; add them, remove the images, or leave out "
-            "--labels"
+            f"{_first_files(missing)} missing, expected a label map for each image; add them, remove the images, or "
+            "leave out --labels"
         )
     return labels
 
@@ -140,7 +141,7 @@ def files_digest(files: Iterable[Path]) -> str:
     return digest(source_signature(tuple(str(file.resolve()) for file in files)))
 
 
-def _some(files: Sequence[Path]) -> str:
-    named = ", ".join(str(file) for file in files[:_NAMED])
+def _first_files(files: Sequence[Path]) -> str:
+    names = ", ".join(str(file) for file in files[:_NAMED])
     more = f" and {len(files) - _NAMED} more" if len(files) > _NAMED else ""
-    return f"{named}{more} {'is' if len(files) == 1 else 'are'}"
+    return f"{names}{more} {'is' if len(files) == 1 else 'are'}"

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 from nnunetv2.evaluation.evaluate_predictions import compute_tp_fp_fn_tn, region_or_label_to_mask
+from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
 
 Region = int | tuple[int, ...]
 Scores = dict[str, float]
@@ -24,7 +25,7 @@ MEASURES = ("dsc", "nsd")
 
 @dataclass(frozen=True)
 class Classes:
-    """What is evaluated.
+    """Classes or regions that are evaluated.
 
     Attributes:
         regions: Name -> label, or labels of a region; as dataset.json names them, without background.
@@ -39,8 +40,8 @@ def classes_of(plans: dict[str, Any], dataset_json: dict[str, Any]) -> Classes:
     """Return the classes, or regions for region-based training, that nnU-Net evaluates.
 
     Args:
-        plans: Of the model.
-        dataset_json: Of the model.
+        plans: Content of the model's plans.json.
+        dataset_json: Content of the model's dataset.json.
     """
     from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
@@ -57,11 +58,11 @@ def compare(
     """Compare two label maps of one case.
 
     Args:
-        reference: ``(*S)`` integer labels.
-        prediction: ``(*S)``, the same shape.
-        spacing: In mm, array order.
-        classes: What to compare. Voxels with the ignored label in the reference belong to neither map.
-        tolerance_mm: Distance up to which surfaces agree.
+        reference: Label map of the ground truth, ``(*S)`` integers.
+        prediction: Label map of the prediction, ``(*S)`` integers.
+        spacing: Spacing of both in mm, array order.
+        classes: Classes to compare. Voxels with the ignored label in the reference belong to neither map.
+        tolerance_mm: Distance in mm up to which surfaces agree.
 
     Returns:
         Class -> ``"dsc"`` and ``"nsd"``, both between 0 and 1, both NaN for a class that neither map has.
@@ -76,10 +77,14 @@ def compare(
     scores = {}
     for name, region in classes.regions.items():
         labels = (region,) if isinstance(region, int) else region
-        box = _grown(_joined([some[label] for some in boxes for label in labels if label in some], reference.ndim), 1)
+        box = _grown(
+            _joined([of_map[label] for of_map in boxes for label in labels if label in of_map], reference.ndim), 1
+        )
         outside = np.zeros(reference[box].shape, bool) if ignored is None else ignored[box]
-        first, second = (region_or_label_to_mask(volume[box], region) & ~outside for volume in (reference, prediction))
-        scores[name] = {"dsc": dice(first, second), "nsd": surface_dice(first, second, spacing, tolerance_mm)}
+        true, predicted = (
+            region_or_label_to_mask(volume[box], region) & ~outside for volume in (reference, prediction)
+        )
+        scores[name] = {"dsc": dice(true, predicted), "nsd": surface_dice(true, predicted, spacing, tolerance_mm)}
     return scores
 
 
@@ -98,12 +103,13 @@ def surface_dice(
     ``use_subvoxels``), so that a slice thickness does not count for more than it is. Outside the image is background.
 
     Args:
-        reference: ``(*S)`` bool, 2D or 3D; axes of one voxel do not count, so that a 2D image has no faces before and
-            behind it.
-        prediction: ``(*S)`` bool.
-        spacing: In mm, array order.
-        tolerance_mm: In mm, 0 or more.
-        crop: First cut out what holds both masks, which gives the same value and costs less in large volumes.
+        reference: Mask of the ground truth, ``(*S)`` bool, 2D or 3D; axes of one voxel do not count, so that a 2D image
+            has no faces before and behind it.
+        prediction: Mask of the prediction, ``(*S)`` bool.
+        spacing: Spacing of both masks in mm, array order.
+        tolerance_mm: Distance in mm up to which surfaces agree, 0 or more.
+        crop: Whether to cut out first what holds both masks, which gives the same value and costs less in large
+            volumes.
 
     Returns:
         Between 0 and 1. NaN if both masks are empty, 0 if one is.
@@ -113,22 +119,28 @@ def surface_dice(
     if crop:
         box = _grown(_joined(_boxes((reference | prediction).astype(np.uint8)).values(), reference.ndim), 1)
         reference, prediction = reference[box], prediction[box]
-    flat = [axis for axis, size in enumerate(reference.shape) if size == 1]
-    first, second = np.squeeze(reference, tuple(flat)), np.squeeze(prediction, tuple(flat))
-    return _monai_surface_dice(first, second, np.delete(np.asarray(spacing, float), flat).tolist(), tolerance_mm)
+    flat = tuple(axis for axis, size in enumerate(reference.shape) if size == 1)
+    reference, prediction = np.squeeze(reference, flat), np.squeeze(prediction, flat)
+    return _monai_surface_dice(
+        reference, prediction, np.delete(np.asarray(spacing, float), flat).tolist(), tolerance_mm
+    )
 
 
 def evaluate(
-    references: Mapping[str, Path], predictions: Mapping[str, Path], reader: Any, classes: Classes, tolerance_mm: float
+    references: Mapping[str, Path],
+    predictions: Mapping[str, Path],
+    reader: BaseReaderWriter,
+    classes: Classes,
+    tolerance_mm: float,
 ) -> Iterable[tuple[str, dict[str, Scores]]]:
     """Compare label files, one case after another.
 
     Args:
-        references: Case -> file of the ground truth.
-        predictions: Case -> file of the prediction.
+        references: Case -> label file of the ground truth.
+        predictions: Case -> label file of the prediction.
         reader: nnU-Net's reader of label maps.
-        classes: What to compare.
-        tolerance_mm: Of the surface Dice.
+        classes: Classes or regions to compare.
+        tolerance_mm: Distance in mm up to which surfaces agree.
 
     Yields:
         Case and what :func:`compare` returns.
@@ -162,7 +174,7 @@ def means(cases: Mapping[str, Mapping[str, Scores]]) -> tuple[dict[str, Scores],
 
 
 def _monai_surface_dice(
-    reference: np.ndarray, prediction: np.ndarray, spacing: list[float], tolerance_mm: float
+    reference: np.ndarray, prediction: np.ndarray, spacing: Sequence[float], tolerance_mm: float
 ) -> float:
     import torch
 
@@ -172,14 +184,14 @@ def _monai_surface_dice(
 
         # distances between neighbours are sums of floats: what is exactly at the tolerance counts as within it
         tolerance = tolerance_mm * (1 + 1e-6)
-        first, second = (torch.from_numpy(np.ascontiguousarray(mask))[None, None] for mask in (prediction, reference))
+        predicted, true = (torch.from_numpy(np.ascontiguousarray(mask))[None, None] for mask in (prediction, reference))
         value = compute_surface_dice(
-            first, second, [tolerance], include_background=True, spacing=spacing, use_subvoxels=True
+            predicted, true, [tolerance], include_background=True, spacing=spacing, use_subvoxels=True
         )
     return float(value[0, 0])
 
 
-def _read(reader: Any, file: Path) -> tuple[np.ndarray, dict[str, Any]]:
+def _read(reader: BaseReaderWriter, file: Path) -> tuple[np.ndarray, dict[str, Any]]:
     try:
         array, properties = reader.read_seg(str(file))
     except Exception as error:
@@ -196,11 +208,11 @@ def _boxes(labels: np.ndarray) -> dict[int, tuple[slice, ...]]:
 
 
 def _joined(boxes: Iterable[tuple[slice, ...]], axes: int) -> tuple[slice, ...]:
-    some = list(boxes)
-    if not some:
+    boxes = list(boxes)
+    if not boxes:
         return (slice(0, 0),) * axes
     return tuple(
-        slice(min(box[axis].start for box in some), max(box[axis].stop for box in some)) for axis in range(axes)
+        slice(min(box[axis].start for box in boxes), max(box[axis].stop for box in boxes)) for axis in range(axes)
     )
 
 
@@ -209,7 +221,7 @@ def _grown(box: tuple[slice, ...], margin: int) -> tuple[slice, ...]:
     return tuple(slice(max(0, axis.start - margin), axis.stop + margin) for axis in box)
 
 
-def _key(value: Any) -> Region:
+def _key(value: int | list[int] | tuple[int, ...]) -> Region:
     if isinstance(value, (list, tuple)):
         labels = tuple(int(label) for label in value)
         return labels if len(labels) > 1 else labels[0]

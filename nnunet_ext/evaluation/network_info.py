@@ -26,25 +26,25 @@ def read_plans(dataset: str, plans_name: str) -> tuple[dict[str, Any], dict[str,
     """Return plans and dataset.json of a dataset that was planned.
 
     Raises:
-        FileNotFoundError: If it was not.
+        FileNotFoundError: If the dataset was not planned with plans of this name.
     """
     name = maybe_convert_to_dataset_name(int(dataset) if dataset.isdigit() else dataset)
     folder = Path(str(nnUNet_preprocessed)) / name
     file = folder / f"{plans_name}.json"
     if not file.is_file():
-        there = ", ".join(sorted(path.stem for path in folder.glob("*Plans*.json"))) or "none"
-        raise FileNotFoundError(f"there are no plans {file}; this dataset has: {there}")
+        existing = ", ".join(sorted(path.stem for path in folder.glob("*Plans*.json"))) or "none"
+        raise FileNotFoundError(f"there are no plans {file}; this dataset has: {existing}")
     return read_json(file, "plan again"), read_json(folder / "dataset.json", "plan again")
 
 
 def compare_networks(
     plans: dict[str, Any], dataset_json: dict[str, Any], trainer: str, configurations: Sequence[str] | None = None
 ) -> dict[str, Any]:
-    """Return what a trainer's network takes, by configuration.
+    """Return size and memory of a trainer's network and of nnU-Net's own, by configuration.
 
     Args:
-        plans: Plans of the dataset.
-        dataset_json: Content of its dataset.json.
+        plans: Content of the plans file of the dataset.
+        dataset_json: Content of dataset.json of the dataset.
         trainer: Name of a trainer: one of ours, of nnU-Net's, or the user's.
         configurations: Names of configurations; ``None`` takes all of the plans.
 
@@ -69,13 +69,13 @@ def compare_networks(
         comparison[name] = {
             "patch_size": list(configuration.patch_size),
             "batch_size": configuration.batch_size,
-            "plain": _network_and_memory(nnUNetTrainer, manager, stock_configuration(configuration), dataset_json),
-            "trainer": _network_and_memory(cls, manager, configuration, dataset_json),
+            "plain": _network_costs(nnUNetTrainer, manager, stock_configuration(configuration), dataset_json),
+            "trainer": _network_costs(cls, manager, configuration, dataset_json),
         }
     return comparison
 
 
-def _network_and_memory(
+def _network_costs(
     cls: type, manager: PlansManager, configuration: ConfigurationManager, dataset_json: dict[str, Any]
 ) -> dict[str, Any]:
     labels = manager.get_label_manager(dataset_json)

@@ -1,4 +1,4 @@
-"""Predicts the same images in several ways and measures what each way costs and how good it is.
+"""Profile of several ways to predict the same images: time, memory and accuracy of each.
 
 The measures are those that FLARE 2022 compares methods by: DSC, NSD, running time, and the areas under the curves of
 GPU memory over time and of CPU utilisation over time (Ma et al., "Unleashing the strengths of unlabelled data in deep
@@ -26,7 +26,7 @@ from nnunet_ext.evaluation.settings import Setting
 from nnunet_ext.evaluation.usage import Curve, Usage, UsageSampler
 from nnunet_ext.figures.profile import draw_profile
 from nnunet_ext.inference.checks import OUR_FLAGS, TRUST_FLAG, check_device, check_model
-from nnunet_ext.inference.report import STAGES
+from nnunet_ext.inference.spacing_report import STAGES
 
 COMMAND = ("nnUNetv2_predict_from_modelfolder",)
 REPORT = "spacing_report.json"
@@ -35,18 +35,18 @@ _DONE = re.compile(r"^done with \S+")
 
 @dataclass(frozen=True)
 class ProfileOptions:
-    """How to profile.
+    """Output folder, device and tolerance of a profile.
 
     Attributes:
-        output: Folder of the profile.
-        tolerance_mm: Of the surface Dice.
-        device: ``cuda``, ``cpu`` or ``mps``, as nnU-Net takes it.
-        npp: Processes for preprocessing.
-        nps: Processes for resampling and writing.
-        overwrite: Run everything again.
+        output: Folder of the profile, its predictions and logs.
+        tolerance_mm: Distance in mm up to which surfaces agree for the surface Dice.
+        device: Device to predict on, ``cuda``, ``cpu`` or ``mps``, as nnU-Net takes it.
+        npp: Number of processes for preprocessing.
+        nps: Number of processes for resampling and writing.
+        overwrite: Whether to run every setting again, even if it is measured already.
         command: Stock command and its first arguments.
-        progress_bar: Show one, over settings and cases.
-        trust_model: Let the command load the model with whatever code is in its checkpoints and plans.
+        progress_bar: Whether to show progress over settings and cases.
+        trust_model: Whether the command loads the model with whatever code is in its checkpoints and plans.
     """
 
     output: Path
@@ -78,9 +78,9 @@ def measures(seconds: float, usage: Usage, cases: int, stages: dict[str, float] 
     """Return the measures of one setting.
 
     Args:
-        seconds: That the command took.
-        usage: That was sampled.
-        cases: That were predicted.
+        seconds: Wall time of the command in seconds.
+        usage: Processor time and memory sampled from the command.
+        cases: Number of cases that the command predicted.
         stages: Mean seconds a case of each stage, if known.
 
     Returns:
@@ -108,8 +108,8 @@ def read_stages(report: Path) -> dict[str, float] | None:
     try:
         cases = json.loads(report.read_text(encoding="utf-8"))["cases"].values()
         seconds = [case["seconds"] for case in cases]
-        known = [name for name in STAGES if all(name in some for some in seconds)]
-        means = {name: round(sum(float(some[name]) for some in seconds) / len(seconds), 4) for name in known}
+        stages = [stage for stage in STAGES if all(stage in of_case for of_case in seconds)]
+        means = {stage: round(sum(float(of_case[stage]) for of_case in seconds) / len(seconds), 4) for stage in stages}
     except (OSError, ValueError, KeyError, TypeError, AttributeError, ZeroDivisionError):
         return None
     return means or None
@@ -122,9 +122,9 @@ def profile(inputs: ProfileInputs, settings: Sequence[Setting], options: Profile
     no new prediction. A setting that fails does not stop the others: its entry has an ``"error"``.
 
     Args:
-        inputs: Model, images and labels.
-        settings: To run, in this order.
-        options: How.
+        inputs: Model, images and labels to predict and compare.
+        settings: Settings to run, in this order.
+        options: Output folder, device and tolerance of the profile.
 
     Returns:
         The content of ``profile.json``: ``versions``, ``device``, ``options``, ``inputs``, ``cases``, and for each of
@@ -139,10 +139,11 @@ def profile(inputs: ProfileInputs, settings: Sequence[Setting], options: Profile
     _check_place(inputs, options.output)
     check_model(inputs.model, inputs.folds, inputs.checkpoint, options.trust_model)
     record = ProfileRecord(options.output, _made_with(inputs, options), options.overwrite)
+    names = [setting.name for setting in settings]
     with _progress(settings, len(inputs.cases), options.progress_bar) as bar:
         for setting in settings:
             _run_setting(record, setting, inputs, options, bar)
-            record.order([some.name for some in settings])
+            record.order(names)
             record.save()
     document = without_nan(record.document)
     draw_profile(options.output / PICTURE, document)
@@ -152,7 +153,7 @@ def profile(inputs: ProfileInputs, settings: Sequence[Setting], options: Profile
 def failed(document: dict[str, Any], settings: Sequence[Setting]) -> dict[str, str]:
     """Return the settings of this run that failed, and why."""
     entries = document["settings"]
-    return {some.name: entries[some.name]["error"] for some in settings if "error" in entries[some.name]}
+    return {setting.name: entries[setting.name]["error"] for setting in settings if "error" in entries[setting.name]}
 
 
 class _Bar:
@@ -188,17 +189,17 @@ def _run_setting(
     entry = record.settings.get(setting.name, {})
     bar.begin(setting.name)
     predicted = all(file.is_file() for file in inputs.predictions(folder).values())
-    wanted = quality is not None and not quality.items() <= entry.get("quality", {}).items()
-    if not record.is_measured(setting.name, command) or (wanted and not predicted):
+    compares = quality is not None and not quality.items() <= entry.get("quality", {}).items()
+    if not record.is_measured(setting.name, command) or (compares and not predicted):
         entry = {"flags": list(setting.flags), "summary": setting.summary, "command": command}
         record.claim(setting.name, entry)
         entry.update(_measure(command, folder, inputs, options, bar))
         record.settings[setting.name] = entry
         record.save()  # comparing takes time too
-        wanted = quality is not None
+        compares = quality is not None
     if "measured" in entry:
         entry.pop("error", None)
-    if wanted and quality is not None and "measured" in entry:
+    if compares and quality is not None and "measured" in entry:
         bar.begin(f"{setting.name}: comparing")
         try:
             entry["quality"] = quality | _quality(inputs, folder, options.tolerance_mm)
@@ -233,8 +234,8 @@ def _measure(
 
 
 def _points(curve: Curve) -> dict[str, list[float]]:
-    thin = curve.thinned()
-    return {"seconds": [round(x, 2) for x in thin.seconds], "values": [round(y, 1) for y in thin.values]}
+    points = curve.thinned()
+    return {"seconds": [round(x, 2) for x in points.seconds], "values": [round(y, 1) for y in points.values]}
 
 
 def _quality_key(inputs: ProfileInputs, options: ProfileOptions) -> dict[str, Any] | None:
@@ -278,8 +279,8 @@ def _made_with(inputs: ProfileInputs, options: ProfileOptions) -> dict[str, Any]
 def _check_place(inputs: ProfileInputs, output: Path) -> None:
     """Refuse an output that the profile would clear although it reads from it."""
     labels = next(iter((inputs.labels or {}).values()), None)
-    read = {"-i": inputs.folder, "model": inputs.model, "--labels": labels.parent if labels else None}
-    for name, folder in read.items():
+    sources = {"-i": inputs.folder, "model": inputs.model, "--labels": labels.parent if labels else None}
+    for name, folder in sources.items():
         if folder is not None and folder.resolve().is_relative_to(output.resolve()):
             raise ValueError(
                 f"{output} holds what is read ({name}: {folder}), expected another folder; pass another -o"

@@ -1,4 +1,4 @@
-"""profile.json: what a profile measured so far, and with what; it is written whole after each setting."""
+"""``profile.json``: measures of a profile so far, and the versions and files they were made with, written whole."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ class ProfileRecord:
     """The measures of a profile folder.
 
     Args:
-        output: Folder of the profile.
+        output: Folder of the profile, with its predictions and logs.
         made_with: ``versions``, ``device``, ``options``, ``inputs`` and ``cases`` of this run, as JSON values.
-        overwrite: Begin anew, and remove what an earlier profile left in the folder.
+        overwrite: Whether to begin anew, and remove what an earlier profile left in the folder.
 
     Raises:
         FileExistsError: If the folder holds something else, or a profile made with something else, without
@@ -55,8 +55,8 @@ class ProfileRecord:
 
     def order(self, names: Sequence[str]) -> None:
         """Let these settings come first, in this order."""
-        first = {name: self.settings[name] for name in names if name in self.settings}
-        self.document["settings"] = {**first, **{k: v for k, v in self.settings.items() if k not in first}}
+        ordered = {name: self.settings[name] for name in names if name in self.settings}
+        self.document["settings"] = {**ordered, **{k: v for k, v in self.settings.items() if k not in ordered}}
 
     def is_measured(self, name: str, command: Sequence[str]) -> bool:
         """Whether a setting was run to its end by this very command."""
@@ -103,34 +103,34 @@ class ProfileRecord:
                 )
             return {}
         try:
-            found = json.loads(self.file.read_text(encoding="utf-8"))
+            document = json.loads(self.file.read_text(encoding="utf-8"))
         except ValueError as error:
             if overwrite:
                 return {}
             raise FileExistsError(f"{self.file} is no JSON ({error}); pass --overwrite to begin anew") from error
-        if not _is_ours(found):
+        if not _is_ours(document):
             raise FileExistsError(
                 f"{self.file} was not written by nnUNetv2_ext profile; name another place with -o, or remove it by hand"
             )
-        return found
+        return document
 
 
 def versions() -> dict[str, str]:
     """Return the versions of Python and of the packages on which measures depend."""
-    found = {"python": platform.python_version()}
+    by_package = {"python": platform.python_version()}
     for name in _PACKAGES:
         try:
-            found[name] = metadata.version(name)
+            by_package[name] = metadata.version(name)
         except metadata.PackageNotFoundError:  # a bare source tree
-            found[name] = "unknown"
-    return found
+            by_package[name] = "unknown"
+    return by_package
 
 
 def hardware(device: str) -> dict[str, Any]:
-    """Return what is measured on.
+    """Return the processor, its number of cores and the GPU of this machine.
 
     Args:
-        device: As given to nnU-Net; the GPU is named for ``cuda`` only.
+        device: Device as given to nnU-Net; the GPU is named for ``cuda`` only.
     """
     return {"processor": _processor(), "cores": os.cpu_count(), "gpu": gpu_name() if device == "cuda" else None}
 
@@ -138,15 +138,15 @@ def hardware(device: str) -> dict[str, Any]:
 def without_nan(value: Any) -> Any:
     """Return JSON values in which None takes the place of NaN, which JSON does not have."""
     if isinstance(value, dict):
-        return {str(key): without_nan(some) for key, some in value.items()}
+        return {str(key): without_nan(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [without_nan(some) for some in value]
+        return [without_nan(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _is_ours(found: Any) -> bool:
+def _is_ours(document: object) -> bool:
     """Whether a profile.json names settings as this module writes them; what it names may be cleared."""
-    settings = found.get("settings") if isinstance(found, dict) else None
+    settings = document.get("settings") if isinstance(document, dict) else None
     return isinstance(settings, dict) and all(
         isinstance(entry, dict) and {"flags", "command"} <= entry.keys() for entry in settings.values()
     )

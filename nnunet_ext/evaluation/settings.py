@@ -18,10 +18,10 @@ class Setting:
     """One way to predict.
 
     Attributes:
-        name: Of its folder and log as well.
-        flags: Added to the stock command.
-        summary: What a user gains and pays.
-        default: Whether it is run where no settings are named.
+        name: Name of the setting, of its folder and of its log.
+        flags: Flags added to the stock command.
+        summary: Gain and price for the user, in a few words.
+        default: Whether the setting is run where no settings are named.
     """
 
     name: str
@@ -56,45 +56,45 @@ TARGET, MAX_VOXELS = "target", "max_voxels"
 
 def choose_settings(
     names: Sequence[str] | None = None,
-    own: Sequence[Setting] = (),
+    user_settings: Sequence[Setting] = (),
     target_spacing: Sequence[float] | None = None,
     max_voxels: int | None = None,
 ) -> list[Setting]:
     """Return the settings to run.
 
     Args:
-        names: Of settings, in the order to run them; None takes the default ones, then those that the values below
-            make, then the user's own.
-        own: The user's own settings; those that are not among the names follow them.
-        target_spacing: In mm, x y z, makes the setting ``target``.
-        max_voxels: Makes the setting ``max_voxels``.
+        names: Names of settings, in the order to run them; None takes the default ones, then those that the values
+            below make, then the user's own.
+        user_settings: Settings that the user defined; those that are not among the names follow them.
+        target_spacing: Spacing in mm, x y z, that makes the setting ``target``.
+        max_voxels: Number of voxels that makes the setting ``max_voxels``.
 
     Raises:
         ValueError: If a name is unknown, needs a value that is not given, or is there twice.
     """
-    given = _with_values(target_spacing, max_voxels)
-    known = {**SETTINGS, **given}
-    for setting in own:
-        if setting.name in known or setting.name in (TARGET, MAX_VOXELS):
+    with_values = _with_values(target_spacing, max_voxels)
+    available = {**SETTINGS, **with_values}
+    for setting in user_settings:
+        if setting.name in available or setting.name in (TARGET, MAX_VOXELS):
             raise ValueError(f"there are two settings named {setting.name!r}, expected one; give yours another name")
-        known[setting.name] = setting
+        available[setting.name] = setting
     if names is None:
-        names = [*(setting.name for setting in SETTINGS.values() if setting.default), *given]
+        names = [*(setting.name for setting in SETTINGS.values() if setting.default), *with_values]
     for name in names:
-        if name not in known:
-            raise ValueError(_unknown(name, known))
-    chosen = [*names, *(setting.name for setting in own if setting.name not in names)]
+        if name not in available:
+            raise ValueError(_unknown(name, available))
+    chosen = [*names, *(setting.name for setting in user_settings if setting.name not in names)]
     repeated = [name for number, name in enumerate(chosen) if name in chosen[:number]]
     if repeated:
         raise ValueError(f"setting {repeated[0]!r} is named twice, expected each once; remove one")
-    return [known[name] for name in chosen]
+    return [available[name] for name in chosen]
 
 
 def parse_setting(text: str) -> Setting:
     """Return a setting of the user's own.
 
     Args:
-        text: ``NAME=FLAGS``, e.g. ``coarse=-step_size 0.9 --disable_tta``.
+        text: Name and flags, ``NAME=FLAGS``, e.g. ``coarse=-step_size 0.9 --disable_tta``.
 
     Raises:
         ValueError: If the name or the flags cannot be used.
@@ -135,28 +135,28 @@ def describe_settings() -> str:
     rows = [(setting.name, shlex.join(setting.flags) or "(no flag)", setting.summary) for setting in SETTINGS.values()]
     rows.append((TARGET, "--target_spacing SX SY SZ --fast_export", "where --target_spacing is given"))
     rows.append((MAX_VOXELS, "--max_voxels N --fast_export", "where --max_voxels is given"))
-    first, second = (max(len(row[column]) for row in rows) for column in (0, 1))
-    lines = [f"  {name:<{first}}  {flags:<{second}}  {summary}" for name, flags, summary in rows]
+    name_width, flags_width = (max(len(row[column]) for row in rows) for column in (0, 1))
+    lines = [f"  {name:<{name_width}}  {flags:<{flags_width}}  {summary}" for name, flags, summary in rows]
     names = " ".join(setting.name for setting in SETTINGS.values() if setting.default)
     return "\n".join(["settings:", *lines, f"by default: {names}, and those that values are given for"])
 
 
 def _with_values(target_spacing: Sequence[float] | None, max_voxels: int | None) -> dict[str, Setting]:
-    given = []
+    settings = []
     if target_spacing is not None:
         flags = ("--target_spacing", *(f"{value:g}" for value in target_spacing), "--fast_export")
-        given.append(Setting(TARGET, flags, "resampled to this spacing instead of the plans'"))
+        settings.append(Setting(TARGET, flags, "resampled to this spacing instead of the plans'"))
     if max_voxels is not None:
         flags = ("--max_voxels", str(max_voxels), "--fast_export")
-        given.append(Setting(MAX_VOXELS, flags, "resampled to at most so many voxels"))
-    return {setting.name: setting for setting in given}
+        settings.append(Setting(MAX_VOXELS, flags, "resampled to at most so many voxels"))
+    return {setting.name: setting for setting in settings}
 
 
-def _unknown(name: str, known: dict[str, Setting]) -> str:
+def _unknown(name: str, available: dict[str, Setting]) -> str:
     if name in (TARGET, MAX_VOXELS):
         value = "--target_spacing SX SY SZ" if name == TARGET else "--max_voxels N"
         return f"setting {name!r} needs a value, got none; pass {value}"
     return (
-        f"there is no setting {name!r}, expected some of: {', '.join(known)}; correct the name, or define it with "
+        f"there is no setting {name!r}, expected some of: {', '.join(available)}; correct the name, or define it with "
         f'--setting {name}="FLAGS"'
     )

@@ -1,4 +1,4 @@
-"""A profile as text."""
+"""A profile as tables of text: measures, stages, and scores of each class."""
 
 from __future__ import annotations
 
@@ -20,20 +20,21 @@ def format_profile(document: dict[str, Any]) -> str:
     """Return tables of the measures, of the stages where they are known, and of each class where there are labels.
 
     Args:
-        document: Content of ``profile.json``.
+        document: Content of ``profile.json``, as ``profile`` returns it.
     """
     entries = document["settings"]
     tables = [_measures_table(entries)]
     stages = {name: entry["measured"]["stages"] for name, entry in entries.items() if _has(entry, "stages")}
     if stages:
-        titles = list(dict.fromkeys(stage for some in stages.values() for stage in some))
-        rows = [[name, *(_number(some.get(stage), 3) for stage in titles)] for name, some in stages.items()]
+        titles = list(dict.fromkeys(stage for seconds in stages.values() for stage in seconds))
+        rows = [[name, *(_number(seconds.get(stage), 3) for stage in titles)] for name, seconds in stages.items()]
         tables.append("Seconds a case of each stage; stages of different cases run at the same time:")
         tables.append(align([["setting", *titles], *rows]))
     compared = {name: entry["quality"] for name, entry in entries.items() if "quality" in entry}
     if compared:
-        names = list(dict.fromkeys(name for some in compared.values() for name in some["classes"]))
-        rows = [[name, *(_pair(some["classes"].get(name, {})) for some in compared.values())] for name in names]
+        classes = [quality["classes"] for quality in compared.values()]
+        names = list(dict.fromkeys(name for scores in classes for name in scores))
+        rows = [[name, *(_pair(scores.get(name, {})) for scores in classes)] for name in names]
         tables.append(f"DSC / NSD ({_tolerances(compared)}) of each class, mean over the cases that have it:")
         tables.append(align([["class", *compared], *rows]))
     return "\n\n".join(tables)
@@ -74,7 +75,7 @@ def _has(entry: dict[str, Any], key: str) -> bool:
 
 
 def _tolerances(compared: dict[str, Any]) -> str:
-    return " or ".join(dict.fromkeys(f"{some['tolerance_mm']:g} mm" for some in compared.values()))
+    return " or ".join(dict.fromkeys(f"{quality['tolerance_mm']:g} mm" for quality in compared.values()))
 
 
 def _number(value: float | None, digits: int) -> str:

@@ -1,9 +1,9 @@
-"""What a command uses while it runs: processor time, host memory and GPU memory of a tree of processes.
+"""Processor time, host memory and GPU memory of a command and its descendants, sampled while it runs.
 
 The FLARE challenge compares methods not only by accuracy, but also by running time, by the area under the curve of GPU
 memory over time and by that of CPU utilisation over time (Ma et al., "Unleashing the strengths of unlabelled data in
 deep learning-assisted pan-cancer abdominal organ quantification: the FLARE22 challenge", Lancet Digital Health 2024).
-The quantities here are of that kind; how they are sampled is this module's own, and said where they are defined.
+The quantities of this module are of that kind; their sampling is its own, and described where they are defined.
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ from dataclasses import dataclass, field
 import numpy as np
 import psutil
 
+from nnunet_ext.inference.process_memory import high_water_bytes
+
 MB = 1e6  # bytes
 _MIB = 2**20  # bytes; the unit of nvidia-smi, which writes MiB
 _CPU_SECONDS = 0.2
@@ -30,8 +32,8 @@ class Curve:
     """Values over time.
 
     Attributes:
-        seconds: Since the start, ascending.
-        values: One for each time.
+        seconds: Times in seconds since the start, ascending.
+        values: Value at each of the times.
     """
 
     seconds: list[float] = field(default_factory=list)
@@ -55,16 +57,16 @@ class Curve:
         """Return at most ``limit`` of the points: of neighbours the highest, so that the peak stays."""
         if len(self.values) <= limit:
             return Curve(list(self.seconds), list(self.values))
-        kept = [
+        highest = [
             int(part[np.argmax(np.asarray(self.values)[part])])
             for part in np.array_split(np.arange(len(self.values)), limit)
         ]
-        return Curve([self.seconds[i] for i in kept], [self.values[i] for i in kept])
+        return Curve([self.seconds[i] for i in highest], [self.values[i] for i in highest])
 
 
 @dataclass
 class Usage:
-    """What a command used.
+    """Processor time and memory that a command used.
 
     Attributes:
         cpu_percent: Utilisation of the processors by the command and its descendants, each value over the time since
@@ -73,8 +75,8 @@ class Usage:
         memory_mb: Host memory in 10^6 bytes: on Linux the proportional set sizes added up (shared pages count once),
             elsewhere the resident set sizes. A value read while processes are being forked is too small.
         peak_memory_mb: Peak of that curve, or the kernel's high-water mark of one process where that is larger.
-        gpu_memory_mb: What the GPU has in use above what it had in use before, in 10^6 bytes, whichever process uses
-            it; None without a GPU that ``nvidia-smi`` can read.
+        gpu_memory_mb: Memory in use on the GPU above what was in use before, in 10^6 bytes, whichever process uses it;
+            None without a GPU that ``nvidia-smi`` can read.
     """
 
     cpu_percent: Curve = field(default_factory=Curve)
@@ -92,11 +94,11 @@ class Usage:
 class UsageSampler:
     """Samples a command in threads of its own until it is stopped.
 
-    Processors and GPU are looked at five times a second, host memory once. What the GPU has in use when the sampler is
+    Processors and GPU are sampled five times a second, host memory once. What the GPU has in use when the sampler is
     made counts as before the command, so make it before the command starts, and keep the GPU free of other work.
 
     Args:
-        gpu: Look at the GPU, if there is one.
+        gpu: Whether to sample the GPU, if there is one.
     """
 
     def __init__(self, gpu: bool = True) -> None:
@@ -119,7 +121,7 @@ class UsageSampler:
             thread.start()
 
     def stop(self) -> Usage:
-        """End sampling and return what was seen; also works if it never started."""
+        """End sampling and return the usage until now; also works if it never started."""
         self._stop.set()
         for thread in self._threads:
             thread.join()
@@ -130,7 +132,7 @@ class UsageSampler:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Stop."""
+        """Stop sampling."""
         self.stop()
 
     def _sample_host(self, pid: int) -> None:
@@ -210,6 +212,7 @@ def gpu_name() -> str | None:
 
 
 def _ask_gpu(field_name: str) -> str | None:
+    # torch would open a CUDA context here, which is memory in use, and NVIDIA's own library is no dependency.
     device = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0].strip()
     if device in ("", "-1"):
         return None
@@ -229,14 +232,9 @@ def _memory_bytes(members: Iterable[psutil.Process]) -> tuple[float, float]:
         try:
             if psutil.LINUX:
                 together += member.memory_full_info().pss
-                largest = max(largest, _high_water(member.pid))
+                largest = max(largest, high_water_bytes(member.pid))
             else:
                 together += member.memory_info().rss
         except (psutil.Error, OSError):
             continue  # it ended meanwhile, or belongs to somebody else
     return together, largest
-
-
-def _high_water(pid: int) -> float:
-    with open(f"/proc/{pid}/status", encoding="utf-8") as lines:
-        return next((float(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:")), 0.0)

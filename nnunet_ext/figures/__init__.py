@@ -1,1 +1,1 @@
-"""Every picture, and their one style."""
+"""Every picture of the commands, and the style that they share."""

@@ -1,10 +1,11 @@
-"""What the contour-weighted loss sees of label files, as pictures and as a table."""
+"""Contours of label files as the contour-weighted loss computes them, as pictures and as shares of each class."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import EllipsisType
 from typing import Any
 
 import numpy as np
@@ -26,13 +27,13 @@ _LEGEND = 24  # names that fit under a figure
 
 @dataclass(frozen=True)
 class Band:
-    """What makes a contour.
+    """Thickness of a contour, and its side of the border.
 
     Attributes:
         kernel: Size of the box of one erosion, one number or one an axis (array order).
-        iterations: Number of erosions.
+        iterations: Number of erosions, each with the box.
         thickness_mm: Thickness in mm instead of ``iterations``.
-        border: Whether the patch's border is ``"inside"`` or ``"outside"`` of what touches it.
+        border: Whether what lies beyond the patch counts as ``"inside"`` or ``"outside"`` of what touches it.
     """
 
     kernel: int | Sequence[int] = 3
@@ -43,11 +44,11 @@ class Band:
 
 @dataclass(frozen=True)
 class LabelNames:
-    """Labels and what they are called.
+    """Names of labels and regions.
 
     Attributes:
-        names: Label, or labels of a region, by name; without background.
-        ignored: The ignore label, None if there is none.
+        names: Name -> label, or labels of a region; without background.
+        ignored: Label of voxels that do not count, None if there is none.
     """
 
     names: dict[str, int | tuple[int, ...]]
@@ -68,9 +69,9 @@ class LabelNames:
         for folder in (labels, labels.resolve().parent):
             file = folder / "dataset.json"
             if file.is_file():
-                whole = read_json(file, "correct it; names and numbers of the labels are read from it")
+                dataset_json = read_json(file, "correct it; names and numbers of the labels are read from it")
                 try:
-                    content: dict[str, Any] = dict(whole["labels"])
+                    content: dict[str, Any] = dict(dataset_json["labels"])
                     ignored = content.pop("ignore", None)
                     names = {name: tuple(v) if isinstance(v, list) else int(v) for name, v in content.items() if v != 0}
                     return cls(names, None if ignored is None else int(ignored))
@@ -92,10 +93,10 @@ class Contours:
     """Labels and their contours.
 
     Attributes:
-        labels: Labels ``(*S)``, integers.
-        names: Names of the labels.
+        labels: Label map ``(*S)``, integers.
+        names: Names of the labels or regions.
         band: Contours of all exclusive labels, ``(*S)`` bool; ``None`` for regions.
-        regions: Contours of each region by its name, ``(*S)`` bool.
+        regions: Name -> ``(*S)`` bool, the contours of each region.
     """
 
     labels: np.ndarray
@@ -103,8 +104,8 @@ class Contours:
     band: np.ndarray | None
     regions: dict[str, np.ndarray]
 
-    def part(self, name: str, place: Any = ...) -> tuple[np.ndarray, np.ndarray]:
-        """Return where a name is and where its contour is, in a part of the volume."""
+    def part(self, name: str, place: EllipsisType | tuple[int | slice, ...] = ...) -> tuple[np.ndarray, np.ndarray]:
+        """Return the mask of a name and the mask of its contour, in a part of the volume."""
         value = self.names.names[name]
         inside = np.isin(self.labels[place], value)
         return inside, self.regions[name][place] if self.band is None else self.band[place] & inside
@@ -125,10 +126,10 @@ def contours_of(labels: np.ndarray, spacing_mm: Sequence[float], names: LabelNam
     """Return the contours of the foreground as the loss computes them.
 
     Args:
-        labels: Labels ``(*S)``, integers.
-        spacing_mm: Spacing in array order; an axis of infinite spacing has no contour.
+        labels: Label map ``(*S)``, integers.
+        spacing_mm: Spacing in mm, array order; an axis of infinite spacing has no contour.
         names: Names of the labels; regions have contours of their own.
-        band: Thickness of the contours, and their border.
+        band: Thickness of the contours and side of the border.
     """
     steps = band_iterations(spacing_mm, band.iterations, band.thickness_mm, band.kernel)
     tensor = torch.from_numpy(np.ascontiguousarray(labels))[None, None]
@@ -137,14 +138,14 @@ def contours_of(labels: np.ndarray, spacing_mm: Sequence[float], names: LabelNam
         return Contours(labels, names, marked & np.isin(labels, list(names.names.values())), {})
     reach = reach_of(band.kernel, steps, labels.ndim)
     ignored = None if names.ignored is None else tensor == names.ignored
-    found = {}
+    regions = {}
     for name, value in names.names.items():
         inside = torch.isin(tensor, torch.tensor(value, dtype=tensor.dtype))
-        found[name] = region_contours(inside, reach, band.border, ignored)[0, 0].numpy()
-    return Contours(labels, names, None, found)
+        regions[name] = region_contours(inside, reach, band.border, ignored)[0, 0].numpy()
+    return Contours(labels, names, None, regions)
 
 
-def draw(
+def draw_contours(
     path: Path, title: str, contours: Contours, spacing_mm: Sequence[float], image: np.ndarray | None = None
 ) -> None:
     """Draw a slice along each axis: contours opaque, what is inside of them transparent.
@@ -152,10 +153,10 @@ def draw(
     The slices are those with the most classes, and of these the one with the largest interior.
 
     Args:
-        path: PNG file to write; complete or not there.
-        title: Title of the figure.
-        contours: Contours of a volume ``(Z, Y, X)``.
-        spacing_mm: Spacing of the volume, array order.
+        path: PNG file to write; it is complete or not there.
+        title: Title above the whole figure.
+        contours: Labels and contours of a volume ``(Z, Y, X)``.
+        spacing_mm: Spacing of the volume in mm, array order.
         image: Image ``(Z, Y, X)`` that is drawn under the labels.
     """
     shape, shares = contours.labels.shape, contours.shares()

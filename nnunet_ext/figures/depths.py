@@ -19,8 +19,8 @@ def draw_depths(path: Path, document: dict[str, Any]) -> None:
     """Draw accuracy, parameters, time and memory by depth, and write a PNG.
 
     Args:
-        path: File to write; a temporary file is renamed.
-        document: Content of ``prune.json``.
+        path: PNG file to write; it is complete or not there.
+        document: Content of ``prune.json``, as ``compare_depths`` returns it.
     """
     depths = document["depths"]
     x = [int(depth) for depth in depths]
@@ -28,7 +28,7 @@ def draw_depths(path: Path, document: dict[str, Any]) -> None:
     FigureCanvasAgg(figure)
     panels = figure.subplots(1, 4)
     for name, colour in _COLOURS.items():
-        values = [np.nan if one[name] is None else one[name] for one in depths.values()]
+        values = [np.nan if entry[name] is None else entry[name] for entry in depths.values()]
         panels[0].plot(x, values, "o-", color=colour, label=name if name != "iou" else "IoU")
     panels[0].legend(fontsize=8, frameon=False)
     panels[0].set_title("accuracy, mean", fontsize=10)
@@ -39,7 +39,7 @@ def draw_depths(path: Path, document: dict[str, Any]) -> None:
         (memory, f"peak {'GPU ' if 'gpu' in memory else ''}memory [GB]", 1e-3),
     )
     for axes, (key, title, scale) in zip(panels[1:], bars, strict=True):
-        heights = [(one[key] or 0) * scale for one in depths.values()]
+        heights = [(entry[key] or 0) * scale for entry in depths.values()]
         axes.bar(x, heights, color=["#d55e00" if d == document["recommended"] else "#bbbbbb" for d in x])
         for d, height in zip(x, heights, strict=True):
             axes.annotate(f"{height:.3g}", (d, height), ha="center", va="bottom", fontsize=8)

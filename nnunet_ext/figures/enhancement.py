@@ -23,15 +23,15 @@ _SHOWN = 8  # channels in a row
 
 @dataclass(frozen=True)
 class Stage:
-    """What one enhanced stage saw.
+    """Features and scores of one enhanced stage.
 
     Attributes:
-        number: Of the encoder stage, 0 the highest resolution.
-        score: ``"curvature"`` or ``"entropy"``.
-        features: ``(C, *S)``.
-        scores: ``(C,)``.
-        ranking: Channels by falling score, all of them.
-        selected: How many of them are appended.
+        number: Number of the encoder stage, 0 at the highest resolution.
+        score: Kind of the scores, ``"curvature"`` or ``"entropy"``.
+        features: Feature maps ``(C, *S)`` that enter the enhancement.
+        scores: Score of each channel, ``(C,)``.
+        ranking: Indices of all channels by falling score, ``(C,)``.
+        selected: Number of channels, the first of the ranking, that are repeated.
     """
 
     number: int
@@ -50,25 +50,25 @@ def load_network(
     Raises:
         ValueError: If the network has no instructive feature enhancement.
     """
-    lacks = "has no instructive feature enhancement; give one trained with IFECurvature or IFEEntropy in its name"
-    return middle_patch.load_network(model, plans, dataset_json, checkpoint, tuple(ENHANCED.values()), lacks)
+    reason = "has no instructive feature enhancement; give one trained with IFECurvature or IFEEntropy in its name"
+    return middle_patch.load_network(model, plans, dataset_json, checkpoint, tuple(ENHANCED.values()), reason)
 
 
 @torch.no_grad()
-def look(network: nn.Module, model: Model, images: tuple[str, ...], device: torch.device) -> list[Stage]:
-    """Run the network on the patch in the middle of a case, and return what each enhanced stage saw.
+def enhanced_stages(network: nn.Module, model: Model, images: tuple[str, ...], device: torch.device) -> list[Stage]:
+    """Run the network on the patch in the middle of a case, and return features and scores of each enhanced stage.
 
     Args:
-        network: Of :func:`load_network`.
-        model: The same.
-        images: Files, one a channel.
-        device: Where to run.
+        network: Network from :func:`load_network`, on any device.
+        model: Plans of the network from :func:`load_network`.
+        images: Image files of the case, one a channel.
+        device: Device to run the network on.
     """
-    data = middle_patch.cut(model, images)
-    seen: dict[str, Tensor] = {}
+    data = middle_patch.read_middle_patch(model, images)
+    inputs: dict[str, Tensor] = {}
     enhancements: Any = network.enhancements
     hooks = [
-        module.register_forward_hook(lambda _, given, __, stage=stage: seen.update({stage: given[0]}))
+        module.register_forward_hook(lambda _, arguments, __, stage=stage: inputs.update({stage: arguments[0]}))
         for stage, module in enhancements.items()
     ]
     try:
@@ -78,21 +78,21 @@ def look(network: nn.Module, model: Model, images: tuple[str, ...], device: torc
             hook.remove()
     stages = []
     for stage, module in enhancements.items():
-        scores = module.scores(seen[stage])[0]
+        scores = module.scores(inputs[stage])[0]
         ranking = scores.sort(descending=True, stable=True).indices
-        features, values = (one.float().cpu().numpy() for one in (seen[stage][0], scores))
+        features, values = (tensor.float().cpu().numpy() for tensor in (inputs[stage][0], scores))
         stages.append(Stage(int(stage), module.score, features, values, ranking.cpu().numpy(), module.selected))
     return stages
 
 
 @plain_style()
-def draw(path: Path, title: str, stages: Sequence[Stage]) -> None:
+def draw_stages(path: Path, title: str, stages: Sequence[Stage]) -> None:
     """Draw, for each stage, all scores, and the channels with the highest and with the lowest ones.
 
     Args:
-        path: PNG to write; complete or not there.
-        title: Of the figure.
-        stages: What was seen.
+        path: PNG file to write; it is complete or not there.
+        title: Title above the whole figure.
+        stages: Enhanced stages, from :func:`enhanced_stages`, one block of rows each.
     """
     figure = Figure(figsize=(14, 0.4 + 5.4 * len(stages)), layout="constrained", facecolor="white")
     FigureCanvasAgg(figure)

@@ -24,8 +24,8 @@ class Group:
     """Intensities of one kind of voxels.
 
     Attributes:
-        title: ``"labelled"``, ``"unlabelled"`` or ``"foreground"``.
-        channels: One entry a channel.
+        title: Kind of the voxels, ``"labelled"``, ``"unlabelled"`` or ``"foreground"``.
+        channels: Statistics of each image channel.
     """
 
     title: str
@@ -42,11 +42,11 @@ def draw_fingerprint(
     """Draw a row for each channel, one for the spacings and one for the shapes, and write a PNG.
 
     Args:
-        path: File to write; a temporary file is renamed.
-        title: Name of the dataset.
-        channel_names: As in dataset.json.
-        groups: Intensities; those without a voxel are left out.
-        cases: Labelled and unlabelled cases, by the title of their group.
+        path: PNG file to write; it is complete or not there.
+        title: Name of the dataset, above the figure.
+        channel_names: Names of the image channels as in dataset.json.
+        groups: Intensities of each kind of voxels; groups without a voxel are left out.
+        cases: Title of a group, labelled or unlabelled -> statistics of its cases.
     """
     rows = len(channel_names)
     figure = Figure(figsize=(12, 3.4 * rows + 5), layout="constrained")
@@ -56,11 +56,13 @@ def draw_fingerprint(
         drawn = [(g.title, g.channels[channel]) for g in groups if g.channels and g.channels[channel].count]
         _draw_intensities(figure.add_subplot(grid[channel, :]), name, drawn)
     for axis in range(3):
-        spacings = {kind: [case.spacing[axis] for case in some] for kind, some in cases.items() if some}
-        shapes = {kind: [float(case.shape_after_crop[axis]) for case in some] for kind, some in cases.items() if some}
+        spacings = {kind: [case.spacing[axis] for case in group] for kind, group in cases.items() if group}
+        shapes = {
+            kind: [float(case.shape_after_crop[axis]) for case in group] for kind, group in cases.items() if group
+        }
         _draw_histogram(figure.add_subplot(grid[rows, axis]), spacings, f"spacing, axis {axis} [mm]")
         _draw_histogram(figure.add_subplot(grid[rows + 1, axis]), shapes, f"shape after crop, axis {axis} [voxels]")
-    counts = ", ".join(f"{len(some)} {kind}" for kind, some in cases.items())
+    counts = ", ".join(f"{len(group)} {kind}" for kind, group in cases.items())
     figure.suptitle(f"{title}: {counts} cases")
     save_figure(figure, path)
 
@@ -110,10 +112,10 @@ def _draw_histogram(axes: Axes, groups: dict[str, list[float]], label: str) -> N
     if high - low < 1e-3 * max(abs(high), 1e-12):
         low, high = low - 0.5, high + 0.5
     edges = np.linspace(low, high, 25)
-    for wide, (title, values) in zip((3.5, 1.4), groups.items(), strict=False):  # the first stays visible below
+    for width, (title, values) in zip((3.5, 1.4), groups.items(), strict=False):  # the first stays visible below
         share = np.histogram(values, edges)[0] / len(values) * 100
-        axes.stairs(share, edges, color=COLOURS[title], linewidth=wide, label=f"{title}, median {np.median(values):g}")
-        axes.plot(np.median(values), -4, marker="^", color=COLOURS[title], markersize=3 + 1.5 * wide, clip_on=False)
+        axes.stairs(share, edges, color=COLOURS[title], linewidth=width, label=f"{title}, median {np.median(values):g}")
+        axes.plot(np.median(values), -4, marker="^", color=COLOURS[title], markersize=3 + 1.5 * width, clip_on=False)
     axes.set_ylim(-8, 105)
     axes.set_xlabel(label, fontsize=9)
     axes.set_ylabel("cases [%]", fontsize=9)

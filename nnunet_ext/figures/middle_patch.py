@@ -1,4 +1,4 @@
-"""One trained network and one patch of one case, for pictures of what the network does inside."""
+"""A trained network and the patch in the middle of a case, for pictures of what the network computes inside."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ def load_network(
     dataset_json: dict[str, Any],
     checkpoint: Path,
     networks: Sequence[str],
-    lacks: str,
+    reason: str,
 ) -> tuple[nn.Module, Model]:
     """Build a trained network from the plans beside it.
 
     Args:
-        model: Model folder, for messages.
-        plans: Its plans.
-        dataset_json: Its dataset.json.
-        checkpoint: File of weights.
-        networks: Class paths of the networks that will do.
-        lacks: What another one lacks, and what to do, for the message.
+        model: Folder of the trained model, for messages.
+        plans: Content of the model's plans.json.
+        dataset_json: Content of the model's dataset.json.
+        checkpoint: Checkpoint file with the weights.
+        networks: Class paths of the networks that are allowed.
+        reason: Reason why another network is refused, and what to do, for the message.
 
     Raises:
         ValueError: If the network is another one, or the second stage of a cascade.
@@ -42,7 +42,7 @@ def load_network(
     manager = PlansManager(plans)
     configuration = manager.get_configuration(content["init_args"]["configuration"])
     if configuration.network_arch_class_name not in networks:
-        raise ValueError(f"the model {model} was trained by {content['trainer_name']} and {lacks}")
+        raise ValueError(f"the model {model} was trained by {content['trainer_name']} and {reason}")
     if configuration.previous_stage_name is not None:
         raise ValueError(f"the model {model} is the second stage of a cascade; give one of a single stage")
     case_model = Model(manager, configuration, dataset_json)
@@ -53,12 +53,12 @@ def load_network(
     return network.eval(), case_model
 
 
-def cut(model: Model, images: tuple[str, ...]) -> Tensor:
-    """Return the patch in the middle of a case, ``(C, *patch)``, padded with zeros where the case is smaller.
+def read_middle_patch(model: Model, images: tuple[str, ...]) -> Tensor:
+    """Read a case and return the patch in its middle, ``(C, *patch)``, padded with zeros where the case is smaller.
 
     Args:
-        model: Of :func:`load_network`.
-        images: Files, one a channel.
+        model: Plans of the network, from :func:`load_network`.
+        images: Image files of the case, one a channel.
     """
     data = torch.from_numpy(prepare(images, None, PlansSpacing(), model).data)
     size = model.configuration.patch_size
@@ -72,22 +72,22 @@ def cut(model: Model, images: tuple[str, ...]) -> Tensor:
     return data
 
 
-def channels_of_case(first: Path, ending: str) -> tuple[str, tuple[str, ...]]:
-    """Return the name of a case and the files of its channels that are there, as nnU-Net finds them.
+def channels_of_case(first_channel: Path, ending: str) -> tuple[str, tuple[str, ...]]:
+    """Return the name of a case and the existing files of its channels, as nnU-Net finds them.
 
     Args:
-        first: Its first channel.
-        ending: File ending of the dataset.
+        first_channel: Image file of the first channel, ``CASE_0000.nii.gz``.
+        ending: File ending of the dataset, e.g. ``.nii.gz``.
 
     Raises:
         ValueError: If the name is not that of a first channel.
         FileNotFoundError: If it is missing.
     """
     end = f"_0000{ending}"
-    if not first.name.endswith(end):
-        raise ValueError(f"{first} is not the first channel of a case; its name must end in {end}")
-    if not first.is_file():
-        raise FileNotFoundError(f"{first} is missing; give the first channel of a case")
-    case = first.name[: -len(end)]
-    files = sorted(first.parent.glob(f"{glob.escape(case)}_[0-9][0-9][0-9][0-9]{ending}"))
+    if not first_channel.name.endswith(end):
+        raise ValueError(f"{first_channel} is not the first channel of a case; its name must end in {end}")
+    if not first_channel.is_file():
+        raise FileNotFoundError(f"{first_channel} is missing; give the first channel of a case")
+    case = first_channel.name[: -len(end)]
+    files = sorted(first_channel.parent.glob(f"{glob.escape(case)}_[0-9][0-9][0-9][0-9]{ending}"))
     return case, tuple(map(str, files))

@@ -1,4 +1,4 @@
-"""A profile as a picture: what each setting costs, how good it is, and memory over time."""
+"""A profile as a picture: seconds, memory and accuracy of each setting, and memory over time."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from nnunet_ext.figures.style import save_figure
-from nnunet_ext.inference.report import STAGES
+from nnunet_ext.inference.spacing_report import STAGES
 
 _STAGE_COLOURS = dict(zip(STAGES, ("#56b4e9", "#0072b2", "#d55e00", "#009e73", "#cc79a7"), strict=True))
 _PAIR_COLOURS = ("#0072b2", "#e69f00")
@@ -26,8 +26,8 @@ def draw_profile(path: Path, document: dict[str, Any]) -> None:
     """Draw the settings that were measured, and write a PNG.
 
     Args:
-        path: File to write; a temporary file is renamed.
-        document: Content of ``profile.json``.
+        path: PNG file to write; it is complete or not there.
+        document: Content of ``profile.json``, as ``profile`` returns it.
     """
     entries = {name: entry for name, entry in document["settings"].items() if "measured" in entry}
     figure = _figure(entries, document)
@@ -64,17 +64,17 @@ def _figure(entries: Entries, document: dict[str, Any]) -> Figure:
 
 def _title(document: dict[str, Any]) -> str:
     device, options = document["device"], document["options"]
-    where = device["gpu"] or f"{device['processor']}, {device['cores']} cores"
+    hardware = device["gpu"] or f"{device['processor']}, {device['cores']} cores"
     return (
         f"{Path(options['model']).name}, fold(s) {' '.join(map(str, options['folds']))}: {len(document['cases'])} "
-        f"case(s) on {options['device']} ({where})"
+        f"case(s) on {options['device']} ({hardware})"
     )
 
 
 def _draw_seconds(axes: Axes, entries: Entries) -> None:
     """Wall time a case, and below it the stages, whose sum differs because several processes work at a time."""
-    known = any(entry["measured"]["stages"] for entry in entries.values())
-    height, offset = (0.36, 0.2) if known else (0.6, 0.0)
+    has_stages = any(entry["measured"]["stages"] for entry in entries.values())
+    height, offset = (0.36, 0.2) if has_stages else (0.6, 0.0)
     for row, entry in enumerate(entries.values()):
         measured = entry["measured"]
         seconds = measured["seconds_per_case"]
@@ -85,7 +85,7 @@ def _draw_seconds(axes: Axes, entries: Entries) -> None:
             label = stage if stage not in axes.get_legend_handles_labels()[1] else None
             axes.barh(row + offset, value, height, left=left, color=_STAGE_COLOURS[stage], label=label)
             left += value
-    _finish(axes, entries, "seconds a case" + (" (stages overlap in time)" if known else ""))
+    _finish(axes, entries, "seconds a case" + (" (stages overlap in time)" if has_stages else ""))
 
 
 def _draw_peaks(axes: Axes, entries: Entries) -> None:
@@ -144,8 +144,8 @@ def _draw_curves(axes: Axes, entries: Entries, key: str, label: str, colours: di
 
 def _smoothed(values: list[float], width: int = 7) -> list[float]:
     """Return means over neighbouring values; utilisation jumps up and down five times a second."""
-    around = [values[max(0, i - width // 2) : i + width // 2 + 1] for i in range(len(values))]
-    return [sum(some) / len(some) for some in around]
+    windows = [values[max(0, i - width // 2) : i + width // 2 + 1] for i in range(len(values))]
+    return [sum(window) / len(window) for window in windows]
 
 
 def _setting_colours(entries: Entries) -> dict[str, Any]:

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-import nibabel
 import numpy as np
 from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
 
+from nnunet_ext.data.geometry import nonzero_box, orientation
 from nnunet_ext.data.reading import describe, read_checked, read_labels
 from nnunet_ext.data.signature import case_source
 from nnunet_ext.files import DiskFullError, whole
@@ -29,17 +29,18 @@ class CaseStatistics:
     """One case, without its voxels.
 
     Attributes:
-        source: Path, size and time of the files it was made of.
-        shape: Voxels before the crop, in the reader's order of axes.
-        shape_after_crop: Voxels of the non-zero box.
-        spacing: mm, in the reader's order of axes.
-        orientation: Where the axes of the file point, e.g. ``"LPS"``; None where the reader does not say.
-        images: All voxels of the box, one entry a channel.
-        foreground: Voxels with a label above 0, one entry a channel; None for a case without a label.
-        percentiles: Of each channel, at ``PERCENTAGES``, ``(C, 7)``.
-        integer_valued: Of each channel.
+        source: Path, size and time of the files that the case was made of.
+        shape: Size in voxels before the crop, in the reader's order of axes.
+        shape_after_crop: Size in voxels of the non-zero box.
+        spacing: Spacing in mm, in the reader's order of axes.
+        orientation: Letters of where the axes of the file point, e.g. ``"LPS"``; None where the reader does not say.
+        images: Intensities of all voxels of the box, one entry a channel.
+        foreground: Intensities of the voxels with a label above 0, one entry a channel; None for a case without
+            label.
+        percentiles: Percentiles of each channel, at ``PERCENTAGES``, ``(C, 7)``.
+        integer_valued: Whether all values are integers, for each channel.
         extremes: Minimum and maximum of each channel, ``(C, 2)``.
-        labels: Values of its label map, ascending; None without one, or where they are no integers.
+        labels: Values of the case's label map, ascending; None without one, or where they are no integers.
     """
 
     source: dict[str, Any]
@@ -55,34 +56,6 @@ class CaseStatistics:
     labels: list[float] | None = None
 
 
-def nonzero_box(data: np.ndarray) -> tuple[slice, ...]:
-    """Return the box of nnU-Net's crop to non-zero: filling holes, which takes long, does not change it.
-
-    Args:
-        data: ``(C, *S)``.
-
-    Returns:
-        One slice an axis of ``S``; everything where no voxel differs from 0, as in nnU-Net.
-    """
-    box = [slice(0, n) for n in data.shape[1:]]
-    for axis in range(data.ndim - 1):
-        first = _first_nonzero(data, box, axis, range(data.shape[axis + 1]))
-        if first is None:
-            return tuple(slice(0, n) for n in data.shape[1:])
-        last = _first_nonzero(data, box, axis, range(data.shape[axis + 1] - 1, first - 1, -1))
-        box[axis] = slice(first, (first if last is None else last) + 1)
-    return tuple(box)
-
-
-def _first_nonzero(data: np.ndarray, box: list[slice], axis: int, indices: range) -> int | None:
-    for index in indices:
-        where: list[Any] = [slice(None), *box]
-        where[axis + 1] = index
-        if data[tuple(where)].any():
-            return index
-    return None
-
-
 def analyze(
     images: tuple[str, ...],
     label: str | None,
@@ -94,9 +67,9 @@ def analyze(
     """Read one case, look at all its voxels, and write what was found; runs in a worker.
 
     Args:
-        images: One file a channel.
-        label: Its segmentation, or None.
-        reader_class: nnU-Net's reader.
+        images: Image files of the case, one a channel.
+        label: File of the case's label map, or None.
+        reader_class: nnU-Net's reader of these files.
         channels: Channels that dataset.json declares.
         target: File to write, see :func:`save`.
         samples: File and number of the foreground voxels a channel that nnU-Net's own statistics draw (with a label).
@@ -116,7 +89,7 @@ def analyze(
             shape=[int(n) for n in data.shape[1:]],
             shape_after_crop=[s.stop - s.start for s in box],
             spacing=[float(s) for s in properties["spacing"]],
-            orientation=_orientation(properties),
+            orientation=orientation(properties),
         )
         case.images = [IntensityStatistics.of(channel[box]) for channel in data]
         case.percentiles = [statistics.percentiles(PERCENTAGES) for statistics in case.images]
@@ -148,26 +121,12 @@ def _analyze_foreground(
         from nnunetv2.experiment_planning.dataset_fingerprint.fingerprint_extractor import DatasetFingerprintExtractor
 
         # nnU-Net's crop, in which its drawing numbers the voxels; what it changes besides is background.
-        where = (slice(None), *box)
-        drawn, _ = DatasetFingerprintExtractor.collect_foreground_intensities(
-            segmentation[where], data[where], num_samples=samples[1]
+        index = (slice(None), *box)
+        voxels, _ = DatasetFingerprintExtractor.collect_foreground_intensities(
+            segmentation[index], data[index], num_samples=samples[1]
         )
         with whole(samples[0]) as temporary, open(temporary, "wb") as file:
-            np.save(file, np.array(drawn), allow_pickle=False)
-
-
-def _orientation(properties: dict[str, Any]) -> str | None:
-    """Return where the axes point (R, A, S or L, P, I for x, y, z of the file)."""
-    if "nibabel_stuff" in properties:
-        affine = np.asarray(properties["nibabel_stuff"]["original_affine"])
-    else:
-        direction = np.asarray(properties.get("sitk_stuff", {}).get("direction", ()))
-        if direction.size != 9:
-            return None
-        # ITK counts towards left and back, nibabel towards right and front.
-        affine = np.eye(4)
-        affine[:3, :3] = np.diag([-1, -1, 1]) @ direction.reshape(3, 3)
-    return "".join(str(code) for code in nibabel.aff2axcodes(affine))
+            np.save(file, np.array(voxels), allow_pickle=False)
 
 
 def case_file(folder: Path, name: str) -> Path:
@@ -184,15 +143,15 @@ def save(case: CaseStatistics, path: Path) -> None:
     metadata = {key: value for key, value in vars(case).items() if key not in ("images", "foreground")}
     for group, statistics in (("images", case.images), ("foreground", case.foreground or [])):
         metadata[group] = []
-        for channel, one in enumerate(statistics):
+        for channel, channel_statistics in enumerate(statistics):
             for key in ("values", "counts", "buckets", "bucket_counts"):
-                arrays[f"{group}_{channel}_{key}"] = getattr(one, key)
+                arrays[f"{group}_{channel}_{key}"] = getattr(channel_statistics, key)
             metadata[group].append(
                 {
-                    "minimum": one.minimum if one.count else None,
-                    "maximum": one.maximum if one.count else None,
-                    "total": [str(one.total.numerator), str(one.total.denominator)],
-                    "squares": [str(one.squares.numerator), str(one.squares.denominator)],
+                    "minimum": channel_statistics.minimum if channel_statistics.count else None,
+                    "maximum": channel_statistics.maximum if channel_statistics.count else None,
+                    "total": [str(channel_statistics.total.numerator), str(channel_statistics.total.denominator)],
+                    "squares": [str(channel_statistics.squares.numerator), str(channel_statistics.squares.denominator)],
                 }
             )
     metadata |= {"version": VERSION, "labelled": case.foreground is not None}
@@ -204,8 +163,8 @@ def load(path: Path, source: dict[str, Any] | None = None) -> CaseStatistics | N
     """Read a case that was kept.
 
     Args:
-        path: As written by :func:`save`.
-        source: What the files are like now; None does not ask.
+        path: File, as :func:`save` writes it.
+        source: Path, size and time of the case's files now; None does not compare.
 
     Returns:
         The case, or None where there is none, it is damaged, or its files have changed.
@@ -252,7 +211,7 @@ def merge(cases: Iterable[list[IntensityStatistics]]) -> list[IntensityStatistic
     every case.
 
     Args:
-        cases: One list of channels a case.
+        cases: Lists of channels, one a case.
 
     Returns:
         One entry a channel; empty if there is no case.
@@ -261,8 +220,8 @@ def merge(cases: Iterable[list[IntensityStatistics]]) -> list[IntensityStatistic
     for case in cases:
         size, channels = 1, case
         while partial and partial[-1][0] == size:
-            earlier, others = partial.pop()
-            size, channels = size + earlier, [a + b for a, b in zip(others, channels, strict=True)]
+            earlier, earlier_channels = partial.pop()
+            size, channels = size + earlier, [a + b for a, b in zip(earlier_channels, channels, strict=True)]
         partial.append((size, channels))
     result: list[IntensityStatistics] = []
     for _, channels in reversed(partial):

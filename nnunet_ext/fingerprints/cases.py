@@ -16,20 +16,15 @@ from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
 from nnunetv2.paths import nnUNet_preprocessed, nnUNet_raw
 from tqdm import tqdm
 
+from nnunet_ext.data.dataset_json import load_dataset_json, number_of_channels
 from nnunet_ext.data.failures import LABELLED, UNLABELLED, Failure
+from nnunet_ext.data.labelled import usable_labelled
 from nnunet_ext.data.leftovers import sweep_all
 from nnunet_ext.data.pool import map_isolated
 from nnunet_ext.data.reading import choose_reader
 from nnunet_ext.data.signature import case_source
-from nnunet_ext.data.unlabeled import (
-    UnlabeledCase,
-    find_unlabeled_cases,
-    labelled_cases,
-    load_dataset_json,
-    number_of_channels,
-    usable_labelled,
-    where_looked,
-)
+from nnunet_ext.data.unlabeled import UnlabeledCase, find_unlabeled_cases, where_looked
+from nnunet_ext.data.unlabelled_only import labelled_cases
 from nnunet_ext.files import DiskFullError, only_here, read_json, write_json
 from nnunet_ext.fingerprints.case_statistics import CaseStatistics, analyze, case_file, load, merge
 from nnunet_ext.fingerprints.intensity import IntensityStatistics
@@ -53,9 +48,9 @@ class CaseTable:
     """What is known of the cases of a dataset, kept in files, one a case.
 
     Attributes:
-        folder: Where the files lie.
+        folder: Folder of the files.
         dataset_json: The dataset's dataset.json.
-        labelled: ``{"images": [...], "label": ...}`` by name.
+        labelled: Files of the labelled cases, ``{"images": [...], "label": ...}``, by name.
         unlabelled: The unlabelled cases by name.
         reader_class: nnU-Net's reader of the images.
         failures: Cases that could not be read.
@@ -98,7 +93,7 @@ class CaseTable:
         source = self.source(kind, name)
         return None if source is None else load(self.path(kind, name), source)
 
-    def good(self, kind: str) -> Iterator[tuple[str, CaseStatistics]]:
+    def kept_cases(self, kind: str) -> Iterator[tuple[str, CaseStatistics]]:
         """Yield the cases of one kind that were read; few are held at a time."""
         for name in self.labelled if kind == LABELLED else self.unlabelled:
             case = self.kept(kind, name)
@@ -107,11 +102,11 @@ class CaseTable:
 
     def remove_others(self) -> None:
         """Remove what was kept of cases that are no longer part of the dataset, and what killed runs left."""
-        wanted = {self.path(kind, name) for kind, name in self.names()}
+        files_in_use = {self.path(kind, name) for kind, name in self.names()}
         for kind in (LABELLED, UNLABELLED):
             sweep_all(self.folder / kind)
             for path in (self.folder / kind).glob("[!.]*.npz"):
-                if path not in wanted:
+                if path not in files_in_use:
                     path.unlink(missing_ok=True)
         for folder in (self.folder.parent, self.folder, self.folder / "samples"):
             sweep_all(folder)
@@ -129,8 +124,8 @@ def case_table(dataset_name: str, dataset: dict[str, Any]) -> CaseTable:
     """Return the table of a dataset, nothing read yet.
 
     Args:
-        dataset_name: Its folder's name.
-        dataset: What nnU-Net's ``get_filenames_of_train_images_and_targets`` returns.
+        dataset_name: Name of the dataset's folder.
+        dataset: Labelled cases as nnU-Net's ``get_filenames_of_train_images_and_targets`` returns them.
 
     Raises:
         FileNotFoundError: If the dataset has no case at all.
@@ -142,14 +137,14 @@ def case_table(dataset_name: str, dataset: dict[str, Any]) -> CaseTable:
     labelled = labelled_cases(dataset)
     if not labelled and not unlabelled and not failures:
         raise FileNotFoundError(f"{dataset_name} has no case at all. {where_looked(raw)}")
-    labelled, strays = usable_labelled(raw, dataset_json, labelled, "fingerprint")
-    failures += strays
+    labelled, unusable = usable_labelled(raw, dataset_json, labelled, "fingerprint")
+    failures += unusable
     images = [image for files in labelled.values() for image in files["images"]]
     images += [image for case in unlabelled.values() for image in case.images]
     if not images:
         reasons = [f"  {failure.case}: {failure.reason}" for failure in failures]
-        more = [f"  ... and {len(reasons) - _NAMED} more"] if len(reasons) > _NAMED else []
-        raise ValueError("\n".join([f"{dataset_name} has no case that can be read:", *reasons[:_NAMED], *more]))
+        rest = [f"  ... and {len(reasons) - _NAMED} more"] if len(reasons) > _NAMED else []
+        raise ValueError("\n".join([f"{dataset_name} has no case that can be read:", *reasons[:_NAMED], *rest]))
     folder = Path(str(nnUNet_preprocessed)) / dataset_name / FOLDER
     return CaseTable(folder, dataset_json, labelled, unlabelled, choose_reader(dataset_json, images), failures)
 
@@ -169,8 +164,8 @@ def read_cases(
     """Look at every case that is new or changed; what was done is kept at once, so that a killed run continues.
 
     Args:
-        table: Failures are added to it.
-        num_processes: Worker processes.
+        table: Table of the cases; failures are added to it.
+        num_processes: Number of worker processes.
         samples: Number of foreground voxels to draw from each labelled case for nnU-Net's own statistics, or None.
         show_progress_bar: Show a tqdm bar.
 
@@ -180,17 +175,24 @@ def read_cases(
     table.remove_others()
     channels = number_of_channels(table.dataset_json)
     tasks: dict[str, tuple] = {}
-    known = {(failure.kind, failure.case) for failure in table.failures}
+    failed = {(failure.kind, failure.case) for failure in table.failures}
     for kind, name in table.names():
         files, label = table.files(kind, name)
-        if (kind, name) in known:
+        if (kind, name) in failed:
             continue
-        draw = None
+        sampling = None
         if samples is not None and kind == LABELLED:
             file = samples_file(table, name, samples)
-            draw = None if file.is_file() else (str(file), samples)
-        if draw is not None or table.kept(kind, name) is None:
-            tasks[f"{kind}/{name}"] = (files, label, table.reader_class, channels, str(table.path(kind, name)), draw)
+            sampling = None if file.is_file() else (str(file), samples)
+        if sampling is not None or table.kept(kind, name) is None:
+            tasks[f"{kind}/{name}"] = (
+                files,
+                label,
+                table.reader_class,
+                channels,
+                str(table.path(kind, name)),
+                sampling,
+            )
     with contextlib.closing(map_isolated(analyze, tasks, num_processes)) as results:
         bar = tqdm(results, "Extracting dataset fingerprint", len(tasks), disable=not show_progress_bar or not tasks)
         for task, _, error in bar:
@@ -206,26 +208,26 @@ def stock_properties(table: CaseTable, samples: int) -> dict[str, Any]:
     """Return nnU-Net's own keys, computed as nnU-Net does from the voxels that its own function drew.
 
     Args:
-        table: Read, see :func:`read_cases`.
-        samples: As there.
+        table: Table of cases that :func:`read_cases` has read.
+        samples: Number of foreground voxels that were drawn there.
 
     Raises:
         RuntimeError: If no labelled case has a foreground voxel.
     """
-    cases, drawn = [], []
-    for name, case in table.good(LABELLED):
+    cases, sampled = [], []
+    for name, case in table.kept_cases(LABELLED):
         file = samples_file(table, name, samples)
         if file.is_file():
             cases.append(case)
-            drawn.append(np.load(file, allow_pickle=False))
-    if not drawn:
+            sampled.append(np.load(file, allow_pickle=False))
+    if not sampled:
         raise RuntimeError(
             "no labelled case could be read, so nnU-Net's foreground statistics cannot be computed; mend the cases "
             "that are listed and run again, what was found of the others is kept"
         )
     properties = {}
     for channel in range(number_of_channels(table.dataset_json)):
-        voxels = np.concatenate([one[channel] for one in drawn])
+        voxels = np.concatenate([sample[channel] for sample in sampled])
         if len(voxels) == 0:
             raise RuntimeError(
                 "no labelled case has a voxel with a label above 0, so nnU-Net's foreground statistics do not exist; "
@@ -264,8 +266,8 @@ def global_properties(table: CaseTable) -> dict[str, Any]:
 
     def channels() -> Iterator[list[IntensityStatistics]]:
         for kind in (LABELLED, UNLABELLED):
-            for name, case in table.good(kind):
-                table.found[kind][name] = light(case)
+            for name, case in table.kept_cases(kind):
+                table.found[kind][name] = without_distributions(case)
                 yield case.images
 
     merged = merge(channels())
@@ -283,7 +285,7 @@ def global_properties(table: CaseTable) -> dict[str, Any]:
     return result
 
 
-def light(case: CaseStatistics) -> CaseStatistics:
+def without_distributions(case: CaseStatistics) -> CaseStatistics:
     """Return a case without its distributions, for lists of thousands."""
     return replace(case, images=[], foreground=None)
 
@@ -314,16 +316,16 @@ class Provenance:
         if not self._file.is_file():
             # Made by nnU-Net itself, which takes all labelled cases.
             return len(fingerprint["spacings"]) == len(table.labelled) > 0
-        known = {"used": {}, "failed": {}} | read_json(self._file, "remove it, it is made again")
-        if known["used"] | known["failed"] != {name: table.source(LABELLED, name) for name in table.labelled}:
+        provenance = {"used": {}, "failed": {}} | read_json(self._file, "remove it, it is made again")
+        if provenance["used"] | provenance["failed"] != {name: table.source(LABELLED, name) for name in table.labelled}:
             return False
-        return not any(table.kept(LABELLED, name) for name in known["failed"])
+        return not any(table.kept(LABELLED, name) for name in provenance["failed"])
 
     def note(self, table: CaseTable) -> None:
         """Remember the labelled cases of which the keys were just made, and those that had to be left out."""
-        used = {name: table.source(LABELLED, name) for name in table.found[LABELLED]}
-        failed = {name: table.source(LABELLED, name) for name in table.labelled if name not in used}
-        write_json(self._file, {"used": used, "failed": failed}, indent=None)
+        described = {name: table.source(LABELLED, name) for name in table.found[LABELLED]}
+        left_out = {name: table.source(LABELLED, name) for name in table.labelled if name not in described}
+        write_json(self._file, {"used": described, "failed": left_out}, indent=None)
 
 
 def remove_samples(table: CaseTable) -> None:

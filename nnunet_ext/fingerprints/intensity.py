@@ -29,13 +29,13 @@ class IntensityStatistics:
 
     Attributes:
         values: Integer values, ascending, float64 ``(V,)``.
-        counts: How often each occurs, int64 ``(V,)``.
+        counts: Number of voxels of each value, int64 ``(V,)``.
         buckets: Keys of the buckets of the images that are not integer-valued, uint32 ``(K,)``, ascending.
-        bucket_counts: Voxels in each, int64 ``(K,)``.
-        minimum: Of all voxels; infinite if there is none.
-        maximum: Of all voxels; minus infinite if there is none.
+        bucket_counts: Number of voxels in each bucket, int64 ``(K,)``.
+        minimum: Smallest value of all voxels; infinite if there is none.
+        maximum: Largest value of all voxels; minus infinite if there is none.
         total: Sum of the voxels that lie in buckets.
-        squares: Sum of their squares.
+        squares: Sum of the squares of these voxels.
     """
 
     values: np.ndarray = field(default_factory=lambda: _nothing(np.float64))
@@ -59,7 +59,7 @@ class IntensityStatistics:
         """
         if image.size == 0:
             return cls()
-        minimum, maximum, integer = _look_at(image)
+        minimum, maximum, integer = _extremes(image)
         if not (np.isfinite(minimum) and np.isfinite(maximum)):
             raise ValueError("NaN or infinite values; replace them by values that mean something")
         if integer:
@@ -110,7 +110,7 @@ class IntensityStatistics:
         """Return percentiles with linear interpolation, as :func:`numpy.percentile` does over all voxels.
 
         Args:
-            percentages: From 0 to 100.
+            percentages: Which percentiles, from 0 to 100.
 
         Raises:
             ValueError: If there is no voxel.
@@ -174,7 +174,7 @@ def _chunks(image: np.ndarray) -> Iterator[np.ndarray]:
             yield part.astype(np.float32, copy=False).reshape(-1)
 
 
-def _look_at(image: np.ndarray) -> tuple[float, float, bool]:
+def _extremes(image: np.ndarray) -> tuple[float, float, bool]:
     """Return minimum, maximum (NaN if there is one) and whether all values are integers."""
     low, high, integer = np.inf, -np.inf, True
     for chunk in _chunks(image):
@@ -204,8 +204,8 @@ def _count_buckets(image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     dense = np.zeros(2 ** (32 - _DROPPED_BITS), np.int64)
     for chunk in _chunks(image):
         # Adding 0 makes -0 a 0.
-        found = np.bincount((chunk + np.float32(0)).view(np.uint32) >> _DROPPED_BITS)
-        dense[: len(found)] += found
+        chunk_counts = np.bincount((chunk + np.float32(0)).view(np.uint32) >> _DROPPED_BITS)
+        dense[: len(chunk_counts)] += chunk_counts
     keys = np.flatnonzero(dense)
     return keys.astype(np.uint32), dense[keys]
 

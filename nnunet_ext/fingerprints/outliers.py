@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from nnunetv2.configuration import ANISO_THRESHOLD
 
-from nnunet_ext.data.unlabeled import channel_names
+from nnunet_ext.data.dataset_json import channel_names
 from nnunet_ext.fingerprints.case_statistics import CaseStatistics
 
-SPACING_FACTOR = 3.0  # nnU-Net's own threshold of anisotropy
 _FEWEST = 3  # cases that make a reference
 _DISTANCE = 0.25  # of the reference's range: other fields of view of one modality stay below
 _RARE = 0.15  # share of the reference below which an orientation is worth a word
@@ -26,7 +26,7 @@ class Outlier:
     Attributes:
         case: Case name.
         kind: What is odd, the same words for all such cases.
-        detail: The figures.
+        detail: Figures that show it.
     """
 
     case: str
@@ -40,36 +40,36 @@ def find_outliers(
     """Compare every case with the labelled ones (with all, where there are fewer than three labelled).
 
     Args:
-        labelled: By name.
-        unlabelled: By name.
-        dataset_json: Names the channels.
+        labelled: Labelled cases by name.
+        unlabelled: Unlabelled cases by name.
+        dataset_json: The dataset's dataset.json, which names the channels and the labels.
     """
     cases = dict(labelled) | dict(unlabelled)
     if not cases:
         return []
     reference = list(labelled.values()) if len(labelled) >= _FEWEST else list(cases.values())
-    found: list[Outlier] = []
+    outliers: list[Outlier] = []
     for name, case in cases.items():
-        found += _of_one(name, case, channel_names(dataset_json))
+        outliers += _voxels(name, case, channel_names(dataset_json))
     for name, case in labelled.items():
-        found += _labels(name, case, dataset_json)
-    found += _thin(cases)
+        outliers += _labels(name, case, dataset_json)
+    outliers += _single_slices(cases)
     if len(cases) >= _FEWEST:
-        found += _geometry(cases, reference)
+        outliers += _geometry(cases, reference)
         for channel, title in enumerate(channel_names(dataset_json)):
-            found += _intensities(cases, reference, channel, title)
-    return found
+            outliers += _intensities(cases, reference, channel, title)
+    return outliers
 
 
-def _of_one(name: str, case: CaseStatistics, channels: list[str]) -> list[Outlier]:
-    found = []
+def _voxels(name: str, case: CaseStatistics, channels: list[str]) -> list[Outlier]:
+    outliers = []
     for channel, title in enumerate(channels):
         minimum, maximum = case.extremes[channel]
         if minimum == maximum:
-            found.append(Outlier(name, "constant image", f"channel {title}: {minimum:g} everywhere"))
+            outliers.append(Outlier(name, "constant image", f"channel {title}: {minimum:g} everywhere"))
         elif title.lower() == "ct" and not case.integer_valued[channel]:
-            found.append(Outlier(name, "CT values that are no integers", f"channel {title}; HU are expected"))
-    return found
+            outliers.append(Outlier(name, "CT values that are no integers", f"channel {title}; HU are expected"))
+    return outliers
 
 
 def _labels(name: str, case: CaseStatistics, dataset_json: dict[str, Any]) -> list[Outlier]:
@@ -77,36 +77,42 @@ def _labels(name: str, case: CaseStatistics, dataset_json: dict[str, Any]) -> li
     file = [file for file in case.source["files"] if not file.endswith(".json")][-1]  # after the images
     if case.labels is None:
         return [Outlier(name, "label values that are no integers", f"{file}; labels are 0, 1, 2, ...")]
-    declared = np.concatenate([np.ravel(value) for value in dataset_json["labels"].values()]).astype(int).tolist()
-    unknown = sorted(set(case.labels) - set(declared))
+    labels = np.concatenate([np.ravel(value) for value in dataset_json["labels"].values()]).astype(int).tolist()
+    unknown = sorted(set(case.labels) - set(labels))
     if not unknown:
         return []
-    shown = ", ".join(f"{value:g}" for value in unknown[:_SHOWN]) + (", ..." if len(unknown) > _SHOWN else "")
-    known = ", ".join(str(value) for value in sorted(set(declared)))
-    return [Outlier(name, "label values that dataset.json does not have", f"{file} has {shown}; named are {known}")]
+    unknown_text = ", ".join(f"{value:g}" for value in unknown[:_SHOWN]) + (", ..." if len(unknown) > _SHOWN else "")
+    known_text = ", ".join(str(value) for value in sorted(set(labels)))
+    return [
+        Outlier(
+            name, "label values that dataset.json does not have", f"{file} has {unknown_text}; named are {known_text}"
+        )
+    ]
 
 
-def _thin(cases: Mapping[str, CaseStatistics]) -> list[Outlier]:
-    thin = [name for name, case in cases.items() if min(case.shape) == 1]
-    if 2 * len(thin) > len(cases):  # a 2D dataset
+def _single_slices(cases: Mapping[str, CaseStatistics]) -> list[Outlier]:
+    names = [name for name, case in cases.items() if min(case.shape) == 1]
+    if 2 * len(names) > len(cases):  # a 2D dataset
         return []
-    return [Outlier(name, "one slice", f"shape {tuple(cases[name].shape)}") for name in thin]
+    return [Outlier(name, "one slice", f"shape {tuple(cases[name].shape)}") for name in names]
 
 
 def _geometry(cases: Mapping[str, CaseStatistics], reference: list[CaseStatistics]) -> list[Outlier]:
-    found = []
+    outliers = []
     median = np.median([case.spacing for case in reference], 0)
     orientations = Counter(case.orientation for case in reference)
-    usual = orientations.most_common(1)[0][0]
+    usual_orientation = orientations.most_common(1)[0][0]
     for name, case in cases.items():
         factors = np.asarray(case.spacing) / median
-        if max(factors.max(), 1 / factors.min()) > SPACING_FACTOR:
+        if max(factors.max(), 1 / factors.min()) > ANISO_THRESHOLD:
             spacing = " x ".join(f"{s:g}" for s in case.spacing)
-            others = " x ".join(f"{s:g}" for s in median)
-            found.append(Outlier(name, "spacing unlike the others", f"{spacing} mm, median {others} mm"))
+            usual_spacing = " x ".join(f"{s:g}" for s in median)
+            outliers.append(Outlier(name, "spacing unlike the others", f"{spacing} mm, median {usual_spacing} mm"))
         if orientations[case.orientation] < _RARE * len(reference):
-            found.append(Outlier(name, "orientation unlike the others", f"{case.orientation}, most are {usual}"))
-    return found
+            outliers.append(
+                Outlier(name, "orientation unlike the others", f"{case.orientation}, most are {usual_orientation}")
+            )
+    return outliers
 
 
 def _intensities(
@@ -114,23 +120,24 @@ def _intensities(
 ) -> list[Outlier]:
     """Mean distance of percentiles from the reference's medians, beside the reference's own spread."""
     table = np.array([case.percentiles[channel] for case in reference])
-    usual = np.median(table, 0)
-    scale = usual[-1] - usual[0]
+    medians = np.median(table, 0)
+    scale = medians[-1] - medians[0]
     if scale <= 0:
         return []
-    own = np.abs(table - usual).mean(1) / scale
-    spread = 1.4826 * float(np.median(np.abs(own - np.median(own))))
-    limit = max(_DISTANCE, float(np.median(own)) + 5 * spread)
-    found = []
+    distances = np.abs(table - medians).mean(1) / scale
+    spread = 1.4826 * float(np.median(np.abs(distances - np.median(distances))))
+    limit = max(_DISTANCE, float(np.median(distances)) + 5 * spread)
+    outliers = []
     for name, case in cases.items():
-        here = np.array(case.percentiles[channel])
-        if np.abs(here - usual).mean() / scale > limit:
+        of_case = np.array(case.percentiles[channel])
+        if np.abs(of_case - medians).mean() / scale > limit:
             detail = (
-                f"channel {title}: 99 % in [{here[0]:g}, {here[-1]:g}], usually [{usual[0]:g}, {usual[-1]:g}]; "
+                f"channel {title}: 99 % in [{of_case[0]:g}, {of_case[-1]:g}], usually [{medians[0]:g}, "
+                f"{medians[-1]:g}]; "
                 "another modality, unit or window?"
             )
-            found.append(Outlier(name, "intensities unlike the others", detail))
-    return found
+            outliers.append(Outlier(name, "intensities unlike the others", detail))
+    return outliers
 
 
 def format_outliers(outliers: list[Outlier]) -> str:

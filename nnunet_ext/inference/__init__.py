@@ -1,4 +1,4 @@
-"""Prediction: spacings that are forced or chosen, and a fast export."""
+"""Prediction with spacings that are forced or chosen, a fast export, and cases that cost no others."""
 
 from typing import TYPE_CHECKING, Any
 

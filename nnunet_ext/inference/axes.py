@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 from nibabel.orientations import io_orientation
+
+from nnunet_ext.data.geometry import affine_of
 
 XYZ = "xyz"
 
@@ -18,7 +19,7 @@ class Axes:
 
     Attributes:
         of: Array axis of ``x`` (left-right), ``y`` (front-back) and ``z`` (head-foot, the axial axis).
-        known: Whether the image's direction said so; without one the array order is taken for ``(z, y, x)``.
+        known: Whether the direction of the image is known; if not, the array order is taken for ``(z, y, x)``.
     """
 
     of: tuple[int, int, int]
@@ -47,36 +48,21 @@ UNKNOWN_AXES = Axes((2, 1, 0), known=False)
 
 
 def find_axes(properties: Mapping[str, Any]) -> Axes:
-    """Find the axes of an image from what nnU-Net's reader says of it.
+    """Find the patient's axes in the properties of an image that nnU-Net's reader returns.
 
     The axes of an oblique image are those nearest to the patient's, each taken once; flips make no difference.
 
     Args:
-        properties: As returned by ``read_images`` of nnU-Net's readers, whose arrays are ``(C, *S)`` with the last
-            image axis first.
+        properties: Properties of an image as returned by ``read_images`` of nnU-Net's readers, whose arrays are ``(C,
+            *S)`` with the last image axis first.
 
     Returns:
         The axes; of an image without a direction, or with one that is no rotation, ``x, y, z`` are the last, middle and
         first array axis.
     """
-    direction = _direction(properties)
-    if direction is None or not np.isfinite(direction).all() or abs(np.linalg.det(direction)) < 1e-6:
+    affine = affine_of(properties, of_array=True)
+    if affine is None:
         return UNKNOWN_AXES
-    affine = np.eye(4)
-    affine[:3, :3] = direction
     nearest = [int(axis) for axis in io_orientation(affine)[:, 0]]  # of each image axis; nnU-Net reverses their order
     x, y, z = (2 - nearest.index(axis) for axis in range(3))
     return Axes((x, y, z), known=True)
-
-
-def _direction(properties: Mapping[str, Any]) -> np.ndarray | None:
-    """Return the direction of each image axis as a column, ``None`` where the reader gives none in 3D."""
-    if "sitk_stuff" in properties:
-        direction = np.asarray(properties["sitk_stuff"]["direction"], float)
-        return direction.reshape(3, 3) if direction.size == 9 else None
-    if "nibabel_stuff" in properties:
-        stuff = properties["nibabel_stuff"]
-        affine = np.asarray(stuff.get("reoriented_affine", stuff["original_affine"]), float)
-        lengths = np.linalg.norm(affine[:3, :3], axis=0)
-        return affine[:3, :3] / np.where(lengths > 0, lengths, 1)
-    return None

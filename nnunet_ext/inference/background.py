@@ -1,4 +1,4 @@
-"""Exports in the background: a bounded number at a time, and a worker that dies costs nothing but what it held."""
+"""Calls in the background: a bounded number at a time, and a worker that dies costs only the calls under way."""
 
 from __future__ import annotations
 
@@ -14,10 +14,12 @@ class Background:
     """Calls that go on while the next case is predicted.
 
     Args:
-        workers: How many at a time; 0 calls at once and here.
-        threads: Threads instead of spawned processes, for calls that spend their time outside Python or on a GPU.
-        done: Called here with the name, the result and the exception (one of them ``None``) of every call that ended.
-        died: Called here with the name of every call that was under way when a worker process died.
+        workers: Number of calls at a time; 0 makes each call at once, in this process.
+        threads: Whether the workers are threads instead of spawned processes, for calls that spend their time outside
+            Python or on a GPU.
+        done: Function called in this process with the name, the result and the exception (one of them ``None``) of
+            every call that ended.
+        died: Function called in this process with the name of every call that was under way when a worker process died.
     """
 
     def __init__(

@@ -15,6 +15,7 @@ from nnunetv2.utilities.label_handling.label_handling import convert_labelmap_to
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 
 from nnunet_ext.data.completeness import check_complete
+from nnunet_ext.data.geometry import nonzero_box
 from nnunet_ext.data.reading import (
     check_spacing,
     check_values,
@@ -25,21 +26,21 @@ from nnunet_ext.data.reading import (
     reads_natural_images,
 )
 from nnunet_ext.inference.axes import find_axes
-from nnunet_ext.inference.inputs import about_channels
-from nnunet_ext.inference.memory import peak_memory_mib, total_memory_bytes
-from nnunet_ext.inference.resampling import lean
+from nnunet_ext.inference.image_folder import channel_files_message
+from nnunet_ext.inference.process_memory import peak_memory_mib, total_memory_bytes
+from nnunet_ext.inference.resampling import with_less_memory
 from nnunet_ext.inference.spacing import CaseGeometry, PlansSpacing, SpacingChoice, SpacingRule, check_shape
 
 
 @dataclass(frozen=True)
 class Model:
-    """What is needed of a model to prepare its cases and to export what it predicts; it can be pickled.
+    """Plans of a trained model, from which its cases are prepared and its logits are exported; it can be pickled.
 
     Attributes:
-        plans: nnU-Net's PlansManager.
-        configuration: Its ConfigurationManager, with the spacing that the network was trained at.
-        dataset_json: Content of dataset.json.
-        verbose: Whether nnU-Net's preprocessor says what it does.
+        plans: nnU-Net's PlansManager of the trained model.
+        configuration: nnU-Net's ConfigurationManager, with the spacing that the network was trained at.
+        dataset_json: Content of the model's dataset.json.
+        verbose: Whether nnU-Net's preprocessor prints what it does.
     """
 
     plans: PlansManager
@@ -63,11 +64,12 @@ class Prepared:
     """A case ready for the network.
 
     Attributes:
-        data: ``(C, *S)`` float32, resampled; with the one-hot previous stage where there is one.
-        properties: As nnU-Net's preprocessor leaves them, with the declared spacing, for resampling back.
-        true_spacing: Of the image in mm, in array order, for writing.
+        data: Network input ``(C, *S)``, float32, resampled; with the one-hot previous stage where there is one.
+        properties: Properties of the image as nnU-Net's preprocessor leaves them, with the declared spacing, for
+            resampling back.
+        true_spacing: Spacing of the image in mm, in array order, for writing.
         target: Spacing of ``data``, as nnU-Net's configurations have it: in the plans' axis order, 2 values in 2d.
-        record: For the report; see ``docs/inference.md``.
+        record: Entry of the case in ``spacing_report.json``; see ``docs/inference.md``.
     """
 
     data: np.ndarray
@@ -78,7 +80,7 @@ class Prepared:
 
 
 class CaseConfiguration(ConfigurationManager):
-    """A configuration that resamples to the spacing of one case, and resamples as lean as it can."""
+    """A configuration that resamples to the spacing of one case, with as little memory as it can."""
 
     def __init__(self, configuration: ConfigurationManager, target: Sequence[float], image_only: bool) -> None:
         super().__init__({**configuration.configuration, "spacing": list(target)})
@@ -87,7 +89,7 @@ class CaseConfiguration(ConfigurationManager):
     @cached_property
     def resampling_fn_data(self) -> Callable[..., Any]:
         """The plans' function, or one that gives the same values with less memory."""
-        return lean(super().resampling_fn_data)
+        return with_less_memory(super().resampling_fn_data)
 
     @cached_property
     def resampling_fn_seg(self) -> Callable[..., Any]:
@@ -109,9 +111,10 @@ def prepare(
 
     Args:
         source: Image files, one a channel; or an array ``(C, *S)`` and its properties, as nnU-Net's readers return it.
-        previous: Segmentation of the previous stage: a file, or an array ``(1, *S)``.
-        rule: Chooses its spacings.
-        model: What it is prepared for.
+        previous: Segmentation of the previous stage of a cascade: a file, or an array ``(1, *S)``; ``None`` without
+            one.
+        rule: Rule that chooses the declared and the target spacing of the case.
+        model: Trained model that the case is prepared for.
 
     Raises:
         ValueError: If a file cannot be read, has no usable spacing or non-finite values, or if the spacing chosen
@@ -124,10 +127,10 @@ def prepare(
         natural = reads_natural_images(model.plans.image_reader_writer_class)
         if isinstance(source[0], str) and len(source) != model.channels and not natural:
             ending = model.dataset_json["file_ending"]
-            raise ValueError(about_channels(source, model.channels, ending, str(error))) from error
+            raise ValueError(channel_files_message(source, model.channels, ending, str(error))) from error
         raise
     data, seg, properties = images
-    read = time.perf_counter()
+    read_at = time.perf_counter()
     name = str(source[0]) if isinstance(source[0], str) else "the image"
     try:
         geometry = _geometry(data, properties, model)
@@ -147,16 +150,16 @@ def prepare(
     holder = [data]
     del data, images  # the preprocessor makes a copy; nobody needs the image after that
     try:
-        prepared, found, properties = preprocessor.run_case_npy(
+        prepared, resampled_seg, properties = preprocessor.run_case_npy(
             holder.pop(), seg, properties, model.plans, configuration, model.dataset_json
         )
     except Exception as error:
         raise RuntimeError(f"{name} cannot be preprocessed: {type(error).__name__}: {error}") from error
     if seg is not None:
         labels = model.plans.get_label_manager(model.dataset_json).foreground_labels
-        prepared = np.vstack((prepared, convert_labelmap_to_one_hot(found[0], labels, prepared.dtype)))
+        prepared = np.vstack((prepared, convert_labelmap_to_one_hot(resampled_seg[0], labels, prepared.dtype)))
     record = _record(geometry, choice, prepared.shape[1:])
-    record["seconds"] = {"reading": read - start, "preprocessing": time.perf_counter() - read}
+    record["seconds"] = {"reading": read_at - start, "preprocessing": time.perf_counter() - read_at}
     record["peak_memory_mib"] = {"preprocessing": peak_memory_mib()}
     return Prepared(np.ascontiguousarray(prepared, np.float32), properties, true_spacing, target, record)
 
@@ -176,8 +179,8 @@ def _read(
         if reads_natural_images(reader):
             raise ValueError(describe_channels(name, data, reader, source, model.channels))
     if len(data) != model.channels:
-        given = f": {', '.join(source)}" if isinstance(source[0], str) else ""
-        raise ValueError(f"{name} has {len(data)} channel(s), expected {model.channels} (dataset.json){given}")
+        names = f": {', '.join(source)}" if isinstance(source[0], str) else ""
+        raise ValueError(f"{name} has {len(data)} channel(s), expected {model.channels} (dataset.json){names}")
     check_values(name, data)
     check_spacing(name, properties)
     if previous is None:
@@ -219,31 +222,23 @@ def _geometry(data: np.ndarray, properties: Mapping[str, Any], model: Model) -> 
 
 
 def _non_zero_shape(data: np.ndarray) -> tuple[int, int, int]:
-    """Return the size of the box around the non-zero voxels, which is what nnU-Net's preprocessor crops to."""
-    size = []
-    for axis in range(3):
-        filled = [bool(np.take(data, index, axis + 1).any()) for index in (0, -1)]
-        if all(filled):  # as in most CT, where air is -1000; looking at two slices is enough then
-            size.append(data.shape[axis + 1])
-            continue
-        others = tuple(a for a in range(4) if a != axis + 1)
-        where = np.flatnonzero((data != 0).any(axis=others))
-        size.append(int(where[-1] - where[0] + 1) if len(where) else data.shape[axis + 1])
-    return size[0], size[1], size[2]
+    """Return the size of the box that nnU-Net's preprocessor crops to."""
+    first, second, third = (extent.stop - extent.start for extent in nonzero_box(data))
+    return first, second, third
 
 
 def _check_memory(choice: SpacingChoice, geometry: CaseGeometry, rule: SpacingRule, model: Model) -> None:
-    """Refuse what the memory of this machine cannot hold whatever else it holds."""
+    """Refuse a resampled volume that the memory of this machine cannot hold even if it holds nothing else."""
     heads = model.plans.get_label_manager(model.dataset_json).num_segmentation_heads
     shape = choice.resampled_shape(geometry.cropped_shape)
-    a_voxel = 4 * model.channels + 2 * heads  # image float32, logits float16
-    needed, there = math.prod(shape) * a_voxel, total_memory_bytes()
-    if there is not None and needed > there:
-        most = int(0.5 * there / a_voxel)
+    bytes_per_voxel = 4 * model.channels + 2 * heads  # image float32, logits float16
+    required, total = math.prod(shape) * bytes_per_voxel, total_memory_bytes()
+    if total is not None and required > total:
+        max_voxels = int(0.5 * total / bytes_per_voxel)
         raise ValueError(
             f"{rule.describe()} makes a volume of {' x '.join(map(str, shape))} voxels, whose image and logits of "
-            f"{heads} classes alone take {needed / 2**30:.1f} GiB; this machine has {there / 2**30:.1f} GiB. Use a "
-            f"coarser spacing, or e.g. --max_voxels {most}"
+            f"{heads} classes alone take {required / 2**30:.1f} GiB; this machine has {total / 2**30:.1f} GiB. Use a "
+            f"coarser spacing, or e.g. --max_voxels {max_voxels}"
         )
 
 

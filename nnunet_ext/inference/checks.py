@@ -1,4 +1,4 @@
-"""What a prediction needs, looked at before anything is written or loaded with code in it."""
+"""Checks of a prediction's device, model and arguments, before anything is written or loaded with code in it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from nnunet_ext.model_sharing.folders import find_folds, model_folder, read_model_json
+from nnunet_ext.model_sharing.folders import as_folds, find_folds, model_folder, read_model_json
 from nnunet_ext.training.safe_load import load_checkpoint
 from nnunet_ext.training.trust import check_classes, trusted_by_environment
 
@@ -24,24 +24,19 @@ def check_device(device: str) -> None:
     """
     import torch
 
-    there = device == "cpu" or (torch.cuda if device == "cuda" else torch.backends.mps).is_available()
-    if not there:
+    available = device == "cpu" or (torch.cuda if device == "cuda" else torch.backends.mps).is_available()
+    if not available:
         raise ValueError(f"-device is {device}, but torch finds none here; pass one that is there, e.g. -device cpu")
 
 
-def as_folds(folds: Sequence[int | str] | None) -> list[int | str] | None:
-    """Return folds as numbers, but for ``all``."""
-    return None if folds is None else [fold if fold == "all" else int(fold) for fold in folds]
-
-
 def check_model(model: Path, folds: Sequence[int | str] | None, checkpoint_name: str, trusted: bool = False) -> None:
-    """Look at a model that nnU-Net is about to load with whatever code is in its checkpoints and plans.
+    """Check a model that nnU-Net is about to load with whatever code is in its checkpoints and plans.
 
     Args:
-        model: Model folder.
-        folds: Those that will be loaded; None takes all there are.
-        checkpoint_name: File in each fold's folder.
-        trusted: Only see to it that everything is there.
+        model: Folder of the trained model, as given to -m.
+        folds: Folds that will be loaded; None takes all that have the checkpoint.
+        checkpoint_name: Name of the checkpoint file in each fold's folder.
+        trusted: Whether checkpoints and plans may hold code; then only missing files are refused.
 
     Raises:
         FileNotFoundError: If the folder, a fold, the checkpoint or a JSON file is missing.
@@ -50,12 +45,12 @@ def check_model(model: Path, folds: Sequence[int | str] | None, checkpoint_name:
     """
     from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
-    found = find_folds(model, folds, checkpoint_name)
+    available_folds = find_folds(model, folds, checkpoint_name)
     plans = read_model_json(model / "plans.json")
     read_model_json(model / "dataset.json")
     if trusted or trusted_by_environment():
         return
-    checkpoints = [model / f"fold_{fold}" / checkpoint_name for fold in found]
+    checkpoints = [model / f"fold_{fold}" / checkpoint_name for fold in available_folds]
     for checkpoint in checkpoints:
         content = load_checkpoint(checkpoint, mapped=True, trusted=False, remedy=_REMEDY)
         configuration = content["init_args"]["configuration"]
@@ -68,10 +63,10 @@ def check_model(model: Path, folds: Sequence[int | str] | None, checkpoint_name:
 
 
 def check_command(parsed: argparse.Namespace, trusted: bool = False) -> None:
-    """Look at what one of nnU-Net's predict commands was given, before it begins.
+    """Check the arguments of one of nnU-Net's predict commands, before it begins.
 
     Args:
-        parsed: Its arguments.
+        parsed: Arguments of the predict command as argparse returns them.
         trusted: Whether checkpoints and plans may hold code.
 
     Raises:
@@ -108,10 +103,10 @@ def _check_numbers(given: dict[str, Any]) -> None:
 
 def _check_folders(given: dict[str, Any]) -> None:
     previous = given.get("prev_stage_predictions")
-    for flag, path, what in (("-i", given["i"], "images"), ("-prev_stage_predictions", previous, "label maps")):
+    for flag, path, content in (("-i", given["i"], "images"), ("-prev_stage_predictions", previous, "label maps")):
         if path is not None and not Path(path).is_dir():
             state = "is a file" if Path(path).exists() else "is not there"
-            raise FileNotFoundError(f"{flag} {path} {state}, expected a folder of {what}; name it")
+            raise FileNotFoundError(f"{flag} {path} {state}, expected a folder of {content}; name it")
     for place in (Path(given["o"]), *Path(given["o"]).parents):
         if place.exists() and not place.is_dir():
             raise FileExistsError(f"-o {given['o']} cannot be a folder, because {place} is a file; name another place")

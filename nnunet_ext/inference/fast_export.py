@@ -27,8 +27,9 @@ class Interpolation:
     """How the plans resample logits.
 
     Attributes:
-        modes: Of each axis: ``"linear"``; ``"round"`` (the voxel that scipy's interpolation of order 0 takes);
-            ``"nearest"`` or ``"nearest-exact"`` (the one that torch's takes); or ``"same"``.
+        modes: Kind of interpolation along each array axis: ``"linear"``; ``"round"`` (the voxel that scipy's
+            interpolation of order 0 takes); ``"nearest"`` or ``"nearest-exact"`` (the one that torch's takes); or
+            ``"same"``.
         rounded: Whether the result is rounded to the type of the logits before classes are compared.
     """
 
@@ -37,16 +38,20 @@ class Interpolation:
 
 
 def plan_interpolation(
-    resampling: Callable[..., Any], shape: Sequence[int], new_shape: Sequence[int], spacing: Any, new_spacing: Any
+    resampling: Callable[..., Any],
+    shape: Sequence[int],
+    new_shape: Sequence[int],
+    spacing: Sequence[float],
+    new_spacing: Sequence[float],
 ) -> Interpolation | None:
-    """Say how a resampling function of the plans would resample logits, if it does so linearly.
+    """Return how a resampling function of the plans would resample logits, if it does so linearly.
 
     Args:
         resampling: ``resampling_fn_probabilities`` of nnU-Net's ConfigurationManager, a partial.
-        shape: Of the logits, ``*S``.
-        new_shape: Wanted.
-        spacing: Of the logits in mm, as nnU-Net passes it.
-        new_spacing: Wanted, in mm.
+        shape: Spatial shape ``*S`` of the logits.
+        new_shape: Spatial shape of the result, in voxels.
+        spacing: Spacing of the logits in mm, as nnU-Net passes it.
+        new_spacing: Spacing of the result in mm, as nnU-Net passes it.
 
     Returns:
         ``None`` where it is not linear, or not one of nnU-Net's own functions.
@@ -110,7 +115,7 @@ def winners(logits: Tensor, regions: bool) -> Tensor:
     """Return the winner of each voxel.
 
     Args:
-        logits: ``(K, *S)``.
+        logits: Logits ``(K, *S)``, one channel a class or region.
         regions: Whether the channels are regions, each positive or not, instead of classes of which the largest wins.
 
     Returns:
@@ -145,13 +150,13 @@ def label_map(
     Equal to nnU-Net's export up to float ties: classes whose interpolated logits differ by less than rounding.
 
     Args:
-        logits: ``(K, *S)`` of any float type, on any device.
-        new_shape: Voxels of the result.
-        interpolation: How the plans resample, from :func:`plan_interpolation`.
-        labels: For regions the label that each channel writes, in nnU-Net's ``regions_class_order``; ``None`` for
-            classes, whose labels are their channels.
-        out: ``new_shape``, integer; written into and returned. It may be a view.
-        device: Where to compute; the device of the logits if not given. One slice at a time is moved there.
+        logits: Logits ``(K, *S)`` of any float type, on any device.
+        new_shape: Spatial shape of the label map, in voxels.
+        interpolation: Interpolation of the plans, from :func:`plan_interpolation`.
+        labels: Label that each channel writes, for regions, in nnU-Net's ``regions_class_order``; ``None`` for classes,
+            whose labels are their channels.
+        out: Integer array of ``new_shape`` that is written into and returned. It may be a view.
+        device: Device to compute on, by default that of the logits. One slice at a time is moved to it.
 
     Raises:
         ValueError: If ``new_shape`` or ``out`` do not fit.
@@ -177,7 +182,7 @@ def _largest(labels: Sequence[int] | None, channels: int) -> int:
 
 
 class _Slices:
-    """Works on one slice of the result at a time; what neighbouring slices share is kept."""
+    """Interpolation of one slice of the result at a time; what neighbouring slices share is kept."""
 
     def __init__(
         self,
@@ -229,13 +234,13 @@ class _Slices:
         return self.kept[index]
 
     def _enter(self, low: int, high: int) -> None:
-        """Prepare for slices between two coarse ones: fill what is known, and list the voxels that are not."""
+        """Prepare for slices between two coarse ones: fill voxels of known winner, and list the others."""
         self.kept = {index: value for index, value in self.kept.items() if index in (low, high)}
         self.cell = low, high
         _, winner, agrees = self._coarse(low)
         if high != low:
-            _, other, other_agrees = self._coarse(high)
-            agrees = agrees & other_agrees & (winner == other)
+            _, high_winner, high_agrees = self._coarse(high)
+            agrees = agrees & high_agrees & (winner == high_winner)
         y, x = self.y.low[:, None], self.x.low[None, :]
         self.filled = winner[y, x]
         self.open_y, self.open_x = torch.nonzero(~agrees[y, x], as_tuple=True)

@@ -47,14 +47,16 @@ def _depth(text: str) -> int:
     return int(text)
 
 
-def _rule(action: argparse.Action, kind: type[Any], values: Sequence[Any]) -> SpacingRule:
-    what = kind.__name__.replace("Spacing", " spacing").lower()
+def _rule(
+    action: argparse.Action, kind: type[ForcedSpacing | TargetSpacing], values: Sequence[str] | Sequence[float]
+) -> SpacingRule:
+    title, text = kind.__name__.replace("Spacing", " spacing").lower(), " ".join(map(str, values))
     try:
         numbers = [float(value) for value in values]
     except ValueError:
-        raise argparse.ArgumentError(action, f"{what} must be 3 values in mm, got {' '.join(values)}") from None
+        raise argparse.ArgumentError(action, f"{title} must be 3 values in mm, got {text}") from None
     if len(numbers) != 3:
-        raise argparse.ArgumentError(action, f"{what} must be 3 values in mm (x y z), got {' '.join(values)}")
+        raise argparse.ArgumentError(action, f"{title} must be 3 values in mm (x y z), got {text}")
     try:
         return kind(*numbers)
     except ValueError as error:
@@ -87,9 +89,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _add_spacings(spacings: Any) -> None:
+def _add_spacings(group: argparse._MutuallyExclusiveGroup) -> None:
     paper, released = (" ".join(f"{value:g}" for value in values) for values in (PAPER_SPACING, RELEASED_SPACING))
-    spacings.add_argument(
+    group.add_argument(
         "--forced_spacing",
         nargs="*",
         metavar="MM",
@@ -100,7 +102,7 @@ def _add_spacings(spacings: Any) -> None:
         "and shrinks above 600. The network sees things stretched, which is printed; the output keeps the input's "
         f"geometry. Without values the paper's {paper}; the released code has {released}",
     )
-    spacings.add_argument(
+    group.add_argument(
         "--target_spacing",
         nargs="+",
         metavar="MM",
@@ -110,7 +112,7 @@ def _add_spacings(spacings: Any) -> None:
         help="resample to SX SY SZ (mm) instead of the plans' spacing, in true geometry; "
         f"{KEEP} keeps the plans' value",
     )
-    spacings.add_argument(
+    group.add_argument(
         "--max_voxels",
         type=_max_voxels,
         metavar="N",
@@ -136,25 +138,26 @@ def run(entry: Callable[[], Any], names: dict[str, Any]) -> int | None:
     """Run an entry point of nnU-Net with our options beside its own.
 
     Args:
-        entry: The entry point, which parses ``sys.argv`` and predicts.
-        names: The namespace of its module. Where one of our options is given, the predictor it names is ours meanwhile.
+        entry: Entry point of nnU-Net, which parses ``sys.argv`` and predicts.
+        names: Namespace of the module of the entry point. Where one of our options is given, its name of the predictor
+            is bound to ours meanwhile.
 
     Returns:
         Exit status: 1 if cases failed or nothing could be predicted, else what the entry point returns.
     """
     stock_parse, stock_predictor = argparse.ArgumentParser.parse_args, names[PREDICTOR]
-    given: dict[str, Any] = {}
+    options: dict[str, Any] = {}
 
     def parse_args(parser: argparse.ArgumentParser, args: Any = None, namespace: Any = None) -> Any:
         argparse.ArgumentParser.parse_args = stock_parse  # type: ignore[method-assign]
         add_options(parser)
         parsed = stock_parse(parser, args, namespace)
-        given.update(take_options(parsed))
-        if given:
+        options.update(take_options(parsed))
+        if options:
             from nnunet_ext.inference.checks import check_command
 
-            check_command(parsed, given["trust_model"])
-            names[PREDICTOR] = _predictor_with(given)
+            check_command(parsed, options["trust_model"])
+            names[PREDICTOR] = _predictor_with(options)
         return parsed
 
     argparse.ArgumentParser.parse_args = parse_args  # type: ignore[method-assign,assignment]
@@ -162,12 +165,12 @@ def run(entry: Callable[[], Any], names: dict[str, Any]) -> int | None:
         return entry()
     except Exception as error:
         from nnunet_ext.errors import is_said_by_us
+        from nnunet_ext.inference.prediction_run import PredictionFailedError
         from nnunet_ext.inference.predictor import BadInputError
-        from nnunet_ext.inference.run import PredictionFailedError
 
         # without our options everything is nnU-Net's, its tracebacks too
-        said = isinstance(error, (BadInputError, PredictionFailedError)) or is_said_by_us(error)
-        if not given or not said:
+        is_message = isinstance(error, (BadInputError, PredictionFailedError)) or is_said_by_us(error)
+        if not options or not is_message:
             raise
         print(error if isinstance(error, PredictionFailedError) else f"error: {error}", file=sys.stderr)  # noqa: T201
         return 1
@@ -180,7 +183,7 @@ def _predictor_with(options: dict[str, Any]) -> type[Any]:
     from nnunet_ext.inference.predictor import Predictor
 
     class PredictorWithOptions(Predictor):
-        """The predictor that the command line asked for."""
+        """A predictor with the options of the command line."""
 
         def __init__(self, *arguments: Any, **keywords: Any) -> None:
             super().__init__(*arguments, **options, **keywords)

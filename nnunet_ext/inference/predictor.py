@@ -20,20 +20,21 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunet_ext import files
 from nnunet_ext.inference.case import Model, Prepared, prepare
-from nnunet_ext.inference.checks import as_folds, check_model
-from nnunet_ext.inference.inputs import list_inputs
-from nnunet_ext.inference.memory import peak_memory_mib
-from nnunet_ext.inference.report import SpacingReport, spacing_line
-from nnunet_ext.inference.run import PredictionFailedError, Run, Task, named, returned
+from nnunet_ext.inference.checks import check_model
+from nnunet_ext.inference.image_folder import list_inputs
+from nnunet_ext.inference.prediction_run import PredictionFailedError, Result, Run, Task, name_cases, nnunet_result
+from nnunet_ext.inference.process_memory import peak_memory_mib
 from nnunet_ext.inference.spacing import PlansSpacing, SpacingRule
+from nnunet_ext.inference.spacing_report import SpacingReport, spacing_line
 from nnunet_ext.inference.writing import export, why_not_fast
+from nnunet_ext.model_sharing.folders import as_folds
 from nnunet_ext.model_sharing.pruning import load_pruned
 from nnunet_ext.plugin import compat
 from nnunet_ext.training.trust import trusted_by_environment, trusting
 
 
 class BadInputError(ValueError):
-    """What the predictor was asked cannot be done; the message says what to do instead."""
+    """A call of the predictor that cannot be done; the message says what to do instead."""
 
 
 class Predictor(nnUNetPredictor):
@@ -44,14 +45,15 @@ class Predictor(nnUNetPredictor):
     ``spacing_report.json`` beside them says what was done with each case.
 
     Args:
-        arguments: Of nnUNetPredictor.
-        spacing: ``ForcedSpacing``, ``TargetSpacing`` or ``MaxVoxels``; ``None`` is nnU-Net's own spacing.
+        arguments: Positional arguments of nnUNetPredictor.
+        spacing: Rule that chooses spacings: ``ForcedSpacing``, ``TargetSpacing`` or ``MaxVoxels``; ``None`` is
+            nnU-Net's own.
         fast_export: Make the label map without interpolating logits where the winner is known. Equal to stock up to
-            float ties; where it cannot be done, nnU-Net's export does it and that is said.
-        prune_depth: Cut the nested network of a trainer with ANUNet in its name at this depth.
+            float ties; where it cannot be done, nnU-Net's export does it, and a line is printed.
+        prune_depth: Depth at which the nested network of a trainer with ANUNet in its name is cut.
         part: Number of this part and of all parts, for ``predict_from_files_sequential``, whose signature has none.
         trust_model: With an option: load the model as nnU-Net does, with whatever code is in its checkpoints and plans.
-        keywords: Of nnUNetPredictor.
+        keywords: Keyword arguments of nnUNetPredictor.
     """
 
     def __init__(
@@ -67,7 +69,7 @@ class Predictor(nnUNetPredictor):
         super().__init__(*arguments, **keywords)
         self.spacing, self.fast_export, self.prune_depth, self.part = spacing, fast_export, prune_depth, part
         self.trust_model = trust_model or trusted_by_environment()
-        self._said: set[str] = set()
+        self._printed: set[str] = set()
 
     @property
     def has_options(self) -> bool:
@@ -119,16 +121,16 @@ class Predictor(nnUNetPredictor):
 
     @property
     def rule(self) -> SpacingRule:
-        """How spacings are chosen."""
+        """Rule that chooses the spacings of each case."""
         return self.spacing or PlansSpacing()
 
     @property
     def model_of_cases(self) -> Model:
-        """What workers need of this predictor."""
+        """Trained model, as workers that prepare and export cases get it."""
         return Model(self.plans_manager, self.configuration_manager, self.dataset_json, self.verbose_preprocessing)
 
     def describe_options(self) -> dict[str, Any]:
-        """Return what a report says of the way cases are predicted."""
+        """Return the options that change a prediction, for reports."""
         return {
             "spacing": self.rule.describe(),
             "fast_export": self.fast_export,
@@ -166,8 +168,8 @@ class Predictor(nnUNetPredictor):
         call = {key: value for key, value in locals().items() if key not in ("self", "__class__")}
         if self._leaves_the_loop_to_stock:
             return super().predict_from_files_sequential(**call)
-        here = {"num_processes_preprocessing": 0, "num_processes_segmentation_export": 0}
-        return self._predict_files(call | here | {"part_id": self.part[0], "num_parts": self.part[1]})
+        no_processes = {"num_processes_preprocessing": 0, "num_processes_segmentation_export": 0}
+        return self._predict_files(call | no_processes | {"part_id": self.part[0], "num_parts": self.part[1]})
 
     def predict_from_list_of_npy_arrays(  # noqa: D102 - documented by nnU-Net
         self,
@@ -183,12 +185,12 @@ class Predictor(nnUNetPredictor):
         if self._leaves_the_loop_to_stock:
             return super().predict_from_list_of_npy_arrays(**call)
         self._check_preprocessor()
-        images, properties = _listed(image_or_list_of_images), _listed(properties_or_list_of_properties)
-        previous = _listed(segs_from_prev_stage_or_list_of_segs_from_prev_stage) or [None] * len(images)
-        outputs = _listed(truncated_ofname) or [None] * len(images)
+        images, properties = _as_list(image_or_list_of_images), _as_list(properties_or_list_of_properties)
+        previous = _as_list(segs_from_prev_stage_or_list_of_segs_from_prev_stage) or [None] * len(images)
+        outputs = _as_list(truncated_ofname) or [None] * len(images)
         tasks = [
-            Task((image, own), seg, output)
-            for image, own, seg, output in zip(images, properties, previous, outputs, strict=True)
+            Task((image, image_properties), seg, output)
+            for image, image_properties, seg, output in zip(images, properties, previous, outputs, strict=True)
         ]
         return self._run(tasks, save_probabilities, num_processes, num_processes_segmentation_export, None)
 
@@ -199,7 +201,7 @@ class Predictor(nnUNetPredictor):
         segmentation_previous_stage: np.ndarray | None = None,
         output_file_truncated: str | None = None,
         save_or_return_probabilities: bool = False,
-    ) -> Any:
+    ) -> Result:
         call = {key: value for key, value in locals().items() if key not in ("self", "__class__")}
         if self._leaves_the_loop_to_stock:
             return super().predict_single_npy_array(**call)
@@ -208,7 +210,7 @@ class Predictor(nnUNetPredictor):
         prepared = prepare(source, segmentation_previous_stage, self.rule, self.model_of_cases)
         logits = self.predict_logits(prepared)
         export_fast = self.exports_fast(prepared, logits, save_or_return_probabilities)
-        made = export(
+        exported = export(
             logits,
             prepared,
             self.model_of_cases,
@@ -217,7 +219,7 @@ class Predictor(nnUNetPredictor):
             export_fast,
             self.export_device,
         )
-        return returned(made, save_or_return_probabilities)
+        return nnunet_result(exported, save_or_return_probabilities)
 
     def predict_from_data_iterator(  # noqa: D102 - documented by nnU-Net
         self,
@@ -256,9 +258,9 @@ class Predictor(nnUNetPredictor):
         report = None if folder is None else SpacingReport(folder, part)
         if report is not None and not call["overwrite"]:
             ending, probabilities = self.dataset_json["file_ending"], call["save_probabilities"]
-            to_do, said = report.go_on(names, ending, probabilities, part[1] == 1, self.describe_options())
+            to_do, messages = report.resume(names, ending, probabilities, part[1] == 1, self.describe_options())
             tasks = [tasks[index] for index in to_do]
-            print("\n".join(said))
+            print("\n".join(messages))
         processes = call["num_processes_preprocessing"], call["num_processes_segmentation_export"]
         return self._run(tasks, call["save_probabilities"], *processes, report, wrong)
 
@@ -308,7 +310,7 @@ class Predictor(nnUNetPredictor):
         report: SpacingReport | None,
         wrong: Mapping[str, str] = MappingProxyType({}),
     ) -> list[Any]:
-        tasks = named(cases)
+        tasks = name_cases(cases)
         run = Run(self, tasks, save_probabilities, report)
         try:
             run.work(list(tasks), preprocessing, exporting)
@@ -321,8 +323,9 @@ class Predictor(nnUNetPredictor):
         results = [run.results.get(name) for name in tasks]
         failures = {name: run.failures[name] for name in tasks if name in run.failures} | dict(wrong)
         if failures:
-            left = [name for name in tasks if name not in run.results and name not in failures] if run.stopped else []
-            raise PredictionFailedError(failures, [*results, *[None] * len(wrong)], left)
+            unfinished = [name for name in tasks if name not in run.results and name not in failures]
+            not_begun = unfinished if run.stopped else []
+            raise PredictionFailedError(failures, [*results, *[None] * len(wrong)], not_begun)
         return results
 
     def predict_logits(self, prepared: Prepared) -> torch.Tensor:
@@ -353,14 +356,14 @@ class Predictor(nnUNetPredictor):
 
     @property
     def export_device(self) -> torch.device:
-        """Where fast exports interpolate."""
+        """Device that fast exports interpolate on."""
         return self.device if self.device.type == "cuda" else torch.device("cpu")
 
     def exports_fast(self, prepared: Prepared, logits: torch.Tensor, save_probabilities: bool) -> bool:
-        """Whether a case can be exported fast; says why not, once."""
+        """Whether a case is exported fast; prints why it cannot be, once."""
         reason = why_not_fast(self.model_of_cases, prepared, logits.shape[1:], save_probabilities)
         if self.fast_export and reason is not None:
-            self._say(f"--fast_export: {reason}; nnU-Net's own export is used.")
+            self._print_once(f"--fast_export: {reason}; nnU-Net's own export is used.")
         return self.fast_export and reason is None
 
     def say_spacing(self, name: str, record: dict[str, Any]) -> None:
@@ -368,23 +371,23 @@ class Predictor(nnUNetPredictor):
         if self.spacing is None:
             return
         if len(self.configuration_manager.spacing) == 2:
-            self._say(
+            self._print_once(
                 f"{self.rule.describe()}: this is a 2d configuration, and nnU-Net never resamples between its slices, "
                 "so only the in-plane values act."
             )
         if not record["direction_known"]:
-            self._say(
+            self._print_once(
                 "These images have no direction: their first array axis is taken for the axial one (z), their last "
                 "for x."
             )
         print(spacing_line(name, record))
 
-    def _say(self, text: str) -> None:
-        """Print what holds for all cases, once."""
-        if text not in self._said:
-            self._said.add(text)
+    def _print_once(self, text: str) -> None:
+        """Print a line that holds for all cases, the first time only."""
+        if text not in self._printed:
+            self._printed.add(text)
             print(text)
 
 
-def _listed(value: Any) -> list[Any]:
+def _as_list(value: Any) -> list[Any]:
     return value if isinstance(value, list) else [] if value is None else [value]

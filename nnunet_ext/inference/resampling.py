@@ -17,18 +17,18 @@ from skimage.transform import resize
 Resampling = Callable[..., Any]
 
 
-def lean(resampling: Resampling) -> Resampling:
-    """Return a function that resamples like one of the plans, up to rounding, with less memory where it can.
+def with_less_memory(resampling: Resampling) -> Resampling:
+    """Return a function that resamples like one of the plans, up to rounding, with less memory where possible.
 
     Args:
-        resampling: ``resampling_fn_data`` of nnU-Net's ConfigurationManager.
+        resampling: Function of the plans: ``resampling_fn_data`` of nnU-Net's ConfigurationManager.
 
     Returns:
         :func:`resample_axis_by_axis` with the same arguments, or ``resampling`` itself where it would not be the same.
     """
     keywords = dict(getattr(resampling, "keywords", {}))
-    own = getattr(resampling, "func", None) is resample_data_or_seg_to_shape
-    if not own or keywords.pop("is_seg", False) or not set(keywords) <= set(_ARGUMENTS):
+    is_default = getattr(resampling, "func", None) is resample_data_or_seg_to_shape
+    if not is_default or keywords.pop("is_seg", False) or not set(keywords) <= set(_ARGUMENTS):
         return resampling
     if keywords.get("order_z", 0) not in (0, 1):  # scipy's splines treat the edge otherwise than skimage's
         return resampling
@@ -55,14 +55,15 @@ def resample_axis_by_axis(
     is the stack of slices that are resampled in plane.
 
     Args:
-        data: ``(C, *S)`` with 3 spatial axes.
-        new_shape: Voxels wanted.
-        current_spacing: In mm; it only decides whether slices are resampled apart, as in nnU-Net.
-        new_spacing: In mm, likewise.
-        order: Of the spline.
-        order_z: Of the interpolation across slices, where these are resampled apart.
+        data: Image ``(C, *S)`` with 3 spatial axes.
+        new_shape: Spatial shape of the result, in voxels.
+        current_spacing: Spacing of ``data`` in mm; it only decides whether slices are resampled apart, as in nnU-Net.
+        new_spacing: Spacing of the result in mm, for the same decision.
+        order: Order of the spline, 0 to 5.
+        order_z: Order of the interpolation across slices, where these are resampled apart.
         force_separate_z: Resample slices apart: yes, no, or ``None`` for nnU-Net's rule.
-        separate_z_anisotropy_threshold: Of that rule.
+        separate_z_anisotropy_threshold: Ratio of the largest to the smallest spacing above which nnU-Net's rule
+            resamples slices apart.
 
     Returns:
         ``(C, *new_shape)`` of the type of ``data``, or ``data`` itself where the shape is wanted already.
@@ -75,9 +76,9 @@ def resample_axis_by_axis(
     )
     result = np.empty((len(data), *new_shape), data.dtype)
     for image, target in zip(data, result, strict=True):
-        first = axis if separate and axis is not None else 0
-        moved = np.moveaxis(target, first, 0)
-        _resample(np.moveaxis(image, first, 0), moved, order, order_z if separate else order, separate)
+        slice_axis = axis if separate and axis is not None else 0
+        moved = np.moveaxis(target, slice_axis, 0)
+        _resample(np.moveaxis(image, slice_axis, 0), moved, order, order_z if separate else order, separate)
         if not separate and order > 1:  # splines overshoot; skimage, and so nnU-Net, cuts that off
             np.clip(target, image.min(), image.max(), out=target)
     return result
@@ -87,11 +88,11 @@ def _resample(image: np.ndarray, target: np.ndarray, order: int, order_across: i
     """Write ``image`` resampled to the shape of ``target`` into it: every slice, then across the slices."""
     keywords: dict[str, Any] = {"mode": "edge", "anti_aliasing": False}
     slices = np.empty((len(image), *target.shape[1:]))
-    for index, one in enumerate(image):
-        slices[index] = resize(one.astype(float), target.shape[1:], order, clip=clip, **keywords)
+    for index, plane in enumerate(image):
+        slices[index] = resize(plane.astype(float), target.shape[1:], order, clip=clip, **keywords)
     if len(image) == len(target):
         target[:] = slices
         return
     for row in range(target.shape[1]):
-        across = (len(target), target.shape[2])
-        target[:, row] = resize(slices[:, row], across, order_across, clip=clip and order_across > 0, **keywords)
+        shape = (len(target), target.shape[2])
+        target[:, row] = resize(slices[:, row], shape, order_across, clip=clip and order_across > 0, **keywords)

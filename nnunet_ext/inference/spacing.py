@@ -1,4 +1,4 @@
-"""Spacings of inference: what is declared to the preprocessor, and what it resamples to.
+"""Rules that choose the spacings of a case: the one declared to the preprocessor, and the one it resamples to.
 
 Forced spacing is Huang, Zhang, Yan, Hassan, "3D Cross Pseudo Supervision (3D-CPS)", FLARE 2022. All spacings are in mm.
 """
@@ -22,15 +22,15 @@ KEEP = -1  # of a target spacing: the plans' value
 
 @dataclass(frozen=True)
 class CaseGeometry:
-    """What a spacing is chosen from. Everything is in array order.
+    """Shape, spacings and axes of a case, from which its spacings are chosen. Everything is in array order.
 
     Attributes:
-        shape: Voxels of the whole image.
-        cropped_shape: Voxels of its non-zero part, which is what nnU-Net resamples.
-        spacing: True spacing in mm.
-        plan_spacing: The spacing that the network was trained at, ``None`` for the axis that a 2d configuration does
+        shape: Number of voxels of the image along each axis.
+        cropped_shape: Number of voxels of the image's non-zero part, which is what nnU-Net resamples.
+        spacing: True spacing of the image in mm.
+        plan_spacing: Spacing in mm that the network was trained at, ``None`` for the axis that a 2d configuration does
             not resample.
-        axes: Where x, y and z are.
+        axes: Array axes of the patient's x, y and z.
     """
 
     shape: tuple[int, int, int]
@@ -45,8 +45,8 @@ class SpacingChoice:
     """The spacings of one case, in mm and in array order.
 
     Attributes:
-        declared: Given to the preprocessor as the image's spacing.
-        target: What the preprocessor resamples to; ``None`` where it does not resample.
+        declared: Spacing that is given to the preprocessor as that of the image.
+        target: Spacing that the preprocessor resamples to; ``None`` where it does not resample.
     """
 
     declared: tuple[float, float, float]
@@ -54,7 +54,7 @@ class SpacingChoice:
 
     def resampled_shape(self, shape: Sequence[int]) -> tuple[int, int, int]:
         """Return the number of voxels of each axis after resampling, rounded as nnU-Net rounds."""
-        target = [own if to is None else to for own, to in zip(self.declared, self.target, strict=True)]
+        target = [kept if to is None else to for kept, to in zip(self.declared, self.target, strict=True)]
         first, second, third = (int(n) for n in compute_new_shape(list(shape), list(self.declared), target))
         return first, second, third
 
@@ -107,9 +107,9 @@ class ForcedSpacing:
     spacing.
 
     Attributes:
-        sx: Left-right, in mm. The defaults are the paper's; the released code has 1, 1, 1.5.
-        sy: Front-back, in mm.
-        sz: Head-foot, in mm.
+        sx: Declared left-right spacing in mm. The defaults are the paper's; the released code has 1, 1, 1.5.
+        sy: Declared front-back spacing in mm.
+        sz: Declared head-foot spacing in mm.
 
     Raises:
         ValueError: If a value is not positive and finite.
@@ -156,9 +156,9 @@ class TargetSpacing:
     """Another spacing to resample to instead of the plans' one; the geometry stays true.
 
     Attributes:
-        sx: Left-right, in mm; -1 keeps the plans' value.
-        sy: Front-back, likewise.
-        sz: Head-foot, likewise.
+        sx: Left-right spacing to resample to, in mm; -1 keeps the plans' value.
+        sy: Front-back spacing to resample to, in mm; -1 keeps the plans' value.
+        sz: Head-foot spacing to resample to, in mm; -1 keeps the plans' value.
 
     Raises:
         ValueError: If a value is neither positive and finite nor -1.
@@ -175,10 +175,10 @@ class TargetSpacing:
 
     def choose(self, case: CaseGeometry) -> SpacingChoice:
         """Replace the plans' target where a value is given."""
-        wanted = case.axes.to_array((self.sx, self.sy, self.sz))
+        target = case.axes.to_array((self.sx, self.sy, self.sz))
         first, second, third = (
             plan if plan is None or value == KEEP else value
-            for plan, value in zip(case.plan_spacing, wanted, strict=True)
+            for plan, value in zip(case.plan_spacing, target, strict=True)
         )
         return SpacingChoice(case.spacing, (first, second, third))
 
@@ -195,7 +195,7 @@ class MaxVoxels:
     for every axis, so that things keep the proportions they had in training. It is never finer than the plans' one.
 
     Attributes:
-        voxels: Of the resampled volume, one channel.
+        voxels: Largest number of voxels of the resampled volume, counted in one channel.
 
     Raises:
         ValueError: If the number is not at least 1.
@@ -230,18 +230,18 @@ def check_positive(values: tuple[Any, ...], what: str, shown: tuple[Any, ...] | 
     """Refuse anything but three positive, finite lengths.
 
     Args:
-        values: The lengths in mm.
-        what: What they are, for the message.
-        shown: What the message shows instead of them.
+        values: Three lengths in mm, of x, y and z.
+        what: Kind of the lengths, for the message, e.g. ``forced spacing``.
+        shown: Values that the message shows instead of ``values``.
 
     Raises:
-        ValueError: If it is not so.
+        ValueError: If the values are not three positive, finite lengths.
     """
     try:
-        good = len(values) == 3 and all(math.isfinite(value) and value > 0 for value in values)
+        valid = len(values) == 3 and all(math.isfinite(value) and value > 0 for value in values)
     except TypeError:
-        good = False
-    if not good:
+        valid = False
+    if not valid:
         keep = ", or -1 to keep the plans' value" if what.startswith("target") else ""
         text = " ".join(str(value) for value in (values if shown is None else shown))
         raise ValueError(f"{what} must be 3 positive values in mm{keep}, got {text}; pass e.g. 1.5 1.5 1.5")
@@ -251,17 +251,17 @@ def check_shape(choice: SpacingChoice, case: CaseGeometry, rule: SpacingRule) ->
     """Refuse spacings so coarse that an axis would have fewer than 2 voxels, and fewer than with the plans' spacing.
 
     Raises:
-        ValueError: If it is so; names the axis and the coarsest spacing that it allows.
+        ValueError: If an axis would have too few voxels; names the axis and the coarsest spacing that it allows.
     """
     shape = choice.resampled_shape(case.cropped_shape)
     usual = PlansSpacing().choose(case).resampled_shape(case.cropped_shape)
     for letter, axis in zip(XYZ, case.axes.of, strict=True):
-        to = choice.target[axis]
-        if to is not None and shape[axis] < min(2, usual[axis]):
+        target = choice.target[axis]
+        if target is not None and shape[axis] < min(2, usual[axis]):
             length = choice.declared[axis] * case.cropped_shape[axis]
             raise ValueError(
-                f"{rule.describe()} leaves {shape[axis]} voxel(s) along {letter} ({length:g} mm resampled to {to:g} "
-                f"mm), expected at least 2; use a spacing below {length / 2:g} mm along {letter}"
+                f"{rule.describe()} leaves {shape[axis]} voxel(s) along {letter} ({length:g} mm resampled to "
+                f"{target:g} mm), expected at least 2; use a spacing below {length / 2:g} mm along {letter}"
                 + (", or more voxels" if isinstance(rule, MaxVoxels) else "")
             )
 

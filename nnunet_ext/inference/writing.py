@@ -1,4 +1,4 @@
-"""From logits to files: a label map at the image's own size, written whole or not at all."""
+"""Export of one case, from logits to files: a label map at the image's own size, written whole or not at all."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ from nnunet_ext import files
 from nnunet_ext.data.completeness import check_complete
 from nnunet_ext.inference.case import CaseConfiguration, Model, Prepared
 from nnunet_ext.inference.fast_export import Interpolation, label_map, plan_interpolation
-from nnunet_ext.inference.memory import peak_memory_mib
-from nnunet_ext.inference.report import CaseRecord, finished
+from nnunet_ext.inference.process_memory import peak_memory_mib
+from nnunet_ext.inference.spacing_report import CaseRecord, complete_record
 
-_CHECKED = (".nii", ".nii.gz", ".gipl")  # of which check_complete sees whether they are whole
+_CHECKED = (".nii", ".nii.gz", ".gipl")  # formats that check_complete can tell to be whole
 _READ_BACK = (".nrrd", ".mha", ".png", ".bmp", ".tif", ".tiff")
 Logits = torch.Tensor | np.ndarray
 
@@ -47,13 +47,13 @@ def _itself(array: np.ndarray) -> np.ndarray:
 
 @dataclass
 class Exported:
-    """What became of the logits of a case.
+    """Result of the export of a case.
 
     Attributes:
-        segmentation: ``(*S)`` at the image's size; ``None`` once it is written.
-        probabilities: ``(K, *S)``, where they were asked for and not written.
-        seconds: Of the stages.
-        peak_memory_mib: Of the process, until the end of the export.
+        segmentation: Label map ``(*S)`` at the image's size; ``None`` once it is written.
+        probabilities: Probabilities ``(K, *S)`` at the image's size, where they are asked for and not written.
+        seconds: Stage, ``resampling`` or ``writing`` -> seconds that it took.
+        peak_memory_mib: Peak memory of the process until the end of the export, in MiB.
     """
 
     segmentation: np.ndarray | None
@@ -68,10 +68,10 @@ def why_not_fast(
     """Return why a case has to be exported by nnU-Net's own functions, ``None`` if it need not.
 
     Args:
-        model: The model.
-        prepared: The case.
-        shape: ``*S`` of its logits.
-        save_probabilities: Whether probabilities are wanted.
+        model: Trained model that the case was prepared for.
+        prepared: Case that the logits belong to.
+        shape: Spatial shape ``*S`` of the logits.
+        save_probabilities: Whether probabilities are to be written or returned too.
     """
     if save_probabilities:
         return "probabilities are wanted"
@@ -96,14 +96,14 @@ def export(
     """Resample logits to the image's size, make a label map of them, and write it if there is a name for it.
 
     Args:
-        logits: ``(K, *S)`` of the prepared case.
-        prepared: The case; its data is not used.
-        model: Says how to resample, what the labels are, and how to write.
-        output: Path of the result without its ending; ``None`` returns the result instead.
-        save_probabilities: Give probabilities too (``.npz`` and ``.pkl``, as nnU-Net).
-        fast: Interpolate only where needed; possible if :func:`why_not_fast` is ``None``.
-        device: Where to interpolate if fast.
-        record: Written with the result.
+        logits: Logits ``(K, *S)`` of the prepared case.
+        prepared: Case that the logits belong to; its data is not used.
+        model: Trained model, which defines resampling, labels and file format.
+        output: Path of the label map without its ending; ``None`` returns the result instead.
+        save_probabilities: Whether to make probabilities too (``.npz`` and ``.pkl``, as nnU-Net).
+        fast: Whether to interpolate only where needed; possible if :func:`why_not_fast` returns ``None``.
+        device: Device that a fast export interpolates on.
+        record: Record of the case, written just before the label map.
 
     Raises:
         DiskFullError: If there is no room for the result.
@@ -111,9 +111,9 @@ def export(
     start = time.perf_counter()
     probabilities = None
     if fast:
-        segmentation = _fast(logits, prepared, model, device)
+        segmentation = _export_fast(logits, prepared, model, device)
     else:
-        made = convert_predicted_logits_to_segmentation_with_correct_shape(
+        converted = convert_predicted_logits_to_segmentation_with_correct_shape(
             logits,
             model.plans,
             CaseConfiguration(model.configuration, prepared.target, image_only=True),
@@ -121,19 +121,19 @@ def export(
             prepared.properties,
             return_probabilities=save_probabilities,
         )
-        segmentation, probabilities = made if save_probabilities else (made, None)
-    done = time.perf_counter()
-    result = Exported(segmentation, probabilities, {"resampling": done - start})
+        segmentation, probabilities = converted if save_probabilities else (converted, None)
+    resampled_at = time.perf_counter()
+    result = Exported(segmentation, probabilities, {"resampling": resampled_at - start})
     if output is not None:
-        _write(result, prepared, model, Path(output), record, done)
+        _write(result, prepared, model, Path(output), record, resampled_at)
         result.segmentation = result.probabilities = None
-    result.seconds["writing"] = time.perf_counter() - done
+    result.seconds["writing"] = time.perf_counter() - resampled_at
     result.peak_memory_mib = peak_memory_mib()
     return result
 
 
 def _interpolation(model: Model, prepared: Prepared, logits_shape: Sequence[int]) -> Interpolation | None:
-    """Say how stock would resample the logits of a case; the arguments are those of nnU-Net's export."""
+    """Return how stock would resample the logits of a case, None if not linearly; its arguments are as in stock."""
     properties = prepared.properties
     spacing = [properties["spacing"][axis] for axis in model.plans.transpose_forward]
     shape = properties["shape_after_cropping_and_before_resampling"]
@@ -142,31 +142,31 @@ def _interpolation(model: Model, prepared: Prepared, logits_shape: Sequence[int]
     return plan_interpolation(resampling, logits_shape, shape, current, spacing)
 
 
-def _fast(logits: Logits, prepared: Prepared, model: Model, device: torch.device | None) -> np.ndarray:
+def _export_fast(logits: Logits, prepared: Prepared, model: Model, device: torch.device | None) -> np.ndarray:
     interpolation = _interpolation(model, prepared, logits.shape[1:])
     if interpolation is None:
         raise ValueError("these logits are not resampled linearly; see why_not_fast")
     labels = model.plans.get_label_manager(model.dataset_json)
     properties = prepared.properties
-    whole = np.zeros(
+    full_size = np.zeros(
         properties["shape_before_cropping"], np.uint8 if len(labels.foreground_labels) < 255 else np.uint16
     )
-    inside = whole[bounding_box_to_slice(properties["bbox_used_for_cropping"])]
+    inside = full_size[bounding_box_to_slice(properties["bbox_used_for_cropping"])]
     order = [int(label) for label in labels.regions_class_order] if labels.has_regions else None
-    for where in dict.fromkeys((device, torch.device("cpu"))):
+    for candidate in dict.fromkeys((device, torch.device("cpu"))):
         try:
-            label_map(logits, inside.shape, interpolation, order, out=inside, device=where)
+            label_map(logits, inside.shape, interpolation, order, out=inside, device=candidate)
             break
         except torch.cuda.OutOfMemoryError:  # the network's memory may be all that the GPU has
-            if where is None or where.type == "cpu":
+            if candidate is None or candidate.type == "cpu":
                 raise
-    return whole.transpose(model.plans.transpose_backward)
+    return full_size.transpose(model.plans.transpose_backward)
 
 
 def _write(
     result: Exported, prepared: Prepared, model: Model, output: Path, record: CaseRecord | None, since: float
 ) -> None:
-    """Write what belongs to a case; the label map, which stands for a finished case, appears last."""
+    """Write the files of a case; the label map, which stands for a finished case, appears last."""
     segmentation: Any = result.segmentation
     properties = {**prepared.properties, "spacing": prepared.true_spacing}
     label_map_name = output.name + model.dataset_json["file_ending"]
@@ -183,16 +183,16 @@ def _write(
         check_written(folder / label_map_name, writer, segmentation.shape)
         if record is not None:  # before the label map: none is ever there without its record
             result.seconds["writing"] = time.perf_counter() - since
-            record.write(finished(prepared.record, result.seconds, peak_memory_mib()))
+            record.write(complete_record(prepared.record, result.seconds, peak_memory_mib()))
 
 
 def check_written(file: Path, reader: BaseReaderWriter, shape: tuple[int, ...]) -> None:
-    """Look at a label map that was just written: ITK ignores that there is no room.
+    """Check that a label map that was just written is whole: ITK ignores that there is no room.
 
     Args:
-        file: Label map.
-        reader: Of its format.
-        shape: ``*S`` of what was written.
+        file: File of the label map.
+        reader: nnU-Net's reader and writer of the file format.
+        shape: Spatial shape ``*S`` of the label map.
 
     Raises:
         OSError: If it is not whole, as of a full disk.
@@ -207,6 +207,6 @@ def check_written(file: Path, reader: BaseReaderWriter, shape: tuple[int, ...]) 
         if not file.name.endswith(_CHECKED) and reader.read_seg(str(file))[0].shape[-len(shape) :] != tuple(shape):
             raise ValueError("it has another shape")
     except Exception as error:  # readers of other formats raise what they like
-        # Nobody knows what readers of users' own make of it.
+        # A reader of users' own may fail for other reasons than a full disk.
         cause = errno.ENOSPC if file.name.endswith(_READ_BACK) else errno.EIO
         raise OSError(cause, "what was written is not whole") from error

@@ -1,1 +1,1 @@
-"""What lies in the folder of a trained model: its files, export, pruning, what is private."""
+"""Folders of trained models: their files, export, pruning, and what is private in them."""

@@ -39,12 +39,13 @@ def export_model(
     """Write a model that predicts without this plugin, bit for bit the same.
 
     Args:
-        model: Trained model, ``nnUNet_results/DATASET/TRAINER__PLANS__CONFIGURATION``.
+        model: Folder of the trained model, ``nnUNet_results/DATASET/TRAINER__PLANS__CONFIGURATION``.
         output: Folder to write, or a file ending in ``.zip`` for ``nnUNetv2_install_pretrained_model_from_zip``.
-        network: ``"1"``, ``"2"`` or ``"both"``; both become two folds each, which stock prediction averages.
+        network: Network of CPS to export, ``"1"``, ``"2"`` or ``"both"``; both become two folds each, which stock
+            prediction averages.
         folds: Folds to export; None takes all that have the checkpoint.
-        checkpoint_name: File in each fold's folder.
-        overwrite: Replace what an earlier call wrote to ``output``; anything else is refused.
+        checkpoint_name: Name of the checkpoint file in each fold's folder.
+        overwrite: Whether to replace what an earlier call wrote to ``output``; anything else is refused.
 
     Returns:
         The folds of the exported model.
@@ -59,11 +60,11 @@ def export_model(
     check_target(model, output, overwrite)
     plans, dataset_json = (read_model_json(model / name) for name in ("plans.json", "dataset.json"))
     sources = find_folds(model, folds, checkpoint_name)
-    first = model / f"fold_{sources[0]}" / checkpoint_name
-    configuration = load_checkpoint(first, mapped=True)["init_args"]["configuration"]
+    first_checkpoint = model / f"fold_{sources[0]}" / checkpoint_name
+    configuration = load_checkpoint(first_checkpoint, mapped=True)["init_args"]["configuration"]
     for key in ("dataset_name", "plans_name"):
         check_plain_name(plans.get(key), key, model / "plans.json")
-    check_plain_name(configuration, "configuration", first)
+    check_plain_name(configuration, "configuration", first_checkpoint)
     inside = f"{plans['dataset_name']}/{STOCK_TRAINER}__{plans['plans_name']}__{configuration}"
     with building(output, "export", inside) as built:
         written: list[int | str] = []
@@ -110,9 +111,11 @@ def _check_architecture(
     """Refuse networks that plain nnU-Net does not have, and folds of several configurations."""
     from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
-    own = checkpoint["init_args"]["configuration"]
-    if own != configuration:
-        raise ValueError(f"{file} is of the configuration {own}, another fold of {configuration}; export them apart")
+    trained = checkpoint["init_args"]["configuration"]
+    if trained != configuration:
+        raise ValueError(
+            f"{file} is of the configuration {trained}, another fold of {configuration}; export them apart"
+        )
     if configuration not in plans.get("configurations", {}):
         raise ValueError(
             f"{file} is of the configuration {configuration}, which plans.json beside it does not have; restore the "
@@ -133,8 +136,8 @@ def _expected_network(plans: dict[str, Any], dataset_json: dict[str, Any], confi
     from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
     manager = PlansManager(plans)
-    own = manager.get_configuration(configuration)
-    channels = determine_num_input_channels(manager, own, dataset_json)
+    configuration_manager = manager.get_configuration(configuration)
+    channels = determine_num_input_channels(manager, configuration_manager, dataset_json)
     heads = manager.get_label_manager(dataset_json).num_segmentation_heads
     with torch.device("meta"):
-        return build(own.configuration["architecture"], channels, heads, False)
+        return build(configuration_manager.configuration["architecture"], channels, heads, False)

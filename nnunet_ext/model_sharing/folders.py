@@ -1,4 +1,4 @@
-"""Folders of trained models: what is read from them, and where a model may be written without harm to anything else."""
+"""Folders of trained models: plans and folds read from them, and places where a model may be written without harm."""
 
 from __future__ import annotations
 
@@ -21,22 +21,29 @@ def read_model_json(path: Path) -> dict[str, Any]:
     """Return the content of a file that each model has.
 
     Args:
-        path: ``plans.json`` or ``dataset.json``.
+        path: File ``plans.json`` or ``dataset.json`` in the folder of a trained model.
 
     Raises:
         FileNotFoundError: If it is missing.
         ValueError: If it is no JSON, or lacks what nnU-Net needs of it.
     """
     content: dict[str, Any] = files.read_json(path, FROM_TRAINING)
-    lacks = [key for key in _NEEDED.get(path.name, ()) if not isinstance(content.get(key), (dict, str))]
-    if lacks:
-        has = f"{lacks[0]} {content[lacks[0]]!r:.60}, which cannot be" if lacks[0] in content else f"no {lacks[0]}"
-        raise ValueError(f"{path} has {has}; {FROM_TRAINING}")
+    unusable = [key for key in _NEEDED.get(path.name, ()) if not isinstance(content.get(key), (dict, str))]
+    if unusable:
+        key = unusable[0]
+        state = f"{key} {content[key]!r:.60}, which cannot be" if key in content else f"no {key}"
+        raise ValueError(f"{path} has {state}; {FROM_TRAINING}")
     return content
 
 
 def model_folder(dataset: str, trainer: str, plans: str, configuration: str) -> Path:
     """Return where nnU-Net keeps a model.
+
+    Args:
+        dataset: Dataset number or name.
+        trainer: Name of the trainer.
+        plans: Name of the plans.
+        configuration: Name of the configuration.
 
     Raises:
         ValueError: If nnUNet_results is not set.
@@ -46,16 +53,21 @@ def model_folder(dataset: str, trainer: str, plans: str, configuration: str) -> 
 
     if nnUNet_results is None:
         raise ValueError("nnUNet_results is not set, the folder of trained models; set it, or name a model with -m")
-    return Path(get_output_folder(int(dataset) if dataset.isdigit() else dataset, trainer, plans, configuration))
+    return Path(get_output_folder(dataset, trainer, plans, configuration))
+
+
+def as_folds(folds: Sequence[int | str] | None) -> list[int | str] | None:
+    """Return folds as numbers, but for ``all``."""
+    return None if folds is None else [fold if fold == "all" else int(fold) for fold in folds]
 
 
 def find_folds(model: Path, folds: Sequence[int | str] | None, checkpoint_name: str) -> list[int | str]:
     """Return the folds of a model that have a checkpoint.
 
     Args:
-        model: Model folder.
-        folds: Those wanted; None takes all there are.
-        checkpoint_name: File in each fold's folder.
+        model: Folder of the trained model, as given to -m.
+        folds: Folds to use; None takes all that have the checkpoint.
+        checkpoint_name: Name of the checkpoint file in each fold's folder.
 
     Raises:
         FileNotFoundError: If the folder, the checkpoint or a wanted fold is missing.
@@ -64,17 +76,17 @@ def find_folds(model: Path, folds: Sequence[int | str] | None, checkpoint_name: 
         raise FileNotFoundError(
             f"there is no model folder {model}; expected nnUNet_results/DATASET/TRAINER__PLANS__CONF"
         )
-    there = [f.parent.name[len("fold_") :] for f in sorted(model.glob(f"fold_*/{checkpoint_name}"))]
+    names = [f.parent.name[len("fold_") :] for f in sorted(model.glob(f"fold_*/{checkpoint_name}"))]
     # Only what nnU-Net itself writes: it would take "+1" for fold 1.
-    found: list[int | str] = [f if f == "all" else int(f) for f in there if re.fullmatch(r"all|0|[1-9][0-9]*", f)]
-    if not found:
+    available: list[int | str] = [f if f == "all" else int(f) for f in names if re.fullmatch(r"all|0|[1-9][0-9]*", f)]
+    if not available:
         raise FileNotFoundError(
             f"no fold of {model} has {checkpoint_name}; finish the training, or name another by -chk"
         )
-    missing = [f for f in folds or () if f not in found]
+    missing = [f for f in folds or () if f not in available]
     if missing:
-        raise FileNotFoundError(f"{model} has no fold_{missing[0]}/{checkpoint_name}; it has the folds {found}")
-    return list(folds) if folds else found
+        raise FileNotFoundError(f"{model} has no fold_{missing[0]}/{checkpoint_name}; it has the folds {available}")
+    return list(folds) if folds else available
 
 
 def is_archive(output: Path) -> bool:
@@ -88,20 +100,20 @@ def check_target(
     """Refuse a place where writing a model would take something away that this command did not write.
 
     Args:
-        model: The trained model.
-        output: Folder or archive to write.
+        model: Folder of the trained model that is read.
+        output: Folder or archive that is to be written.
         overwrite: Whether an earlier result of the same command may be replaced.
-        command: That writes.
-        flag: By which the user says ``overwrite``, for messages.
+        command: Name of the subcommand that writes, ``export`` or ``prune``.
+        flag: Flag that sets ``overwrite`` on the command line, for messages.
 
     Raises:
         FileExistsError: If something is at ``output``, and is not to be or cannot be replaced.
         ValueError: If ``output`` holds the model, or the model holds it.
     """
-    ours, theirs = model.resolve(), output.resolve()
-    if ours.is_relative_to(theirs):
+    source, target = model.resolve(), output.resolve()
+    if source.is_relative_to(target):
         raise ValueError(f"{output} holds the model that is to be exported; name another place")
-    if theirs.is_relative_to(ours):
+    if target.is_relative_to(source):
         raise ValueError(f"{output} lies inside the model {model} that is to be exported; name another place")
     if output.is_dir() and is_archive(output):
         raise FileExistsError(f"{output} is a folder; name a file for the archive")
@@ -118,7 +130,7 @@ def check_target(
         raise FileExistsError(f"{output} is neither a file nor a folder; name another place")
 
 
-def check_plain_name(name: Any, key: str, file: Path) -> None:
+def check_plain_name(name: object, key: str, file: Path) -> None:
     """Refuse names of datasets and plans that would lead out of the folder in which they name a folder.
 
     Raises:
@@ -135,8 +147,8 @@ def building(output: Path, command: str, inside: str) -> Iterator[Path]:
     A record of what was written goes with it, by which a later call knows what it may replace.
 
     Args:
-        output: Folder, or archive.
-        command: That writes, for the record.
+        output: Folder or archive that is to be written.
+        command: Name of the subcommand that writes, for the record.
         inside: Folder of the model inside an archive.
     """
     output = output.resolve()
@@ -178,12 +190,12 @@ def _write_record(built: Path, command: str) -> None:
 
 
 def _why_not_ours(output: Path, command: str) -> str | None:
-    """Say why something is not, or not only, what the command wrote; None if it is."""
+    """Return why a folder or archive is not, or not only, what the command wrote; None if it is."""
     record = _read_record(output, record_name(command))
     if record is None or record.get("command") != command or not isinstance(record.get("files"), dict):
         return f"has no {record_name(command)}, by which an earlier result of this command is known"
-    there = _sizes(output, record_name(command))
-    for name, size in sorted(there.items()):
+    sizes = _sizes(output, record_name(command))
+    for name, size in sorted(sizes.items()):
         if record["files"].get(name) != size:
             return f"holds {name}, which was put there or changed since"
     return None
@@ -200,9 +212,9 @@ def _sizes(output: Path, record: str) -> dict[str, int | None]:
         return sizes
     with zipfile.ZipFile(output) as archive:
         entries = {entry.filename: entry.file_size for entry in archive.infolist() if not entry.is_dir()}
-    (own,) = [name for name in entries if name.rpartition("/")[2] == record]
-    folder = own.removesuffix(record)
-    return {name.removeprefix(folder): size for name, size in entries.items() if name != own}
+    (record_entry,) = [name for name in entries if name.rpartition("/")[2] == record]
+    folder = record_entry.removesuffix(record)
+    return {name.removeprefix(folder): size for name, size in entries.items() if name != record_entry}
 
 
 def _read_record(output: Path, name: str) -> dict[str, Any] | None:
@@ -211,7 +223,7 @@ def _read_record(output: Path, name: str) -> dict[str, Any] | None:
             content = json.loads((output / name).read_text(encoding="utf-8"))
         else:
             with zipfile.ZipFile(output) as archive:
-                (entry,) = [one for one in archive.namelist() if one.rpartition("/")[2] == name]
+                (entry,) = [file for file in archive.namelist() if file.rpartition("/")[2] == name]
                 content = json.loads(archive.read(entry))
     except (OSError, ValueError, zipfile.BadZipFile, KeyError):
         return None

@@ -1,12 +1,13 @@
-"""What a trained model may carry: no paths and names of patients, no preprocessor that only training needs."""
+"""Plans and dataset.json without paths and names of patients, and without a preprocessor that only training needs."""
 
 from __future__ import annotations
 
 from copy import deepcopy
 from typing import Any
 
+from nnunet_ext.data.preprocessors import SAME_PER_CASE
+
 PRIVATE_KEYS = ("unlabeled", "dataset")
-_STOCK_AT_INFERENCE = {"SemiSupervisedPreprocessor": "DefaultPreprocessor"}
 
 
 def without_private_keys(dataset_json: dict[str, Any]) -> dict[str, Any]:
@@ -19,6 +20,6 @@ def for_inference(plans: dict[str, Any]) -> dict[str, Any]:
     plans = deepcopy(plans)
     for configuration in plans["configurations"].values():
         name = configuration.get("preprocessor_name")
-        if name in _STOCK_AT_INFERENCE:
-            configuration["preprocessor_name"] = _STOCK_AT_INFERENCE[name]
+        if name in SAME_PER_CASE:
+            configuration["preprocessor_name"] = SAME_PER_CASE[name]
     return plans

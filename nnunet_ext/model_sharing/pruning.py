@@ -15,7 +15,14 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from torch import Tensor, nn
 
 from nnunet_ext import files
-from nnunet_ext.model_sharing.folders import building, check_target, copy_fingerprint, find_folds, read_model_json
+from nnunet_ext.model_sharing.folders import (
+    as_folds,
+    building,
+    check_target,
+    copy_fingerprint,
+    find_folds,
+    read_model_json,
+)
 from nnunet_ext.model_sharing.private import for_inference, without_private_keys
 from nnunet_ext.training.architecture import NESTED, build, check_fit
 from nnunet_ext.training.safe_load import load_checkpoint
@@ -24,16 +31,16 @@ from nnunet_ext.training.trust import check_classes, trusted_by_environment, tru
 
 @dataclass(frozen=True)
 class Pruned:
-    """What nnU-Net's predictor is initialised with.
+    """A network cut at a depth and its weights, from which nnU-Net's predictor is initialised.
 
     Attributes:
-        network: Without deep supervision, with random weights.
-        plans: With the depth in the configuration.
-        configuration: Its name.
-        parameters: Weights of each fold.
-        dataset_json: Of the model.
-        trainer: Name of the trainer that made it.
-        mirroring_axes: That the model allows.
+        network: Network of that depth without deep supervision, with the weights of the first fold.
+        plans: Plans with the depth in the configuration.
+        configuration: Name of the configuration, e.g. ``3d_fullres``.
+        parameters: State dictionary of the network for each fold.
+        dataset_json: Content of the model's dataset.json.
+        trainer: Name of the trainer that trained the model.
+        mirroring_axes: Spatial axes that the model may be mirrored along, None if none.
     """
 
     network: nn.Module
@@ -45,8 +52,13 @@ class Pruned:
     mirroring_axes: tuple[int, ...] | None
 
 
-def depth_of(plans: dict[str, Any], configuration: str, what: str) -> int:
+def depth_of(plans: dict[str, Any], configuration: str, title: str) -> int:
     """Return the depth of the nested network of a configuration.
+
+    Args:
+        plans: Content of the model's plans.json.
+        configuration: Name of the configuration, e.g. ``3d_fullres``.
+        title: Name of the model in messages, e.g. ``the model FOLDER``.
 
     Raises:
         ValueError: If it has another network.
@@ -55,7 +67,7 @@ def depth_of(plans: dict[str, Any], configuration: str, what: str) -> int:
     if manager.network_arch_class_name != NESTED:
         name = manager.network_arch_class_name.rpartition(".")[2]
         raise ValueError(
-            f"{what} cannot be pruned: its network is {name}, and only the nested networks of trainers with ANUNet in "
+            f"{title} cannot be pruned: its network is {name}, and only the nested networks of trainers with ANUNet in "
             "their name can be; predict without --prune_depth"
         )
     kwargs = manager.network_arch_init_kwargs
@@ -63,22 +75,28 @@ def depth_of(plans: dict[str, Any], configuration: str, what: str) -> int:
     return depth
 
 
-def pruned_plans(plans: dict[str, Any], configuration: str, depth: int, what: str) -> dict[str, Any]:
+def pruned_plans(plans: dict[str, Any], configuration: str, depth: int, title: str) -> dict[str, Any]:
     """Return a copy of plans whose network has a depth.
+
+    Args:
+        plans: Content of the model's plans.json.
+        configuration: Name of the configuration, e.g. ``3d_fullres``.
+        depth: Depth of the pruned network, 1 to that of the model.
+        title: Name of the model in messages, e.g. ``the model FOLDER``.
 
     Raises:
         ValueError: If the network is not a nested one, or not as deep.
     """
-    deepest = depth_of(plans, configuration, what)
+    deepest = depth_of(plans, configuration, title)
     if not 1 <= depth <= deepest:
-        raise ValueError(f"prune depth must lie between 1 and {deepest}, the depth of {what}, got {depth}")
+        raise ValueError(f"prune depth must lie between 1 and {deepest}, the depth of {title}, got {depth}")
     plans = deepcopy(plans)
-    own = plans["configurations"][configuration]
-    if "architecture" not in own:
-        own["architecture"] = deepcopy(
+    content = plans["configurations"][configuration]
+    if "architecture" not in content:
+        content["architecture"] = deepcopy(
             PlansManager(plans).get_configuration(configuration).configuration["architecture"]
         )
-    own["architecture"]["arch_kwargs"]["depth"] = depth
+    content["architecture"]["arch_kwargs"]["depth"] = depth
     return plans
 
 
@@ -92,11 +110,11 @@ def load_pruned(
     """Build the network of a model to a depth, and take the weights that it needs out of the checkpoints.
 
     Args:
-        model: Model folder.
-        folds: Those wanted; None takes all there are but ``all``, as nnU-Net does.
-        checkpoint_name: File in each fold's folder.
-        depth: 1 to that of the model.
-        trusted: Load checkpoints with whatever code is in them, and import whatever the plans name.
+        model: Folder of the trained model, as given to -m.
+        folds: Folds to load; None takes all that have the checkpoint but ``all``, as nnU-Net does.
+        checkpoint_name: Name of the checkpoint file in each fold's folder.
+        depth: Depth of the pruned network, 1 to that of the model.
+        trusted: Whether to load checkpoints with whatever code is in them, and to import whatever the plans name.
 
     Raises:
         FileNotFoundError: If the folder, a fold or the checkpoint is missing.
@@ -104,7 +122,7 @@ def load_pruned(
     """
     model = Path(model)
     plans, dataset_json = (read_model_json(model / f"{name}.json") for name in ("plans", "dataset"))
-    found = find_folds(model, None if folds is None else [_fold(fold) for fold in folds], checkpoint_name)
+    found = find_folds(model, as_folds(folds), checkpoint_name)
     if folds is None:
         found = [fold for fold in found if fold != "all"]
     parameters: list[dict[str, Tensor]] = []
@@ -127,10 +145,6 @@ def load_pruned(
     return Pruned(network, plans, configuration, parameters, dataset_json, trainer, axes)
 
 
-def _fold(fold: int | str) -> int | str:
-    return fold if fold == "all" else int(fold)
-
-
 def _build(plans: dict[str, Any], configuration: str, dataset_json: dict[str, Any], trainer: str) -> nn.Module:
     manager = PlansManager(plans)
     check_classes(manager.get_configuration(configuration).configuration["architecture"])
@@ -146,17 +160,17 @@ def _build(plans: dict[str, Any], configuration: str, dataset_json: dict[str, An
 
 
 def pruned_network(plans: dict[str, Any], configuration: str, dataset_json: dict[str, Any], depth: int) -> nn.Module:
-    """Return the network of a depth without weights, to look at.
+    """Return the network of a depth on the meta device: its modules and shapes without memory for weights.
 
     Raises:
         ValueError: If the network is not a nested one, or not as deep.
     """
     manager = PlansManager(pruned_plans(plans, configuration, depth, "the model"))
-    own = manager.get_configuration(configuration)
+    configuration_manager = manager.get_configuration(configuration)
     with torch.device("meta"):
         return build(
-            own.configuration["architecture"],
-            determine_num_input_channels(manager, own, dataset_json),
+            configuration_manager.configuration["architecture"],
+            determine_num_input_channels(manager, configuration_manager, dataset_json),
             manager.get_label_manager(dataset_json).num_segmentation_heads,
             False,
         )
@@ -173,12 +187,12 @@ def write_pruned(
     """Write a model that is pruned for good: it predicts without ``--prune_depth``, where this plugin is installed.
 
     Args:
-        model: Trained model.
-        output: Folder to write.
-        depth: 1 to that of the model.
+        model: Folder of the trained model, as given to -m.
+        output: Folder that the pruned model is written to.
+        depth: Depth of the pruned network, 1 to that of the model.
         folds: Folds to write; None takes all that have the checkpoint.
-        checkpoint_name: File in each fold's folder.
-        overwrite: Replace what an earlier call wrote to ``output``; anything else is refused.
+        checkpoint_name: Name of the checkpoint file in each fold's folder.
+        overwrite: Whether to replace what an earlier call wrote to ``output``; anything else is refused.
 
     Returns:
         The folds of the written model.

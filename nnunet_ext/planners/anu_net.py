@@ -6,13 +6,10 @@ from typing import Any
 
 import torch
 from nnunetv2.experiment_planning.experiment_planners.default_experiment_planner import ExperimentPlanner
-from nnunetv2.utilities.label_handling.label_handling import LabelManager
 
-from nnunet_ext.data.unlabeled import number_of_channels
 from nnunet_ext.networks import NestedAttentionUNet
-from nnunet_ext.planners.fitting import MemoryFit
+from nnunet_ext.planners.fitting import FitsMemory, planned
 from nnunet_ext.planners.own_plans import OwnPlans, check_before_planning
-from nnunet_ext.training.memory import GIB
 from nnunet_ext.training.nesting import nested_step_memory
 
 # Where activations are computed again the peak lies in convolutions, and cuDNN's workspaces come on top: 15 and 19 % of
@@ -20,7 +17,7 @@ from nnunet_ext.training.nesting import nested_step_memory
 _WITH_WORKSPACES = 1.2
 
 
-class ANUNetPlanner(OwnPlans):
+class ANUNetPlanner(FitsMemory, OwnPlans):
     """Plans as nnU-Net's :class:`ExperimentPlanner` does, for :class:`~nnunet_ext.networks.NestedAttentionUNet`.
 
     At full resolution a nested network of L levels has L nodes beside each other, with (j + 1) times the channels in
@@ -30,23 +27,23 @@ class ANUNetPlanner(OwnPlans):
     plans and preprocessed data of other planners are never touched.
 
     Attributes:
-        aggregation: Of the trainer's network (its ``anu_aggregation``).
-        gate_ratio: Likewise (``anu_gate_ratio``).
-        depth: Likewise (``anu_depth``); ``None`` is all that the stages of a patch allow, and plans with fewer stages
-            are warned of.
+        aggregation: Aggregation of the trainer's network (its ``anu_aggregation``).
+        gate_ratio: Ratio of the gates of the trainer's network (its ``anu_gate_ratio``).
+        depth: Depth of the trainer's network (its ``anu_depth``); ``None`` is all that the stages of a patch allow,
+            and plans with fewer stages are warned of.
         checkpointing: Plan for trainers with ``anu_checkpointing``, which fit larger patches.
-        memory_reserve_gb: What is kept for the CUDA context.
-        memory_share: Of the rest, what a step may allocate; torch's allocator holds more than that.
+        memory_reserve_gb: Memory that is kept for the CUDA context.
+        memory_share: Share of the rest that a step may allocate; torch's allocator holds more than that.
     """
 
     default_plans_name = "ANUNetPlans"
+    smallest_step = "of a nested network fits"
     aggregation = "concat"
     gate_ratio = 0.5
     depth: int | None = None
     checkpointing = False
     memory_reserve_gb = 0.5
     memory_share = 0.9
-    dataset_json: dict[str, Any]
 
     def __init__(
         self,
@@ -69,8 +66,6 @@ class ANUNetPlanner(OwnPlans):
         )
         self.UNet_class = NestedAttentionUNet
         self.memory_target_in_gb = gpu_memory_target_in_gb
-        self._estimates: dict[str, int] = {}
-        self._fit: MemoryFit
 
     def plan_experiment(self) -> dict[str, Any]:
         """Plan, write the plans, and print what a step needs.
@@ -80,20 +75,17 @@ class ANUNetPlanner(OwnPlans):
         """
         if self.depth is not None and self.depth < 1:
             raise ValueError(f"depth must be 1 or more, or None for all that the stages allow, got {self.depth}")
-        self._fit = MemoryFit(self.step_memory, self.memory_budget_in_gb, self.memory_target_in_gb)
+        self.fit_into(self.memory_budget_in_gb, self.memory_target_in_gb)
         plans: dict[str, Any] = super().plan_experiment()
-        print("GPU memory that a training step of ANU-Net allocates (estimated for mixed precision without")
-        print("torch.compile, without what the allocator holds beyond it):")
-        for name in ("2d", "3d_lowres", "3d_fullres"):
-            plan = plans["configurations"].get(name)
-            if plan is not None and "architecture" in plan:
-                patch = " x ".join(str(int(n)) for n in plan["patch_size"])
-                print(f"  {name}: {self.step_memory(plan) / GIB:.1f} GB (patch {patch}, batch {plan['batch_size']})")
-                deepest = plan["architecture"]["arch_kwargs"]["n_stages"] - 1
-                if self.depth is not None and deepest < self.depth:
-                    print(
-                        f"  WARNING: {name} allows a depth of {deepest}, not {self.depth}: set anu_depth to {deepest}"
-                    )
+        heading = (
+            "GPU memory that a training step of ANU-Net allocates (estimated for mixed precision without\n"
+            "torch.compile, without what the allocator holds beyond it):"
+        )
+        self.print_memory(plans, heading, "batch {n}")
+        for name, plan in planned(plans).items():
+            deepest = plan["architecture"]["arch_kwargs"]["n_stages"] - 1
+            if self.depth is not None and deepest < self.depth:
+                print(f"  WARNING: {name} allows a depth of {deepest}, not {self.depth}: set anu_depth to {deepest}")
         return plans
 
     @property
@@ -116,49 +108,15 @@ class ANUNetPlanner(OwnPlans):
                 patch_size, input_channels, output_channels, arch_class_name, arch_kwargs, arch_kwargs_req_import
             )
 
-    def get_plans_for_configuration(
-        self,
-        spacing: Any,
-        median_shape: Any,
-        data_identifier: str,
-        approximate_n_voxels_dataset: float,
-        _cache: dict[str, Any],
-    ) -> dict[str, Any]:
-        """Plan one configuration such that a training step fits."""
-        arguments = (spacing, median_shape, data_identifier, approximate_n_voxels_dataset, _cache)
-
-        def plan_at(target: float) -> dict[str, Any]:
-            self.UNet_vram_target_GB = target
-            return super(ANUNetPlanner, self).get_plans_for_configuration(*arguments)
-
-        plan = self._fit.search(len(spacing), plan_at)
-        if plan is None:
-            raise ValueError(
-                f"-gpu_memory_target {self.memory_target_in_gb:g}: not even the smallest patch of a nested "
-                f"network fits into it ({len(spacing)}D); allow more memory"
-            )
-        return plan
-
-    def step_memory(self, plan: dict[str, Any]) -> int:
-        """Return the bytes that a training step of a configuration allocates."""
-        architecture = plan["architecture"]
+    def step_arguments(self, plan: dict[str, Any]) -> tuple[Any, ...]:
+        """Return what an estimate depends on, with the network that the trainer makes of the plans' one."""
+        architecture, *others = super().step_arguments(plan)
         deepest = architecture["arch_kwargs"]["n_stages"] - 1
         depth = deepest if self.depth is None else min(self.depth, deepest)
-        own = {"aggregation": self.aggregation, "gate_ratio": self.gate_ratio, "depth": depth}
-        kwargs = architecture["arch_kwargs"] | own
-        key = repr((plan["patch_size"], plan["batch_size"], kwargs, self.checkpointing))
-        if key not in self._estimates:
-            labels = LabelManager(
-                self.dataset_json["labels"], regions_class_order=self.dataset_json.get("regions_class_order")
-            )
-            estimate = nested_step_memory(
-                architecture | {"arch_kwargs": kwargs},
-                [int(n) for n in plan["patch_size"]],
-                int(plan["batch_size"]),
-                number_of_channels(self.dataset_json),
-                labels.num_segmentation_heads,
-                labels.has_regions,
-                self.checkpointing,
-            )
-            self._estimates[key] = int(_WITH_WORKSPACES * estimate) if self.checkpointing else estimate
-        return self._estimates[key]
+        nested = {"aggregation": self.aggregation, "gate_ratio": self.gate_ratio, "depth": depth}
+        return architecture | {"arch_kwargs": architecture["arch_kwargs"] | nested}, *others, self.checkpointing
+
+    def estimate_step(self, *arguments: Any) -> int:
+        """Return the bytes that a training step of a nested network allocates, see :func:`nested_step_memory`."""
+        estimate = nested_step_memory(*arguments)
+        return int(_WITH_WORKSPACES * estimate) if self.checkpointing else estimate

@@ -10,8 +10,9 @@ from nnunetv2.experiment_planning.dataset_fingerprint.fingerprint_extractor impo
 from nnunetv2.paths import nnUNet_preprocessed
 from tqdm import tqdm
 
+from nnunet_ext.data.dataset_json import check_raw_dataset
 from nnunet_ext.data.failures import LABELLED, UNLABELLED, record
-from nnunet_ext.data.unlabeled import check_raw_dataset, labelled_cases
+from nnunet_ext.data.unlabelled_only import labelled_cases
 from nnunet_ext.fingerprints import cases as cases_of
 from nnunet_ext.fingerprints.cases import CaseTable, Provenance
 from nnunet_ext.fingerprints.outliers import find_outliers, format_outliers
@@ -54,33 +55,33 @@ class GlobalIntensityFingerprintExtractor(DatasetFingerprintExtractor):
             # The fingerprint too: continued after a kill, it would pass for one of the present files.
             shutil.rmtree(table.folder, ignore_errors=True)
             target.unlink(missing_ok=True)
-        before = cases_of.read_fingerprint(target)
+        earlier = cases_of.read_fingerprint(target)
         provenance = Provenance(table.folder)
         number = int(self.num_foreground_voxels_for_intensitystats // max(1, len(self.labelled)))
-        samples = None if not table.labelled or provenance.fits(table, before) else number
-        done = cases_of.read_cases(table, self.num_processes, samples, self.show_progress_bar)
-        if samples is None and table.labelled and not provenance.fits(table, before):
+        samples = None if not table.labelled or provenance.fits(table, earlier) else number
+        number_read = cases_of.read_cases(table, self.num_processes, samples, self.show_progress_bar)
+        if samples is None and table.labelled and not provenance.fits(table, earlier):
             # A labelled case that could not be read last time can be read now.
             samples = number
-            done += cases_of.read_cases(table, self.num_processes, samples, self.show_progress_bar)
-        if samples is not None and before:
+            number_read += cases_of.read_cases(table, self.num_processes, samples, self.show_progress_bar)
+        if samples is not None and earlier:
             tqdm.write("nnU-Net's foreground statistics were missing or of other labelled cases: computed anew.")
         record(table.failures)
-        fingerprint = dict(before)
+        fingerprint = dict(earlier)
         if samples is not None:
             fingerprint |= cases_of.stock_properties(table, samples)
         fingerprint |= cases_of.global_properties(table)
         cases_of.write_fingerprint(fingerprint, target)
         provenance.note(table)
         cases_of.remove_samples(table)
-        self._say(table, done)
+        self._print_summary(table, number_read)
         return fingerprint
 
-    def _say(self, table: CaseTable, done: int) -> None:
+    def _print_summary(self, table: CaseTable, number_read: int) -> None:
         labelled, unlabelled = table.found[LABELLED], table.found[UNLABELLED]
         tqdm.write(
             f"Global intensity statistics over {len(labelled)} labelled and {len(unlabelled)} unlabelled cases; "
-            f"{done} read now, {len(table.failures)} failed."
+            f"{number_read} read now, {len(table.failures)} failed."
         )
         warnings = format_outliers(find_outliers(labelled, unlabelled, self.dataset_json))
         if warnings:

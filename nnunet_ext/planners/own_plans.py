@@ -9,10 +9,10 @@ from typing import Any
 from nnunetv2.experiment_planning.experiment_planners.default_experiment_planner import ExperimentPlanner
 from nnunetv2.paths import nnUNet_preprocessed
 from nnunetv2.utilities.dataset_name_id_conversion import maybe_convert_to_dataset_name
+from nnunetv2.utilities.json_export import recursive_fix_for_json_export
 
-from nnunet_ext.data.dataset_json import check_number_of_training_cases, load_dataset_json
-from nnunet_ext.data.unlabeled import check_raw_dataset
-from nnunet_ext.files import only_here, read_json, write_json
+from nnunet_ext.data.dataset_json import check_number_of_training_cases, check_raw_dataset, load_dataset_json
+from nnunet_ext.files import only_here, read_json, sweep, write_json
 from nnunet_ext.fingerprints.cases import FILE as FINGERPRINT
 from nnunet_ext.fingerprints.cases import read_fingerprint
 
@@ -80,15 +80,16 @@ class OwnPlans(ExperimentPlanner):
         Raises:
             BusyError: If another process does.
         """
-        folder = Path(str(nnUNet_preprocessed)) / self.dataset_name
-        plans_file = folder / f"{self.plans_identifier}.json"
+        plans_file = self.plans_file
+        folder = plans_file.parent
         with ExitStack() as locks:
             locks.enter_context(only_here(plans_file, "planned"))
-            before = read_json(plans_file).get("configurations", {}) if plans_file.is_file() else {}
-            for name in sorted({*_PLANNED_NAMES, *before}):
+            configurations = read_json(plans_file).get("configurations", {}) if plans_file.is_file() else {}
+            for name in sorted({*_PLANNED_NAMES, *configurations}):
                 for data in (f"{self.plans_identifier}_{name}", f"{self.plans_identifier}_{name}_unlabeled"):
                     if (folder / f".{data}.lock").is_file():  # somebody preprocessed there, perhaps does now
                         locks.enter_context(only_here(folder / data, "preprocessed"))
+            sweep(folder)
             plans: dict[str, Any] = super().plan_experiment()
             return plans
 
@@ -97,16 +98,20 @@ class OwnPlans(ExperimentPlanner):
         return f"{self.plans_identifier}_{configuration_name}"
 
     def save_plans(self, plans: dict[str, Any]) -> None:
-        """Write the plans.
+        """Write the plans, whole or not at all, and say where.
 
-        nnU-Net keeps the configurations of an older file that it did not plan now. Those that users added stay; those
-        that an earlier planning made, of another fingerprint or memory target, do not.
+        As in nnU-Net, configurations of an older file that were not planned now are added to ``plans``: those that
+        users made. Those that an earlier planning made, of another fingerprint or memory target, are not.
         """
-        planned = set(plans["configurations"])
-        super().save_plans(plans)
-        stale = (set(_PLANNED_NAMES) & set(plans["configurations"])) - planned
-        if stale:
-            for name in stale:
-                del plans["configurations"][name]
-            plans_file = Path(str(nnUNet_preprocessed)) / self.dataset_name / f"{self.plans_identifier}.json"
-            write_json(plans_file, plans, indent=4)
+        recursive_fix_for_json_export(plans)
+        plans_file = self.plans_file
+        earlier = read_json(plans_file).get("configurations", {}) if plans_file.is_file() else {}
+        planned = plans["configurations"]
+        planned |= {name: plan for name, plan in earlier.items() if name not in {*planned, *_PLANNED_NAMES}}
+        write_json(plans_file, plans, indent=4)
+        print(f"Plans were saved to {plans_file}")
+
+    @property
+    def plans_file(self) -> Path:
+        """File of the plans."""
+        return Path(str(nnUNet_preprocessed)) / self.dataset_name / f"{self.plans_identifier}.json"

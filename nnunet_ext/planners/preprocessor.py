@@ -18,13 +18,15 @@ from tqdm import tqdm
 
 from nnunet_ext.data.dataset_json import FILE, check_dataset_json, load_dataset_json, number_of_channels
 from nnunet_ext.data.failures import LABELLED, UNLABELLED, Failure, record
+from nnunet_ext.data.labelled import usable_labelled
 from nnunet_ext.data.plans import load_configuration
 from nnunet_ext.data.pool import WorkerDiedError, map_isolated
 from nnunet_ext.data.preprocess import preprocess_unlabeled
 from nnunet_ext.data.reading import describe, read_checked, read_labels
 from nnunet_ext.data.splits import hidden_cases
-from nnunet_ext.data.unlabeled import find_unlabeled_cases, labelled_cases, usable_labelled, where_looked
+from nnunet_ext.data.unlabeled import find_unlabeled_cases, where_looked
 from nnunet_ext.data.unlabeled_store import unlabeled_folder
+from nnunet_ext.data.unlabelled_only import labelled_cases
 from nnunet_ext.files import DiskFullError, cleared, only_here, whole_files
 
 
@@ -44,9 +46,9 @@ class SemiSupervisedPreprocessor(DefaultPreprocessor):
 
         Args:
             dataset_name_or_id: Dataset name or number.
-            configuration_name: Configuration of the plans.
+            configuration_name: Name of a configuration of the plans.
             plans_identifier: Name of the plans, without ``.json``.
-            num_processes: Worker processes.
+            num_processes: Number of worker processes.
 
         Raises:
             BusyError: If another process preprocesses the same configuration.
@@ -164,9 +166,9 @@ def read_labelled(
     """Read a labelled case and check it as the fingerprint does.
 
     Args:
-        images: One file a channel.
-        label: Its segmentation.
-        reader_class: nnU-Net's reader.
+        images: Image files of the case, one a channel.
+        label: File of the case's label map.
+        reader_class: nnU-Net's reader of these files.
         channels: Channels that dataset.json declares.
 
     Returns:

@@ -11,19 +11,18 @@ from nnunetv2.experiment_planning.experiment_planners.residual_unets.residual_en
     nnUNetPlannerResEncXL,
 )
 from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
-from nnunetv2.utilities.label_handling.label_handling import LabelManager
 
+from nnunet_ext.data.case_files import file_problem
+from nnunet_ext.data.preprocessors import PREPROCESSOR, SAME_PER_CASE
 from nnunet_ext.data.reading import choose_reader
-from nnunet_ext.data.unlabeled import file_problem, labelled_cases, number_of_channels
+from nnunet_ext.data.unlabelled_only import labelled_cases
 from nnunet_ext.fingerprints.cases import GLOBAL_KEY, SHAPES_KEY, SPACINGS_KEY
-from nnunet_ext.planners.fitting import MemoryFit
+from nnunet_ext.planners.fitting import FitsMemory
 from nnunet_ext.planners.own_plans import OwnPlans, check_before_planning
-from nnunet_ext.training.memory import GIB, cps_step_memory
-
-PREPROCESSOR = "SemiSupervisedPreprocessor"
+from nnunet_ext.training.memory import cps_step_memory
 
 
-class SemiSupervisedPlanning(OwnPlans):
+class SemiSupervisedPlanning(FitsMemory, OwnPlans):
     """What the planners below have in common; comes before a planner of nnU-Net in their bases.
 
     Attributes:
@@ -32,8 +31,8 @@ class SemiSupervisedPlanning(OwnPlans):
         spacing_source: ``"all"``: spacing and shape are planned from labelled and unlabelled cases, as the released
             code of 3D-CPS does; ``"labeled"``: from the labelled ones only.
         one_network_in_gb: nnU-Net's memory target for one network, where the user names none for the whole step.
-        default_plans_name: Of the plans.
-        memory_reserve_gb: Of an explicit memory target, what is kept for the CUDA context and cuDNN's workspaces.
+        default_plans_name: Name of the plans where the user gives none.
+        memory_reserve_gb: Part of an explicit memory target that is kept for the CUDA context and cuDNN's workspaces.
     """
 
     intensity_source = "global"
@@ -41,7 +40,7 @@ class SemiSupervisedPlanning(OwnPlans):
     memory_reserve_gb = 1.0
     one_network_in_gb: float = 8
     default_plans_name = "SemiSupervisedPlans"
-    dataset_json: dict[str, Any]
+    smallest_step = "with two labelled and two unlabelled ones fits a step of cross pseudo supervision"
     dataset_fingerprint: dict[str, Any]
 
     def __init__(
@@ -55,7 +54,7 @@ class SemiSupervisedPlanning(OwnPlans):
     ) -> None:
         plans_name = plans_name or self.default_plans_name
         check_before_planning(dataset_name_or_id, plans_name, type(self).__name__)
-        if preprocessor_name == "DefaultPreprocessor":
+        if preprocessor_name == SAME_PER_CASE[PREPROCESSOR]:
             # nnU-Net's commands pass this name whenever the user gave none.
             preprocessor_name = PREPROCESSOR
         super().__init__(
@@ -69,8 +68,6 @@ class SemiSupervisedPlanning(OwnPlans):
         self.cps_memory_target_in_gb = gpu_memory_target_in_gb
         self._found_fingerprint = self.dataset_fingerprint
         self._found_dataset_json = self.dataset_json
-        self._estimates: dict[str, int] = {}
-        self._fit: MemoryFit | None = None
         self._used_sources: dict[str, str] = {}
 
     def determine_reader_writer(self) -> type[BaseReaderWriter]:
@@ -86,7 +83,8 @@ class SemiSupervisedPlanning(OwnPlans):
             ValueError: If an attribute has a value that is not offered.
         """
         target = self.cps_memory_target_in_gb
-        self._fit = None if target is None else MemoryFit(self.cps_memory, target - self.memory_reserve_gb, target)
+        if target is not None:
+            self.fit_into(target - self.memory_reserve_gb, target)
         self._used_sources = self._swap_sources()
         if not labelled_cases(self.dataset):
             # nnU-Net caps the batch at a share of the training voxels; without labels all images are for training.
@@ -111,10 +109,10 @@ class SemiSupervisedPlanning(OwnPlans):
                     f"{type(self).__name__}.{attribute} is {getattr(self, attribute)!r}, expected one of {offered}"
                 )
         fingerprint = dict(self._found_fingerprint)
-        used = {"intensity_source": self.intensity_source, "spacing_source": self.spacing_source}
+        sources = {"intensity_source": self.intensity_source, "spacing_source": self.spacing_source}
         has_labels = bool(labelled_cases(self.dataset))
         if GLOBAL_KEY not in fingerprint:
-            used = {"intensity_source": "foreground", "spacing_source": "labeled"}
+            sources = {"intensity_source": "foreground", "spacing_source": "labeled"}
             if (self.intensity_source, self.spacing_source) != ("foreground", "labeled"):
                 warnings.warn(
                     f"the fingerprint of {self.dataset_name} has no global statistics, so {type(self).__name__} plans "
@@ -124,12 +122,12 @@ class SemiSupervisedPlanning(OwnPlans):
                 )
         elif not has_labels:
             # nnU-Net's own keys hold the global values already.
-            if used != {"intensity_source": "global", "spacing_source": "all"}:
+            if sources != {"intensity_source": "global", "spacing_source": "all"}:
                 raise ValueError(
                     f"{self.dataset_name} has no labels, so {type(self).__name__} can only plan with intensity_source "
                     f"'global' and spacing_source 'all', got {self.intensity_source!r} and {self.spacing_source!r}"
                 )
-            used = {"intensity_source": "global", "spacing_source": "all"}
+            sources = {"intensity_source": "global", "spacing_source": "all"}
         else:
             if self.intensity_source == "global":
                 fingerprint["foreground_intensity_properties_per_channel"] = fingerprint[GLOBAL_KEY]
@@ -137,69 +135,29 @@ class SemiSupervisedPlanning(OwnPlans):
                 fingerprint["spacings"] = [*fingerprint["spacings"], *fingerprint[SPACINGS_KEY]]
                 fingerprint["shapes_after_crop"] = [*fingerprint["shapes_after_crop"], *fingerprint[SHAPES_KEY]]
         self.dataset_fingerprint = fingerprint
-        return used
+        return sources
 
-    def get_plans_for_configuration(
-        self,
-        spacing: Any,
-        median_shape: Any,
-        data_identifier: str,
-        approximate_n_voxels_dataset: float,
-        _cache: dict[str, Any],
-    ) -> dict[str, Any]:
-        """Plan one configuration; with an explicit memory target, such that a CPS step fits into it."""
-        arguments = (spacing, median_shape, data_identifier, approximate_n_voxels_dataset, _cache)
-        if self._fit is None:
-            return self._plan_one(*arguments)
-
-        def plan_at(target: float) -> dict[str, Any]:
-            self.UNet_vram_target_GB = target
-            return self._plan_one(*arguments)
-
-        plan = self._fit.search(len(spacing), plan_at)
-        if plan is None:
-            raise ValueError(
-                f"-gpu_memory_target {self.cps_memory_target_in_gb:g}: not even the smallest patch with two labelled "
-                f"and two unlabelled ones fits a step of cross pseudo supervision into it ({len(spacing)}D); allow "
-                "more memory"
-            )
-        return plan
-
-    def _plan_one(self, *arguments: Any) -> dict[str, Any]:
-        plan = super().get_plans_for_configuration(*arguments)
+    def plan_as_nnunet(self, *arguments: Any) -> dict[str, Any]:
+        """Plan one configuration as nnU-Net does; without labels, with a 2D batch that is not larger than usual."""
+        plan = super().plan_as_nnunet(*arguments)
         if len(plan["patch_size"]) == 2 and not labelled_cases(self.dataset):
             plan["batch_size"] = min(plan["batch_size"], self.UNet_reference_val_corresp_bs_2d)
         return plan
 
     def cps_memory(self, plan: dict[str, Any]) -> int:
-        """Return the bytes that a CPS step of a configuration allocates, see :func:`cps_step_memory`."""
-        architecture = plan["architecture"]
-        key = repr((plan["patch_size"], plan["batch_size"], architecture["arch_kwargs"]))
-        if key not in self._estimates:
-            labels = LabelManager(
-                self.dataset_json["labels"], regions_class_order=self.dataset_json.get("regions_class_order")
-            )
-            self._estimates[key] = cps_step_memory(
-                architecture,
-                [int(n) for n in plan["patch_size"]],
-                int(plan["batch_size"]),
-                number_of_channels(self.dataset_json),
-                labels.num_segmentation_heads,
-                labels.has_regions,
-            )
-        return self._estimates[key]
+        """Return :meth:`step_memory`."""
+        return self.step_memory(plan)
+
+    def estimate_step(self, *arguments: Any) -> int:
+        """Return the bytes that a CPS step allocates, see :func:`cps_step_memory`."""
+        return cps_step_memory(*arguments)
 
     def _print_memory(self, plans: dict[str, Any]) -> None:
-        print("GPU memory that a step of cross pseudo supervision allocates (two networks, labelled and unlabelled")
-        print("patches; estimated for mixed precision without torch.compile, cuDNN's workspaces not included):")
-        for name in ("2d", "3d_lowres", "3d_fullres"):
-            plan = plans["configurations"].get(name)
-            if plan is not None and "architecture" in plan:
-                patch = " x ".join(str(int(n)) for n in plan["patch_size"])
-                print(
-                    f"  {name}: {self.cps_memory(plan) / GIB:.1f} GB (patch {patch}, {plan['batch_size']} + "
-                    f"{plan['batch_size']})"
-                )
+        heading = (
+            "GPU memory that a step of cross pseudo supervision allocates (two networks, labelled and unlabelled\n"
+            "patches; estimated for mixed precision without torch.compile, cuDNN's workspaces not included):"
+        )
+        self.print_memory(plans, heading, "{n} + {n}")
         if self.cps_memory_target_in_gb is None:
             print("Patch and batch are those of one network; -gpu_memory_target N fits the whole step into N GB.\n")
 

@@ -6,35 +6,16 @@ import re
 
 import pytest
 import torch
-from data.tiny_dataset import architecture
-from inference.tiny_model import make_model
+from inference.tiny_model import make_model, make_nested_model
 from matplotlib.figure import Figure
-from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunet_ext import files
 from nnunet_ext.cli.main import main
-from nnunet_ext.figures.attention import load_network, look
-from nnunet_ext.trainers import find_trainer
-from nnunet_ext.training.architecture import NESTED
 
 
 @pytest.fixture
 def model(tmp_path, request):
-    configuration = getattr(request, "param", "3d_fullres")
-    made = make_model(tmp_path, configuration)
-    nested = architecture(2 if configuration == "2d" else 3, 3) | {"network_class_name": NESTED}
-    nested["arch_kwargs"] |= {"aggregation": "concat", "gate_ratio": 0.5, "depth": 2}
-    plans = json.loads((made.folder / "plans.json").read_text())
-    plans["configurations"][configuration]["architecture"] = nested
-    (made.folder / "plans.json").write_text(json.dumps(plans))
-    manager = PlansManager(plans)
-    trainer = find_trainer("nnUNetTrainerANUNet")
-    network = trainer.build_network_architecture(manager, manager.get_configuration(configuration), 1, 4, False)
-    file = made.folder / "fold_0" / "checkpoint_final.pth"
-    content = torch.load(file, weights_only=False) | {"trainer_name": "nnUNetTrainerANUNet"}
-    torch.save(content | {"network_weights": network.state_dict()}, file)
-    made.add("a", 1)
-    return made
+    return make_nested_model(tmp_path, getattr(request, "param", "3d_fullres"))
 
 
 @pytest.mark.parametrize("model", ["3d_fullres", "2d"], indirect=True)
@@ -74,16 +55,6 @@ def test_plans_that_name_a_program_start_none(model, tmp_path, capsys):
     assert main(["attention", "-m", str(model.folder), "-i", case, "-o", str(tmp_path / "out")]) == 1
     assert "the plans name 'subprocess.Popen' as nonlin, expected a network or a layer" in capsys.readouterr().err
     assert not (tmp_path / "ran").exists()
-
-
-def test_gates_are_left_as_they_were_when_the_network_fails(model, monkeypatch):
-    plans, dataset_json = (json.loads((model.folder / f"{n}.json").read_text()) for n in ("plans", "dataset"))
-    file = model.folder / "fold_0" / "checkpoint_final.pth"
-    network, prepared = load_network(model.folder, plans, dataset_json, file)
-    monkeypatch.setattr(type(network), "forward", lambda *_: 1 / 0)
-    with pytest.raises(ZeroDivisionError):
-        look(network, prepared, (str(model.images / "a_0000.nii.gz"),), torch.device("cpu"))
-    assert not any(gate._forward_hooks for gate in network.decoder.gates.values())
 
 
 def test_a_full_disk_and_a_missing_device_are_one_line_and_leave_nothing(model, tmp_path, capsys, monkeypatch):

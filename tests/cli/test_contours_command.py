@@ -7,20 +7,12 @@ import numpy as np
 import pytest
 import SimpleITK
 from data.tiny_dataset import make_plans
+from figures.made_up import labels_of
 from PIL import Image
-from reference import naive_cwcd
 
 from nnunet_ext.cli.main import main
-from nnunet_ext.figures.contours import Band, LabelNames, contours_of
 
 PICTURES = {f"case_{n}.png" for n in range(3)}
-
-
-def labels_of(case):
-    labels = np.zeros((6, 14, 12), np.uint8)
-    labels[1:5, 2:12, 2:8] = 1
-    labels[2:4, 3 + case : 5 + case, 9:11] = 2  # two voxels thick: all contour
-    return labels
 
 
 def write(path, array, spacing=(1.0, 1.0, 1.0)):
@@ -173,37 +165,6 @@ def test_thickness_must_be_a_positive_number(dataset, capsys, value):
     with pytest.raises(SystemExit):
         run("-i", dataset / "labelsTr", "-o", dataset / "out", f"--thickness_mm={value}")
     assert f"expected a positive number, got '{value}'" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize("border", ["inside", "outside"])
-def test_contours_are_those_of_the_loss(border):
-    labels = labels_of(0).astype(np.int32)
-    labels[0] = 3
-    names = LabelNames({"liver": 1, "adrenal": 2}, ignored=3)
-    found = contours_of(labels, (1.0, 1.0, 1.0), names, Band(iterations=2, border=border))
-    expected = naive_cwcd.contours(labels, 3, 2, border, 3)
-    for name, label in names.names.items():
-        np.testing.assert_array_equal(found.part(name)[0], labels == label)
-        np.testing.assert_array_equal(found.part(name)[1], expected & (labels == label))
-        voxels, share = found.shares()[name]
-        assert voxels == (labels == label).sum()
-        assert share == pytest.approx((expected & (labels == label)).sum() / voxels)
-    # an axis more than three times coarser has no contour
-    flat = contours_of(labels, (4.0, 1.0, 1.0), names, Band())
-    np.testing.assert_array_equal(
-        flat.band, naive_cwcd.contours(labels, (1, 3, 3), 1, "inside", 3) & (labels > 0) & (labels < 3)
-    )
-
-
-def test_regions_have_contours_of_their_own():
-    labels = labels_of(0).astype(np.int32)
-    names = LabelNames({"both": (1, 2), "adrenal": 2})
-    found = contours_of(labels, (1.0, 1.0, 1.0), names, Band())
-    whole = naive_cwcd.contours((labels > 0).astype(int), 3, 1, "inside")
-    np.testing.assert_array_equal(found.part("both")[1], whole & (labels > 0))
-    table = found.shares()
-    assert table["adrenal"] == (8, 1.0)
-    assert table["both"][0] == 248
 
 
 def test_overwrite_deletes_nothing(dataset):

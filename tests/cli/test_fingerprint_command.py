@@ -6,6 +6,7 @@ import pytest
 from data.tiny_dataset import TinyDataset, scan, tiny, write_image
 from PIL import Image
 
+from nnunet_ext import files
 from nnunet_ext.cli.main import main
 from nnunet_ext.files import only_here
 
@@ -42,7 +43,11 @@ def test_it_draws_prints_windows_and_reads_nothing_twice(dataset: TinyDataset, c
         assert (pixels == colour).all(-1).sum() > 50
     assert not (dataset.preprocessed / "dataset_fingerprint.json").exists()
     monkeypatch.setattr("nnunet_ext.fingerprints.case_statistics.read_checked", lambda *_: pytest.fail("read again"))
+    left = dataset.root / "new" / f"{files.PREFIX}{files._machine()}_999999999_0_x.png"
+    left.parent.mkdir()
+    left.touch()  # of a killed run
     assert command("-o", str(dataset.root / "new" / "x.png")) == 0
+    assert not left.exists()
     assert (dataset.root / "new" / "x.png").stat().st_size > 10000
 
 
@@ -75,7 +80,7 @@ def test_several_channels_and_no_label(tiny: TinyDataset):
     for seed in range(3):
         for channel in range(2):
             tiny.add_unlabeled(f"u{seed}", seed + 5 * channel, channel)
-    from nnunet_ext.data.unlabeled import unlabelled_only
+    from nnunet_ext.data.unlabelled_only import unlabelled_only
     from nnunet_ext.fingerprints.cases import case_table, read_cases
 
     table = case_table(tiny.raw.name, unlabelled_only(tiny.raw))

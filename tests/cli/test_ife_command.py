@@ -5,23 +5,12 @@ import json
 import numpy as np
 import pytest
 import torch
-from data.tiny_dataset import make_plans
-from inference.tiny_model import make_model
-from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+from inference.tiny_model import make_enhanced_model, make_model
 from PIL import Image
 
 from nnunet_ext.cli.main import main
-from nnunet_ext.figures.enhancement import load_network, look
+from nnunet_ext.figures.enhancement import enhanced_stages, load_network
 from nnunet_ext.trainers.ife import IFECurvaturePart, IFEEntropyPart
-from nnunet_ext.training.enhancement import enhanced_architecture
-
-
-def make(root, part=IFECurvaturePart, configuration="3d_fullres"):
-    settings = type("Settings", (part,), {"ife_stages": (0,), "ife_ratios": (0.5,)})  # the network has two stages
-    architecture = enhanced_architecture(settings, PlansManager(make_plans()).get_configuration(configuration))
-    model = make_model(root, configuration, change={"architecture": architecture})
-    model.add("case", 1)
-    return model
 
 
 def run(*arguments):
@@ -31,7 +20,7 @@ def run(*arguments):
 @pytest.mark.parametrize("part", [IFECurvaturePart, IFEEntropyPart])
 @pytest.mark.parametrize("configuration", ["3d_fullres", "2d"])
 def test_a_picture_and_the_selected_channels(tmp_path, capsys, part, configuration):
-    model = make(tmp_path, part, configuration)
+    model = make_enhanced_model(tmp_path, part, configuration)
     assert run("-m", model.folder, "-i", model.images / "case_0000.nii.gz", "-o", tmp_path / "out") == 0
     printed = capsys.readouterr().out
     with Image.open(tmp_path / "out" / "case.png") as picture:
@@ -40,7 +29,7 @@ def test_a_picture_and_the_selected_channels(tmp_path, capsys, part, configurati
     network, prepared = load_network(
         model.folder, plans, dataset_json, model.folder / "fold_0" / "checkpoint_final.pth"
     )
-    stages = look(network, prepared, (str(model.images / "case_0000.nii.gz"),), torch.device("cpu"))
+    stages = enhanced_stages(network, prepared, (str(model.images / "case_0000.nii.gz"),), torch.device("cpu"))
     assert [stage.number for stage in stages] == [int(n) for n in network.enhancements]
     for stage in stages:
         chosen = " ".join(map(str, stage.ranking[: stage.selected]))
@@ -50,7 +39,7 @@ def test_a_picture_and_the_selected_channels(tmp_path, capsys, part, configurati
 
 
 def test_wrong_input_is_one_line(tmp_path, capsys):
-    model = make(tmp_path / "ife")
+    model = make_enhanced_model(tmp_path / "ife")
     plain = make_model(tmp_path / "plain")
     image = model.images / "case_0000.nii.gz"
     for arguments, message in (
@@ -73,7 +62,7 @@ def test_wrong_input_is_one_line(tmp_path, capsys):
 
 
 def test_plans_that_name_a_program_start_none(tmp_path, capsys):
-    model = make(tmp_path)
+    model = make_enhanced_model(tmp_path)
     plans = json.loads((model.folder / "plans.json").read_text())
     kwargs = plans["configurations"]["3d_fullres"]["architecture"]["arch_kwargs"]
     kwargs |= {"nonlin": "subprocess.Popen", "nonlin_kwargs": {"args": ["touch", str(tmp_path / "ran")]}}
@@ -84,7 +73,7 @@ def test_plans_that_name_a_program_start_none(tmp_path, capsys):
 
 
 def test_plans_that_are_missing_or_no_json_are_one_line(tmp_path, capsys):
-    model = make(tmp_path)
+    model = make_enhanced_model(tmp_path)
     arguments = ("-m", model.folder, "-i", model.images / "case_0000.nii.gz", "-o", tmp_path / "out")
     (model.folder / "plans.json").write_text("{")
     assert run(*arguments) == 1
@@ -92,14 +81,3 @@ def test_plans_that_are_missing_or_no_json_are_one_line(tmp_path, capsys):
     (model.folder / "plans.json").unlink()
     assert run(*arguments) == 1
     assert "plans.json is missing; expected a model folder written by nnUNetv2_train" in capsys.readouterr().err
-
-
-def test_enhancements_are_left_as_they_were_when_the_network_fails(tmp_path, monkeypatch):
-    model = make(tmp_path)
-    plans, dataset_json = (json.loads((model.folder / f"{n}.json").read_text()) for n in ("plans", "dataset"))
-    file = model.folder / "fold_0" / "checkpoint_final.pth"
-    network, prepared = load_network(model.folder, plans, dataset_json, file)
-    monkeypatch.setattr(type(network), "forward", lambda *_: 1 / 0)
-    with pytest.raises(ZeroDivisionError):
-        look(network, prepared, (str(model.images / "case_0000.nii.gz"),), torch.device("cpu"))
-    assert not any(module._forward_hooks for module in network.enhancements.values())

@@ -1,8 +1,13 @@
 import pytest
 from data.tiny_dataset import TinyDataset
 
-from nnunet_ext.data.dataset_json import check_dataset_json, check_number_of_training_cases, load_dataset_json
-from nnunet_ext.data.unlabeled import check_raw_dataset, find_unlabeled_cases
+from nnunet_ext.data.dataset_json import (
+    check_dataset_json,
+    check_number_of_training_cases,
+    check_raw_dataset,
+    load_dataset_json,
+)
+from nnunet_ext.data.unlabeled import find_unlabeled_cases
 
 
 @pytest.mark.parametrize(

@@ -109,6 +109,33 @@ class TestHalfCopied:
         with pytest.raises(ValueError, match="ends after 2270 of 2272 bytes"):
             check_complete(path)
 
+    @pytest.mark.parametrize("kind", [np.int16, np.float32])
+    @pytest.mark.parametrize("ending", [".hdr", ".img"])
+    def test_voxels_in_a_file_of_their_own(self, tmp_path, ending, kind):
+        image = nibabel.Nifti1Pair(voxels(kind=kind).transpose(2, 1, 0), np.diag([0.8, 0.6, 3.6, 1]))
+        nibabel.save(image, tmp_path / "case_0000.img")
+        path = str(tmp_path / f"case_0000{ending}")
+        read_checked((path,), SimpleITKIO, 1)
+        half(tmp_path / "case_0000.img")
+        with pytest.raises(
+            ValueError, match=rf"case_0000\.img ends after \d+ of {960 * np.dtype(kind).itemsize} bytes"
+        ):
+            read_checked((path,), SimpleITKIO, 1)
+        other = "img" if ending == ".hdr" else "hdr"
+        (tmp_path / f"case_0000.{other}").unlink()
+        with pytest.raises(ValueError, match=rf"case_0000\{ending} has no case_0000\.{other} beside it.*copy it again"):
+            read_checked((path,), SimpleITKIO, 1)
+
+    def test_packed_voxels_in_a_file_of_their_own(self, tmp_path):
+        image = nibabel.Nifti1Pair(voxels().transpose(2, 1, 0), np.diag([0.8, 0.6, 3.6, 1]))
+        nibabel.save(image, tmp_path / "case_0000.img")
+        (tmp_path / "case_0000.img.gz").write_bytes(gzip.compress((tmp_path / "case_0000.img").read_bytes()))
+        (tmp_path / "case_0000.img").unlink()
+        check_complete(tmp_path / "case_0000.hdr")
+        half(tmp_path / "case_0000.img.gz")
+        with pytest.raises(ValueError, match=r"case_0000\.img\.gz is cut off"):
+            check_complete(tmp_path / "case_0000.hdr")
+
     def test_tiff(self, tmp_path):
         path = tmp_path / "case_0000.tif"
         tifffile.imwrite(path, voxels())
@@ -229,6 +256,16 @@ class TestValues:
             read_checked((str(tmp_path / "a.tif"),), Tiff3DIO, 1)
 
 
+def write_without_third_size(path, affine):
+    """Write an image with pixdim[3] = 0 and an affine (the sform) that says what it is."""
+    image = nibabel.Nifti1Image(voxels().transpose(2, 1, 0), affine)
+    image.set_sform(affine, 1)
+    nibabel.save(image, path)
+    content = bytearray(path.read_bytes())
+    struct.pack_into("<f", content, 76 + 3 * 4, 0)
+    path.write_bytes(content)
+
+
 class TestHeaders:
     @pytest.mark.parametrize("reader", READERS)
     @pytest.mark.parametrize("value", [float("nan"), float("inf"), 0.0])
@@ -246,6 +283,20 @@ class TestHeaders:
         struct.pack_into("<f", content, 76 + 3 * 4, 0)
         path.write_bytes(content)
         check_complete(path)
+
+    @pytest.mark.parametrize("reader", READERS)
+    def test_one_that_is_left_out_is_taken_where_readers_put_what_the_affine_says(self, tmp_path, reader):
+        affine = np.diag([0.8, 0.6, 1.0, 1])
+        write_without_third_size(tmp_path / "a.nii", affine)
+        _, properties = read_checked((str(tmp_path / "a.nii"),), reader, 1)
+        np.testing.assert_allclose(properties["spacing"], [1.0, 0.6, 0.8], rtol=1e-6)
+
+    @pytest.mark.parametrize("reader", READERS)
+    def test_one_that_is_left_out_is_refused_where_the_affine_says_another(self, tmp_path, reader):
+        write_without_third_size(tmp_path / "a.nii", np.diag([0.8, 0.6, 3.6, 1]))
+        expected = r"a\.nii has the voxel size 0\.8 x 0\.6 x 0 mm .*for which readers take 1 mm.*0\.8 x 0\.6 x 3\.6 mm"
+        with pytest.raises(ValueError, match=expected):
+            read_checked((str(tmp_path / "a.nii"),), reader, 1)
 
     def test_sheared_axes_get_a_remedy(self, tmp_path):
         affine = np.diag([0.8, 0.6, 3.6, 1])

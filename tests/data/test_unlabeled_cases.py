@@ -4,14 +4,10 @@ import re
 import pytest
 from data.tiny_dataset import TinyDataset
 
+from nnunet_ext.data.case_files import name_problem
+from nnunet_ext.data.labelled import labelled_images, usable_labelled
 from nnunet_ext.data.preprocess import preprocess_unlabeled
-from nnunet_ext.data.unlabeled import (
-    find_unlabeled_cases,
-    labelled_images,
-    name_problem,
-    usable_labelled,
-    where_looked,
-)
+from nnunet_ext.data.unlabeled import find_unlabeled_cases, where_looked
 
 
 def touch(path):

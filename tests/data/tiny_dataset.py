@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import SimpleITK
 import torch
+from reference.architecture import architecture as unet
 
 NAME = "Dataset777_Tiny"
 SHAPE = (12, 16, 14)
@@ -45,26 +46,7 @@ def write_image(path: Path, array: np.ndarray, spacing: Sequence[float] = SPACIN
 
 def architecture(dimensions: int, stages: int) -> dict[str, Any]:
     """Return a plain U-Net of features 4, 8, 8, ..."""
-    return {
-        "network_class_name": "dynamic_network_architectures.architectures.unet.PlainConvUNet",
-        "arch_kwargs": {
-            "n_stages": stages,
-            "features_per_stage": [4, *[8] * (stages - 1)],
-            "conv_op": f"torch.nn.modules.conv.Conv{dimensions}d",
-            "kernel_sizes": [[3] * dimensions] * stages,
-            "strides": [[1] * dimensions, *[[2] * dimensions] * (stages - 1)],
-            "n_conv_per_stage": [1] * stages,
-            "n_conv_per_stage_decoder": [1] * (stages - 1),
-            "conv_bias": True,
-            "norm_op": f"torch.nn.modules.instancenorm.InstanceNorm{dimensions}d",
-            "norm_op_kwargs": {"eps": 1e-05, "affine": True},
-            "dropout_op": None,
-            "dropout_op_kwargs": None,
-            "nonlin": "torch.nn.LeakyReLU",
-            "nonlin_kwargs": {"inplace": True},
-        },
-        "_kw_requires_import": ["conv_op", "norm_op", "dropout_op", "nonlin"],
-    }
+    return unet(dimensions, [4, *[8] * (stages - 1)])
 
 
 def make_configuration(dimensions: int, plans_name: str, channels: int, stages: int) -> dict[str, Any]:

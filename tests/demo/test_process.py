@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from nnunet_ext.demo.process import DemoError, Usage, find_command, run_command, tree_memory_mb
+from nnunet_ext.demo.process import Usage, run_command, tree_memory_mb
 from nnunet_ext.demo.progress import PredictionBar, StageBar, TrainingBar
+from nnunet_ext.evaluation.command import CommandError, find_command
 
 
 @pytest.fixture
@@ -33,13 +34,13 @@ def test_lines_go_to_the_log_and_to_the_caller(log: Path) -> None:
 
 def test_failure_names_command_status_and_log(log: Path) -> None:
     with pytest.raises(
-        DemoError, match=r"exit status 3\. Its output is in .*stage\.log, the end of it:\n(.*\n)*last words"
+        CommandError, match=r"exit status 3\. Its output is in .*stage\.log, the end of it:\n(.*\n)*last words"
     ):
         _run("print('last words'); raise SystemExit(3)", log)
 
 
 def test_missing_command_is_named() -> None:
-    with pytest.raises(DemoError, match=r"nnUNetv2_no_such is neither in .* nor on PATH; install nnunetv2"):
+    with pytest.raises(CommandError, match=r"nnUNetv2_no_such is neither in .* nor on PATH; install nnunetv2"):
         find_command("nnUNetv2_no_such")
 
 

@@ -13,8 +13,9 @@ import pytest
 from nnunet_ext import files
 from nnunet_ext.demo import run
 from nnunet_ext.demo.dataset import DATASET_NAME
-from nnunet_ext.demo.process import DemoError, Usage
-from nnunet_ext.demo.run import DemoSettings, claim_folder, run_demo, run_stages, with_demo_configuration
+from nnunet_ext.demo.folder import DemoError, DemoSettings, claim_folder
+from nnunet_ext.demo.process import Usage
+from nnunet_ext.demo.run import run_demo, run_stages, with_demo_configuration
 
 SETTINGS = DemoSettings(epochs=2, iterations=3, labeled=3, unlabeled=1, test=2)
 
@@ -243,6 +244,16 @@ def test_what_a_killed_claim_left_is_no_foreign_file(output: Path) -> None:
     (output / files._partial_name("demo.json").replace(f"_{os.getpid()}_", "_4194000_")).write_text("{")
     claim_folder(output, SETTINGS, overwrite=False)
     assert [path.name for path in output.iterdir()] == ["demo.json"]
+
+
+@pytest.mark.parametrize("folder", ["stages", f"preprocessed/{DATASET_NAME}"])
+def test_what_a_killed_demo_left_half_written_is_swept(output: Path, folder: str) -> None:
+    claim_folder(output, SETTINGS, overwrite=False)
+    left = output / folder / f"{files.PREFIX}{files._machine()}_999999999_0_train_cps.json"
+    left.parent.mkdir(parents=True)
+    left.touch()
+    claim_folder(output, SETTINGS, overwrite=False)
+    assert not left.exists()
 
 
 def test_a_full_disk_is_one_error(

@@ -483,7 +483,7 @@ class TestBadCases:
             predict(model, tmp_path / "out", fast_export=True)
 
     def test_a_report_that_cannot_be_written_costs_no_prediction(self, model, tmp_path, monkeypatch):
-        from nnunet_ext.inference.report import SpacingReport
+        from nnunet_ext.inference.spacing_report import SpacingReport
 
         def full(*_):
             raise OSError("No space left on device")
@@ -637,7 +637,7 @@ class TestFullDisk:
         assert not list((tmp_path / "out").glob("a*"))
 
     def test_a_report_without_room_stops_the_run(self, model, tmp_path, monkeypatch):
-        from nnunet_ext.inference.report import SpacingReport
+        from nnunet_ext.inference.spacing_report import SpacingReport
 
         def full(*_):
             raise files.DiskFullError("spacing_report.json cannot be written")
@@ -695,7 +695,7 @@ class TestRecords:
 
     @pytest.mark.parametrize("options", [{"fast_export": True}, {"spacing": KEEP}])
     def test_a_killed_run_has_a_record_for_every_label_map(self, model, tmp_path, monkeypatch, capsys, options):
-        from nnunet_ext.inference.report import SpacingReport
+        from nnunet_ext.inference.spacing_report import SpacingReport
 
         for name in "ab":
             model.add(name, 1)
@@ -724,7 +724,7 @@ class TestRecords:
         assert moved[-2:] == ["case.nii.gz", "spacing_report.json"]
 
     def test_a_part_leaves_the_records_of_the_others(self, model, tmp_path, monkeypatch, capsys):
-        from nnunet_ext.inference.report import SpacingReport
+        from nnunet_ext.inference.spacing_report import SpacingReport
 
         for name in "abcd":
             model.add(name, 1)

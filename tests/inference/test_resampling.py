@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from nnunetv2.preprocessing.resampling.default_resampling import resample_data_or_seg_to_shape
 from nnunetv2.preprocessing.resampling.resample_torch import resample_torch_fornnunet
 
-from nnunet_ext.inference.resampling import lean, resample_axis_by_axis
+from nnunet_ext.inference.resampling import resample_axis_by_axis, with_less_memory
 
 
 @given(
@@ -27,7 +27,7 @@ def test_equals_nnunet(seed, shape, new_shape, order, order_z, force, apart):
         spacing[apart] = 5.0
     stock = partial(resample_data_or_seg_to_shape, is_seg=False, order=order, order_z=order_z, force_separate_z=force)
     expected = stock(data, new_shape, spacing, spacing)
-    found = lean(stock)(data, new_shape, spacing, spacing)
+    found = with_less_memory(stock)(data, new_shape, spacing, spacing)
     assert found.dtype == np.float32
     np.testing.assert_allclose(found, expected, atol=2e-6)
 
@@ -47,4 +47,4 @@ def test_a_shape_that_is_wanted_already_costs_nothing():
     ],
 )
 def test_functions_that_it_does_not_know_stay(other):
-    assert lean(other) is other
+    assert with_less_memory(other) is other

@@ -11,10 +11,15 @@ from typing import Any
 
 import numpy as np
 import torch
-from data.tiny_dataset import make_plans, write_image
+from data.tiny_dataset import architecture, make_plans, write_image
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from scipy.ndimage import gaussian_filter
+
+from nnunet_ext.trainers import find_trainer
+from nnunet_ext.trainers.ife import IFECurvaturePart
+from nnunet_ext.training.architecture import NESTED
+from nnunet_ext.training.enhancement import enhanced_architecture
 
 LABELS = {"background": 0, "one": 1, "two": 2, "three": 3}
 REGIONS = {"background": 0, "whole": [1, 2, 3], "core": [2, 3], "three": 3}
@@ -109,3 +114,30 @@ def make_model(
     torch.save(checkpoint, folder / "fold_0" / "checkpoint_final.pth")
     (root / "images").mkdir()
     return TinyModel(folder, root / "images", ending, configuration)
+
+
+def make_nested_model(root: Path, configuration: str = "3d_fullres") -> TinyModel:
+    """Write a model of depth 2 trained with ANUNet, with attention gates, and one image, case ``a``."""
+    model = make_model(root, configuration)
+    nested = architecture(2 if configuration == "2d" else 3, 3) | {"network_class_name": NESTED}
+    nested["arch_kwargs"] |= {"aggregation": "concat", "gate_ratio": 0.5, "depth": 2}
+    plans = json.loads((model.folder / "plans.json").read_text())
+    plans["configurations"][configuration]["architecture"] = nested
+    (model.folder / "plans.json").write_text(json.dumps(plans))
+    manager = PlansManager(plans)
+    trainer = find_trainer("nnUNetTrainerANUNet")
+    network = trainer.build_network_architecture(manager, manager.get_configuration(configuration), 1, 4, False)
+    file = model.folder / "fold_0" / "checkpoint_final.pth"
+    content = torch.load(file, weights_only=False) | {"trainer_name": "nnUNetTrainerANUNet"}
+    torch.save(content | {"network_weights": network.state_dict()}, file)
+    model.add("a", 1)
+    return model
+
+
+def make_enhanced_model(root: Path, part: type = IFECurvaturePart, configuration: str = "3d_fullres") -> TinyModel:
+    """Write a model with instructive feature enhancement in its first stage, and one image, case ``case``."""
+    settings = type("Settings", (part,), {"ife_stages": (0,), "ife_ratios": (0.5,)})  # the network has two stages
+    enhanced = enhanced_architecture(settings, PlansManager(make_plans()).get_configuration(configuration))
+    model = make_model(root, configuration, change={"architecture": enhanced})
+    model.add("case", 1)
+    return model

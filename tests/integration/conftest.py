@@ -4,7 +4,6 @@ import copy
 import json
 import math
 import os
-import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -15,6 +14,9 @@ from typing import Any
 import numpy as np
 import pytest
 import SimpleITK
+from groups import group_of
+
+from nnunet_ext.evaluation.command import find_command
 
 PLANS = "SemiSupervisedPlans"
 GLOBAL = ("-fpe", "GlobalIntensityFingerprintExtractor")
@@ -32,6 +34,7 @@ DIRECTION = (
     *(0.0, math.sin(TILT), math.cos(TILT)),
 )
 MODALITIES = ("T2", "ADC")
+_GROUP = pytest.StashKey[str]()
 
 # Runs commands one after another in one interpreter, because importing nnU-Net takes longer than what is tested.
 _ONE_AFTER_ANOTHER = """
@@ -58,6 +61,12 @@ for arguments in json.loads(sys.argv[1]):
 print()
 print("RESULTS" + json.dumps(results))
 """
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Note the group of the test for which fixtures are made."""
+    item.session.stash[_GROUP] = group_of(item.nodeid)
 
 
 @dataclass(frozen=True)
@@ -244,13 +253,6 @@ class Workspace:
         file.write_text(json.dumps(content))
 
 
-def find_command(name: str) -> str:
-    beside = str(Path(sys.executable).parent)
-    found = shutil.which(name, path=beside) or shutil.which(name)
-    assert found is not None, f"{name} is neither in {beside} nor on PATH"
-    return found
-
-
 def make_image(seed: int, channels: int = 1, black_border: bool = False) -> tuple[np.ndarray, np.ndarray]:
     """Return images ``(C, *S)`` in Hounsfield units, and labels: 1 a large ball, 2 a small bright one.
 
@@ -325,13 +327,14 @@ class Prepared:
 
 
 @pytest.fixture(scope="session")
-def prepared(blobs: Workspace) -> Prepared:
+def prepared(blobs: Workspace, request: pytest.FixtureRequest) -> Prepared:
     """The dataset planned and preprocessed for 3D and 2D, and the plans with small configurations.
 
-    With spawned workers, except on the first worker of xdist: it has the larger group, whose tests look at what was
-    trained (tests/groups.py) and need what fork makes just as well.
+    With spawned workers, except where a worker of xdist makes it once more for tests of what was trained
+    (tests/groups.py), which need what fork makes just as well.
     """
-    real_spawn = os.environ.get("PYTEST_XDIST_WORKER") != "gw0"
+    once_more = "PYTEST_XDIST_WORKER" in os.environ and request.session.stash[_GROUP] != "prepared"
+    real_spawn = not once_more
     scans = [blobs.raw / "imagesUnlabeled" / f"extra_{number}_0000.nii.gz" for number in (1, 2)]
     sound = [scan.read_bytes() for scan in scans]
     scans[0].write_bytes(b"no image")

@@ -5,6 +5,7 @@ from functools import partial
 import pytest
 import torch
 from networks import contract
+from reference.architecture import architecture as unet
 from torch import nn
 
 from nnunet_ext.losses import HybridLoss
@@ -185,26 +186,8 @@ def test_half_precision_on_a_gpu_with_checkpointing():
 
 @pytest.mark.gpu
 def test_the_estimated_memory_is_what_a_gpu_allocates():
-    architecture = {
-        "network_class_name": "nnunet_ext.networks.nested_unet.NestedAttentionUNet",
-        "arch_kwargs": {
-            "n_stages": 4,
-            "features_per_stage": [16, 32, 64, 128],
-            "conv_op": "torch.nn.modules.conv.Conv3d",
-            "kernel_sizes": [[3] * 3] * 4,
-            "strides": [[1] * 3] + [[2] * 3] * 3,
-            "n_conv_per_stage": [2] * 4,
-            "n_conv_per_stage_decoder": [2] * 3,
-            "conv_bias": True,
-            "norm_op": "torch.nn.modules.instancenorm.InstanceNorm3d",
-            "norm_op_kwargs": {"eps": 1e-5, "affine": True},
-            "dropout_op": None,
-            "dropout_op_kwargs": None,
-            "nonlin": "torch.nn.LeakyReLU",
-            "nonlin_kwargs": {"inplace": True},
-        },
-        "_kw_requires_import": ["conv_op", "norm_op", "dropout_op", "nonlin"],
-    }
+    nested = {"network_class_name": "nnunet_ext.networks.nested_unet.NestedAttentionUNet"}
+    architecture = unet(3, [16, 32, 64, 128], 2, 2) | nested
     estimate = nested_step_memory(architecture, (64, 64, 64), 2, 1, 3)
     network = architectures.build(architecture, 1, 3, True).cuda()
     optimizer = torch.optim.SGD(network.parameters(), 1e-2, momentum=0.99, nesterov=True)

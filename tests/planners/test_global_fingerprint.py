@@ -18,7 +18,7 @@ from nnunet_ext.data.failures import drain
 from nnunet_ext.files import BusyError, DiskFullError, only_here
 from nnunet_ext.fingerprints import case_statistics
 from nnunet_ext.fingerprints import cases as fingerprint
-from nnunet_ext.fingerprints.case_statistics import merge, nonzero_box
+from nnunet_ext.fingerprints.case_statistics import merge
 from nnunet_ext.fingerprints.intensity import IntensityStatistics
 from nnunet_ext.planners.global_fingerprint import GlobalIntensityFingerprintExtractor
 
@@ -298,24 +298,6 @@ def test_warnings_name_the_case(tiny: TinyDataset, capsys):
         paragraph = text.split(f"WARNING: {kind}")[1].split("WARNING:")[0]
         assert case in paragraph
     assert "  u:" not in text
-
-
-@pytest.mark.parametrize("seed", range(6))
-def test_the_box_is_that_of_nnunets_crop(seed):
-    rng = np.random.default_rng(seed)
-    data = np.zeros((2, 9, 8, 7), np.float32)
-    low = rng.integers(0, 3, 3)
-    high = low + rng.integers(1, 5, 3)
-    data[rng.integers(0, 2), low[0] : high[0], low[1] : high[1], low[2] : high[2]] = 5
-    data[1, 4, 4, 3] = -1
-    assert data[(slice(None), *nonzero_box(data))].shape == crop_to_nonzero(data.copy())[0].shape
-    box = crop_to_nonzero(data.copy())[2]
-    assert [[s.start, s.stop] for s in nonzero_box(data)] == [list(b) for b in box]
-
-
-def test_the_box_of_nothing_is_everything():
-    data = np.zeros((1, 3, 4, 5), np.float32)
-    assert [[s.start, s.stop] for s in nonzero_box(data)] == [list(b) for b in crop_to_nonzero(data)[2]]
 
 
 def test_a_damaged_file_of_a_case_is_made_anew(tiny: TinyDataset, read_files):

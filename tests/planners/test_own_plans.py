@@ -1,9 +1,11 @@
 import json
 
+import numpy as np
 import pytest
 from data.tiny_dataset import NAME, TinyDataset
 from nnunetv2.experiment_planning.experiment_planners.default_experiment_planner import ExperimentPlanner
 
+from nnunet_ext import files
 from nnunet_ext.files import BusyError, only_here
 from nnunet_ext.planners.anu_net import ANUNetPlanner
 from nnunet_ext.planners.own_plans import OwnPlans
@@ -62,3 +64,32 @@ def test_what_cannot_be_planned_from_is_one_error(tiny: TinyDataset, planner, fi
     (folder / file.format(planner.default_plans_name)).write_text(text)
     with pytest.raises(ValueError, match=reason):
         planner(777)
+
+
+def test_what_killed_planning_left_is_swept(tiny: TinyDataset, planned):
+    partial = tiny.preprocessed / f"{files.PREFIX}{files._machine()}_999999999_0_MyPlans.json"
+    partial.write_text("{")
+    Planner().plan_experiment()
+    assert not partial.exists()
+
+
+def test_plans_that_cannot_be_written_leave_the_earlier_ones_whole(tiny: TinyDataset, monkeypatch):
+    file = tiny.preprocessed / "MyPlans.json"
+    Planner().save_plans({"configurations": {"2d": {"batch_size": 2}}})
+    before = file.read_bytes()
+    monkeypatch.setattr("nnunet_ext.files.os.replace", lambda *_: exec('raise OSError("the disk is gone")'))
+    with pytest.raises(OSError, match="the disk is gone"):
+        Planner().save_plans({"configurations": {"2d": {"batch_size": 4}}})
+    assert file.read_bytes() == before
+
+
+def test_configurations_of_users_stay_and_those_of_an_earlier_planning_go(tiny: TinyDataset, capsys):
+    file = tiny.preprocessed / "MyPlans.json"
+    earlier = {"2d": {"batch_size": 2}, "3d_lowres": {}, "mine": {"inherits_from": "2d"}}
+    file.write_text(json.dumps({"configurations": earlier}))
+    plans = {"configurations": {"2d": {"batch_size": np.int64(4)}}, "plans_name": "MyPlans"}
+    Planner().save_plans(plans)
+    expected = {"2d": {"batch_size": 4}, "mine": {"inherits_from": "2d"}}
+    assert plans["configurations"] == expected
+    assert json.loads(file.read_text()) == {"configurations": expected, "plans_name": "MyPlans"}
+    assert capsys.readouterr().out == f"Plans were saved to {file}\n"

@@ -17,7 +17,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunet_ext import files
 from nnunet_ext.data.failures import LABELLED, UNLABELLED, Failure, drain, format_report
-from nnunet_ext.data.unlabeled import usable_labelled
+from nnunet_ext.data.labelled import usable_labelled
 from nnunet_ext.files import BusyError, DiskFullError, only_here
 from nnunet_ext.planners.preprocessor import SemiSupervisedPreprocessor, read_labelled
 

@@ -5,36 +5,13 @@ import json
 import numpy as np
 from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+from reference.architecture import architecture
 
 from nnunet_ext.data import unlabeled_store as store
 from nnunet_ext.data.signature import digest, plans_signature
 
 NAME = "Dataset997_Tiny"
 PLANS = "TinyPlans"
-
-
-def _architecture(dim):
-    n = ["Conv2d", "InstanceNorm2d"] if dim == 2 else ["Conv3d", "InstanceNorm3d"]
-    return {
-        "network_class_name": "dynamic_network_architectures.architectures.unet.PlainConvUNet",
-        "arch_kwargs": {
-            "n_stages": 3,
-            "features_per_stage": [4, 6, 8],
-            "conv_op": f"torch.nn.modules.conv.{n[0]}",
-            "kernel_sizes": [[3] * dim] * 3,
-            "strides": [[1] * dim, [2] * dim, [2] * dim],
-            "n_conv_per_stage": [1, 1, 1],
-            "n_conv_per_stage_decoder": [1, 1],
-            "conv_bias": True,
-            "norm_op": f"torch.nn.modules.instancenorm.{n[1]}",
-            "norm_op_kwargs": {"eps": 1e-5, "affine": True},
-            "dropout_op": None,
-            "dropout_op_kwargs": None,
-            "nonlin": "torch.nn.LeakyReLU",
-            "nonlin_kwargs": {"inplace": True},
-        },
-        "_kw_requires_import": ["conv_op", "norm_op", "dropout_op", "nonlin"],
-    }
 
 
 def _configuration(name, dim):
@@ -54,7 +31,7 @@ def _configuration(name, dim):
         "resampling_fn_seg_kwargs": resampling | {"is_seg": True},
         "resampling_fn_probabilities": "resample_data_or_seg_to_shape",
         "resampling_fn_probabilities_kwargs": resampling,
-        "architecture": _architecture(dim),
+        "architecture": architecture(dim, [4, 6, 8]),
         "batch_dice": dim == 2,
     }
 

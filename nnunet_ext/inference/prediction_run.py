@@ -1,4 +1,4 @@
-"""One call of a predictor: many cases, each on its own."""
+"""One call of a predictor: cases go through preprocessing, network and export, and a bad one costs no other."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from tqdm import tqdm
 
@@ -14,11 +15,12 @@ from nnunet_ext.data.pool import WORKER_DIED, WorkerDiedError, map_isolated
 from nnunet_ext.files import DiskFullError
 from nnunet_ext.inference.background import Background
 from nnunet_ext.inference.case import Model, Prepared, prepare
-from nnunet_ext.inference.report import SpacingReport, finished
 from nnunet_ext.inference.spacing import SpacingRule
+from nnunet_ext.inference.spacing_report import SpacingReport, complete_record
 from nnunet_ext.inference.writing import Exported, Handover, export
 
 FAST_EXPORTS = 2  # at a time: each holds its logits in this process
+Result = np.ndarray | tuple[np.ndarray, np.ndarray | None] | None  # label map, with probabilities where wanted
 REMEDY = "run again with -npp 0, or on a machine with more memory"
 
 
@@ -26,9 +28,9 @@ class PredictionFailedError(RuntimeError):
     """Some cases failed; all others are done.
 
     Attributes:
-        failures: Case -> what was wrong.
-        results: Of all cases in their order, ``None`` for those that failed or were written to files.
-        not_begun: Cases that were left, because they would have failed as well.
+        failures: Case -> reason why it failed.
+        results: Results of all cases in their order, ``None`` for those that failed or were written to files.
+        not_begun: Names of the cases that were left, because they would have failed as well.
     """
 
     def __init__(self, failures: dict[str, str], results: list[Any], not_begun: Sequence[str] = ()) -> None:
@@ -45,18 +47,18 @@ class Task:
     """A case to predict.
 
     Attributes:
-        source: Image files, or an array and its properties.
+        source: Image files, or an array ``(C, *S)`` and its properties.
         previous: Segmentation of the previous stage, a file or an array; ``None`` if there is none.
         output: Path of the result without its ending; ``None`` keeps the result.
     """
 
     source: tuple[Any, ...]
-    previous: Any
+    previous: str | np.ndarray | None
     output: str | None
 
 
-def named(tasks: list[Task]) -> dict[str, Task]:
-    """Name cases by their results, their first images or their numbers; by whole paths where names are taken."""
+def name_cases(tasks: list[Task]) -> dict[str, Task]:
+    """Name cases by their outputs, their first images or their numbers; by whole paths where names are taken."""
     paths = [
         task.output or (task.source[0] if isinstance(task.source[0], str) else f"image {number}")
         for number, task in enumerate(tasks)
@@ -69,35 +71,42 @@ def named(tasks: list[Task]) -> dict[str, Task]:
 
 
 class PredictorOfCases(Protocol):
-    """What a run needs of a predictor."""
+    """The part of a predictor that a run uses."""
 
     allow_tqdm: bool
     dataset_json: dict[str, Any]
 
     @property
     def rule(self) -> SpacingRule:
-        """How spacings are chosen."""
+        """Rule that chooses the spacings of each case."""
 
     @property
     def model_of_cases(self) -> Model:
-        """What workers need of the predictor."""
+        """Trained model, as workers that prepare and export cases get it."""
 
     @property
     def export_device(self) -> torch.device:
-        """Where fast exports interpolate."""
+        """Device that fast exports interpolate on."""
 
     def predict_logits(self, prepared: Prepared) -> torch.Tensor:
         """Return the logits of a case, and complete its record."""
 
     def exports_fast(self, prepared: Prepared, logits: torch.Tensor, save_probabilities: bool) -> bool:
-        """Whether a case can be exported fast."""
+        """Whether a case is exported fast."""
 
     def say_spacing(self, name: str, record: dict[str, Any]) -> None:
         """Print which spacings a case got."""
 
 
 class Run:
-    """One call of a predictor: cases go through preprocessing, network and export, each on its own."""
+    """Preprocessing, network and export of named cases, each on its own.
+
+    Args:
+        predictor: Predictor whose network predicts the cases.
+        tasks: Name -> case to predict.
+        save_probabilities: Whether to write or return probabilities too.
+        report: Report that gets the record of each case; ``None`` where results are returned instead of written.
+    """
 
     def __init__(
         self,
@@ -119,14 +128,14 @@ class Run:
         """Predict cases.
 
         Args:
-            names: Of the cases.
-            preprocessing: Processes; 0 works here.
-            exporting: Processes, or threads for fast exports; 0 works here.
+            names: Names of the cases to predict, in this order.
+            preprocessing: Number of processes for preprocessing; 0 works in this process.
+            exporting: Number of processes, or of threads for fast exports; 0 works in this process.
             alone: Whether a worker that dies is the fault of the case.
         """
         self.alone = alone
-        slow = Background(exporting, False, self._done, self._died)
-        fast = Background(min(exporting, FAST_EXPORTS), True, self._done, self._died)
+        stock_exports = Background(exporting, False, self._done, self._died)
+        fast_exports = Background(min(exporting, FAST_EXPORTS), True, self._done, self._died)
         predictor, model = self.predictor, self.predictor.model_of_cases
         try:
             bar = tqdm(self._prepared(names, preprocessing), "cases", len(names), disable=not predictor.allow_tqdm)
@@ -140,25 +149,26 @@ class Run:
                 predictor.say_spacing(name, prepared.record)
                 try:
                     logits = predictor.predict_logits(prepared)
-                    quick = predictor.exports_fast(prepared, logits, self.save_probabilities)
+                    is_fast = predictor.exports_fast(prepared, logits, self.save_probabilities)
                 except Exception as failure:
                     self._fail(name, failure)
                     continue
                 self.records[name] = prepared.record
-                shared = (prepared, model, self.tasks[name].output, self.save_probabilities, quick)
+                shared = (prepared, model, self.tasks[name].output, self.save_probabilities, is_fast)
                 record = None if self.report is None else self.report.record_of(name)
-                if quick:
-                    fast.submit(name, export, logits, *shared, predictor.export_device, record)
+                if is_fast:
+                    fast_exports.submit(name, export, logits, *shared, predictor.export_device, record)
                 else:
                     array = logits.numpy()
-                    slow.submit(name, export, Handover(array) if exporting else array, *shared, None, record)
-                    del array
+                    values = Handover(array) if exporting else array
+                    stock_exports.submit(name, export, values, *shared, None, record)
+                    del array, values
                 del logits, prepared, shared
         finally:
             try:
-                fast.finish()
+                fast_exports.finish()
             finally:
-                slow.finish()
+                stock_exports.finish()
 
     def _prepared(self, names: list[str], processes: int) -> Iterator[tuple[str, Any, Exception | None]]:
         rule, model = self.predictor.rule, self.predictor.model_of_cases
@@ -172,8 +182,8 @@ class Run:
         if error is not None or exported is None:
             self._fail(name, error or RuntimeError("no result"))
             return
-        record = finished(self.records.pop(name), exported.seconds, exported.peak_memory_mib)
-        self.results[name] = returned(exported, self.save_probabilities)
+        record = complete_record(self.records.pop(name), exported.seconds, exported.peak_memory_mib)
+        self.results[name] = nnunet_result(exported, self.save_probabilities)
         if self.report is not None:
             try:
                 self.report.add(name, record)
@@ -200,8 +210,8 @@ class Run:
         print(f"{name} failed: {text}")
 
 
-def returned(exported: Exported, with_probabilities: bool) -> Any:
-    """Return what nnU-Net's predictor returns: the label map, with its probabilities where they were asked for."""
+def nnunet_result(exported: Exported, with_probabilities: bool) -> Result:
+    """Return a result as nnU-Net's predictor does: the label map, with its probabilities where they are wanted."""
     if exported.segmentation is None or not with_probabilities:
         return exported.segmentation
     return exported.segmentation, exported.probabilities

@@ -1,10 +1,9 @@
-"""What was done with each case, as a file beside the predictions, and in words."""
+"""``spacing_report.json`` beside the predictions: spacings, seconds and memory of each case, and the same in words."""
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,20 +24,20 @@ class CaseRecord:
     """The record of one case, which is written with its label map, and lies beside it until the report has it.
 
     Attributes:
-        file: Hidden.
-        case: Name.
+        file: Hidden JSON file of the record.
+        case: Name of the case.
     """
 
     file: Path
     case: str
 
     def write(self, record: dict[str, Any]) -> None:
-        """Write it."""
+        """Write the file of the record."""
         files.write_json(self.file, {"case": self.case, "record": record})
 
 
-def finished(record: dict[str, Any], seconds: dict[str, float], peak_memory_mib: float) -> dict[str, Any]:
-    """Return the record of a case with what its export took."""
+def complete_record(record: dict[str, Any], seconds: dict[str, float], peak_memory_mib: float) -> dict[str, Any]:
+    """Return the record of a case with the seconds and the peak memory of its export."""
     return {
         **record,
         "seconds": {key: round(value, 3) for key, value in (record["seconds"] | seconds).items()},
@@ -49,12 +48,13 @@ def finished(record: dict[str, Any], seconds: dict[str, float], peak_memory_mib:
 class SpacingReport:
     """``spacing_report.json``: one record a case, rewritten as a whole whenever a case is done.
 
-    A process that is killed leaves the records of cases that it had finished beside their label maps; whoever goes on
+    A process that is killed leaves the records of cases that it had finished beside their label maps; :meth:`resume`
     takes them over.
 
     Args:
-        folder: Where the predictions are written.
-        part: Which part of how many (``-part_id``, ``-num_parts``); each writes a report of its own.
+        folder: Folder that the predictions are written to.
+        part: Number of this part and number of all parts (``-part_id``, ``-num_parts``); each part writes its own
+            report.
     """
 
     def __init__(self, folder: Path, part: tuple[int, int] = (0, 1)) -> None:
@@ -67,42 +67,42 @@ class SpacingReport:
             "cases": {},
         }
 
-    def go_on(
-        self, outputs: Sequence[str], ending: str, with_probabilities: bool, alone: bool, how: dict[str, Any]
+    def resume(
+        self, outputs: Sequence[str], ending: str, with_probabilities: bool, alone: bool, options: dict[str, Any]
     ) -> tuple[list[int], list[str]]:
-        """Take over the records of finished cases, and say which of these were predicted otherwise than now.
+        """Take over the records of finished cases, and tell which of these were predicted with other options.
 
         Args:
-            outputs: Paths of the results of this part without their endings.
-            ending: Of label maps.
-            with_probabilities: Whether a finished case has probabilities too.
-            alone: Whether there are no other parts, so that everything in the folder is looked at.
-            how: This run predicts.
+            outputs: Paths of the label maps of this part, without their endings.
+            ending: File ending of the label maps, e.g. ``.nii.gz``.
+            with_probabilities: Whether a finished case has a file of probabilities too.
+            alone: Whether there are no other parts, so that every label map in the folder counts.
+            options: Options of this run, as ``Predictor.describe_options`` returns them.
 
         Returns:
-            Which of the cases are to be predicted, and what to say.
+            Indices of the cases that are to be predicted, and lines to print.
         """
-        known = self._earlier()
-        to_do, said, done = [], [], set()
+        records = self._earlier()
+        to_do, messages, done = [], [], set()
         for index, output in enumerate(outputs):
-            reason = _why_not_done(output, ending, with_probabilities, Path(output).name in known)
+            reason = _why_not_done(output, ending, with_probabilities)
             if reason is None:
                 done.add(Path(output).name)
                 continue
             to_do.append(index)
             if reason:
-                said.append(f"{Path(output).name} is predicted again: {reason}")
+                messages.append(f"{Path(output).name} is predicted again: {reason}")
         if alone:
             missing = {Path(outputs[index]).name for index in to_do}
             done |= {file.name.removesuffix(ending) for file in self.file.parent.glob(f"*{ending}")} - missing
-        self.content["cases"] = {case: known[case] for case in sorted(done & known.keys())}
+        self.content["cases"] = {case: records[case] for case in sorted(done & records.keys())}
         if self.content["cases"]:
             self._save(self.content["cases"])
-        said.append(  # in nnU-Net's words
+        messages.append(  # in nnU-Net's words
             "overwrite was set to False, so I am only working on cases that haven't been predicted yet. That's "
             f"{len(to_do)} cases."
         )
-        return to_do, said + _predicted_otherwise(done, known, how)
+        return to_do, messages + _predicted_otherwise(done, records, options)
 
     def _earlier(self) -> dict[str, dict[str, Any]]:
         """Gather records: of parts, which may have been others before, of this report, and not yet reported."""
@@ -111,10 +111,10 @@ class SpacingReport:
         reports = [*sorted(folder.glob(f"{NAME}_part_*.json")), folder / f"{NAME}.json", self.file]
         for file in reports:
             with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-                found |= json.loads(file.read_text(encoding="utf-8"))["cases"]
+                found |= files.read_json(file)["cases"]
         for file in folder.glob(f"{_RECORD}*.json"):
             with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-                content = json.loads(file.read_text(encoding="utf-8"))
+                content = files.read_json(file)
                 found[content["case"]] = content["record"]
         return {case: record for case, record in found.items() if isinstance(record, dict)}
 
@@ -135,8 +135,11 @@ class SpacingReport:
             self.record_of(case).file.unlink(missing_ok=True)
 
 
-def _why_not_done(output: str, ending: str, with_probabilities: bool, recorded: bool) -> str | None:
-    """Say why a case is to be predicted; None if it is done. Earlier versions recorded what they had not looked at."""
+def _why_not_done(output: str, ending: str, with_probabilities: bool) -> str | None:
+    """Return why a case is to be predicted, "" where files are missing, None if it is done.
+
+    Its record proves nothing: earlier versions recorded cases without a check of their label maps.
+    """
     file = Path(output + ending)
     if not file.is_file() or (with_probabilities and not Path(f"{output}.npz").is_file()):
         return ""
@@ -149,20 +152,21 @@ def _why_not_done(output: str, ending: str, with_probabilities: bool, recorded: 
     return None
 
 
-def _predicted_otherwise(done: Iterable[str], known: Mapping[str, Any], how: dict[str, Any]) -> list[str]:
+def _predicted_otherwise(done: Iterable[str], records: Mapping[str, Any], options: dict[str, Any]) -> list[str]:
+    """Return lines on the finished cases whose records have other options than those of this run."""
     otherwise: dict[str, list[str]] = {}
     for case in sorted(done):
-        before = known.get(case, {}).get("predicted_with")
+        before = records.get(case, {}).get("predicted_with")
         if not isinstance(before, dict):
             otherwise.setdefault("without a record of how", []).append(case)
-        elif differs := [key for key in how if before.get(key) != how[key]]:
+        elif differs := [key for key in options if before.get(key) != options[key]]:
             text = f"with {', '.join(f'{key} {before.get(key)}' for key in differs)}"
             otherwise.setdefault(text, []).append(case)
     return [f"Kept as they are, though predicted {text}: {', '.join(cases)}" for text, cases in otherwise.items()]
 
 
 def spacing_line(case: str, record: dict[str, Any]) -> str:
-    """Say in one line which spacings a case got, and what that makes of it in the eyes of the network."""
+    """Return one line on the spacings of a case, and on how large they make things appear to the network."""
     parts = [f"{case}: {_times(record['shape'])} voxels of {_times(record['true_spacing'])} mm"]
     if record["declared_spacing"] != record["true_spacing"]:
         parts.append(f"declared as {_times(record['declared_spacing'])} mm")

@@ -1,4 +1,4 @@
-"""Images of a folder, case by case, as nnU-Net finds them; what is no image is named, and costs no other case."""
+"""Images of a folder, case by case, as nnU-Net finds them; a file that is no image is named and costs no other case."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ _CHANNEL = len("_0000")
 
 
 def list_inputs(folder: Path, ending: str) -> tuple[list[list[str]], dict[str, str]]:
-    """Return the images of each case of a folder, and what cannot be one.
+    """Return the images of each case of a folder, and the files that cannot be images.
 
     Args:
-        folder: Of images, ``CASE_0000.nii.gz``, one a channel.
-        ending: File ending of the dataset.
+        folder: Folder of images named ``CASE_0000.nii.gz``, one file a channel.
+        ending: File ending of the dataset, e.g. ``.nii.gz``.
 
     Returns:
         Images of each case, channels in order, cases in order of their names; and case or file -> what is wrong.
@@ -22,8 +22,8 @@ def list_inputs(folder: Path, ending: str) -> tuple[list[list[str]], dict[str, s
         FileNotFoundError: If there is no such folder, or nothing with this ending in it.
     """
     if not folder.is_dir():
-        what = "is a file" if folder.exists() else "is not there"
-        raise FileNotFoundError(f"-i {folder} {what}, expected a folder of images named CASE_0000{ending}; name it")
+        state = "is a file" if folder.exists() else "is not there"
+        raise FileNotFoundError(f"-i {folder} {state}, expected a folder of images named CASE_0000{ending}; name it")
     cases: dict[str, list[str]] = {}
     wrong: dict[str, str] = {}
     for path in sorted(folder.iterdir()):
@@ -50,14 +50,14 @@ def _why_no_file(path: Path) -> str | None:
     return "is a link that leads nowhere" if path.is_symlink() else "is no regular file"
 
 
-def about_channels(images: tuple[str, ...], channels: int, ending: str, reason: str) -> str:
-    """Return what is wrong with a case whose number of files is not that of the channels.
+def channel_files_message(images: tuple[str, ...], channels: int, ending: str, reason: str) -> str:
+    """Return the message on a case whose number of files is not that of the channels.
 
     Args:
-        images: Files of the case.
-        channels: Of the model.
-        ending: File ending of the dataset.
-        reason: What reading them said.
+        images: Image files of the case, in the order of channels.
+        channels: Number of image channels that the model takes.
+        ending: File ending of the dataset, e.g. ``.nii.gz``.
+        reason: Message of the error that reading the files raised.
     """
     names = [Path(image).name for image in images]
     case = names[0][: -len(ending) - _CHANNEL] if names[0].endswith(ending) else names[0]
