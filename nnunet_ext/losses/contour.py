@@ -134,8 +134,8 @@ def region_contours(regions: Tensor, reach: Reach, border: str, ignored: Tensor 
         ``(B, K, *S)`` bool.
     """
     filled = regions if ignored is None else regions | ignored
-    kept = window(filled.to(torch.uint8), reach, torch.minimum, int(border == "inside")) > 0
-    contours = regions & ~kept
+    eroded = window(filled.to(torch.uint8), reach, torch.minimum, int(border == "inside")) > 0
+    contours = regions & ~eroded
     return contours if ignored is None else contours & ~ignored
 
 

@@ -207,8 +207,8 @@ class ContourWeightedLoss(nn.Module):
         """Return the windows of the bands to tell apart, the thinnest first."""
         counts = per_axis(self.iterations, dimensions, "iterations", 0)
         thinner = range(1, max(counts)) if self.min_interior > 0 else ()
-        steps = [tuple(min(n, count) for count in counts) for n in thinner] + [counts]
-        reaches = [reach_of(self.kernel, step, dimensions) for step in steps]
+        erosions = [tuple(min(n, count) for count in counts) for n in thinner] + [counts]
+        reaches = [reach_of(self.kernel, erosion, dimensions) for erosion in erosions]
         return [reach for reach in reaches if any(side for sides in reach for side in sides)]
 
     def _dice_loss(self, true: Tensor, count: Tensor, size: Tensor) -> Tensor:
@@ -226,21 +226,21 @@ class ContourWeightedLoss(nn.Module):
             if self.gather is not None:
                 sums = self.gather(sums).sum(0)
         true, count, size = sums.split([true.shape[1], count.shape[1], 1], 1)
-        band, whole = self._band_of_classes(count)
+        band, without_contour = self._band_of_classes(count)
         outside = (size[:, 0] - true.sum(1)).clamp_min(0)  # rounding; there are no negative probabilities
         on_contour, contour_count = (true * band).sum(1), (count * band).sum(1)
         inside, inside_count = (true * ~band).sum(1), (count * ~band).sum(1)
         contour = torch.stack(
             [
-                torch.where(whole, inside, on_contour),
-                torch.where(whole, inside + outside, on_contour),
-                torch.where(whole, inside_count, contour_count),
+                torch.where(without_contour, inside, on_contour),
+                torch.where(without_contour, inside + outside, on_contour),
+                torch.where(without_contour, inside_count, contour_count),
             ]
         )
-        rest = torch.stack([inside, inside + outside, inside_count])
+        complement = torch.stack([inside, inside + outside, inside_count])
         if self.pooled:
-            contour, rest = contour.sum(2), rest.sum(2)
-        losses = [1 - self._dice(*part).mean() for part in (contour, rest)]
+            contour, complement = contour.sum(2), complement.sum(2)
+        losses = [1 - self._dice(*sums).mean() for sums in (contour, complement)]
         return self.dice_weights[0] * losses[0] + self.dice_weights[1] * losses[1]
 
     def _band_of_classes(self, count: Tensor) -> tuple[Tensor, Tensor]:

@@ -124,7 +124,7 @@ class NestedAttentionUNet(nn.Module):
     ) -> None:
         super().__init__()
         depth = n_stages - 1 if depth is None else depth
-        _check(n_stages, depth, aggregation, gate_ratio, pool)
+        _check_arguments(n_stages, depth, aggregation, gate_ratio, pool)
         levels = depth + 1
         features = _per_level("features_per_stage", features_per_stage, n_stages)[:levels]
         kernels = _per_level("kernel_sizes", kernel_sizes, n_stages)[:levels]
@@ -202,7 +202,7 @@ class NestedAttentionUNet(nn.Module):
         InitWeights_He(1e-2)(module)
 
 
-def _check(n_stages: int, depth: int, aggregation: str, gate_ratio: float, pool: str) -> None:
+def _check_arguments(n_stages: int, depth: int, aggregation: str, gate_ratio: float, pool: str) -> None:
     if n_stages < 2:
         raise ValueError(f"n_stages must be at least 2, got {n_stages}: there would be nothing to nest")
     if not 1 <= depth <= n_stages - 1:

@@ -71,6 +71,8 @@ LOSSES = {
     "cross pseudo": Loss(cross_pseudo, target="labels"),
 }
 
+MODULES = [name for name, loss in LOSSES.items() if isinstance(loss.make, type)]
+
 EACH = pytest.mark.parametrize("name", LOSSES)
 EACH_KIND = pytest.mark.parametrize("regions", [False, True], ids=["classes", "regions"])
 EACH_SHAPE = pytest.mark.parametrize("shape", [(2, CLASSES, 9, 8), (2, CLASSES, 4, 6, 5)], ids=["2d", "3d"])

@@ -38,6 +38,7 @@ class Network:
         size: Axes of an image in 3D that fits; the last two in 2D.
         variants: Further keyword arguments, each of which has to keep the contract on shapes and gradients.
         pickles: Whether it can be pickled as a whole; nnU-Net's residual blocks hold a lambda.
+        slow_to_compile: Whether another entry, which is compiled in the default run, has the same code of this package.
         outputs_at_full_size: Deep supervision is at full resolution; otherwise at that of each level but the lowest.
     """
 
@@ -46,6 +47,7 @@ class Network:
     size: tuple
     variants: dict = field(default_factory=lambda: {"default": {}})
     pickles: bool = True
+    slow_to_compile: bool = False
     outputs_at_full_size: bool = False
 
 
@@ -92,10 +94,15 @@ NETWORKS = {
         (16, 32, 16),
         {"curvature": {"ife_score": "curvature"}, "entropy": {"ife_score": "entropy"}},
         pickles=False,
+        slow_to_compile=True,
     ),
 }
 
 EACH = pytest.mark.parametrize("name", NETWORKS)
+EACH_COMPILED = pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=pytest.mark.slow) if entry.slow_to_compile else name for name, entry in NETWORKS.items()],
+)
 EACH_DIMENSION = pytest.mark.parametrize("dimensions", [2, 3])
 EACH_VARIANT = pytest.mark.parametrize(
     ("name", "variant"), [(name, variant) for name, network in NETWORKS.items() for variant in network.variants]

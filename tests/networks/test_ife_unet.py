@@ -25,16 +25,13 @@ KINDS = pytest.mark.parametrize(("dimensions", "residual"), [(2, False), (3, Fal
 
 @KINDS
 def test_only_the_matching_decoder_convolutions_are_wider(dimensions, residual):
-    enhanced, plain = build(dimensions, residual), build(dimensions, residual, enhanced=False)
-    changed = {
-        k: v.shape[1] - plain.state_dict()[k].shape[1]
-        for k, v in enhanced.state_dict().items()
-        if v.shape != plain.state_dict()[k].shape
-    }
+    network = build(dimensions, residual)
+    enhanced, plain = network.state_dict(), build(dimensions, residual, enhanced=False).state_dict()
+    changed = {k: v.shape[1] - plain[k].shape[1] for k, v in enhanced.items() if v.shape != plain[k].shape}
     # stage 1 has 8 channels and 6 of them twice, stage 2 has 12 and 6 of them twice
     expected = {f"decoder.stages.{n}.convs.0.{name}.weight": 6 for n in (0, 1) for name in ("conv", "all_modules.0")}
-    assert changed == expected == enhanced.added_input_channels
-    assert list(enhanced.state_dict()) == list(plain.state_dict())
+    assert changed == expected == network.added_input_channels
+    assert list(enhanced) == list(plain)
 
 
 @KINDS

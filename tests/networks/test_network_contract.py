@@ -13,6 +13,7 @@ import torch
 from networks.contract import (
     CLASSES,
     EACH,
+    EACH_COMPILED,
     EACH_DIMENSION,
     EACH_VARIANT,
     IMAGE_CHANNELS,
@@ -62,11 +63,10 @@ def test_deep_supervision_is_switched_as_nnunet_does(name, dimensions):
 
 
 @EACH
-@EACH_DIMENSION
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_half_precision_is_finite(name, dimensions, dtype):
+def test_half_precision_is_finite(name, dtype):
     with torch.autocast("cpu", dtype):
-        outputs = outputs_of(build(name, dimensions), image(name, dimensions))
+        outputs = outputs_of(build(name), image(name))
     assert all(torch.isfinite(output).all() for output in outputs)
 
 
@@ -82,12 +82,11 @@ def test_eval_is_deterministic_and_samples_do_not_mix(name, dimensions):
 
 
 @EACH
-@EACH_DIMENSION
-def test_weights_travel_through_a_file(name, dimensions):
-    network, x, file = build(name, dimensions).eval(), image(name, dimensions), io.BytesIO()
+def test_weights_travel_through_a_file(name):
+    network, x, file = build(name).eval(), image(name), io.BytesIO()
     torch.save(network.state_dict(), file)
     file.seek(0)
-    other = build(name, dimensions, seed=5).eval()
+    other = build(name, seed=5).eval()
     other.load_state_dict(torch.load(file, weights_only=True))
     for one, again in zip(outputs_of(network, x), outputs_of(other, x), strict=True):
         assert torch.equal(one, again)
@@ -156,7 +155,7 @@ def test_small_images(name):
         network(torch.zeros(1, IMAGE_CHANNELS, 0, wanted[1]))
 
 
-@EACH
+@EACH_COMPILED
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_shapes_are_not_looked_at_while_tracing(name):
     """A look at a shape warns, because it would be part of no trace."""
@@ -168,7 +167,7 @@ def test_shapes_are_not_looked_at_while_tracing(name):
     torch.testing.assert_close(traced(x), network(x))
 
 
-@EACH
+@EACH_COMPILED
 def test_compiles(name):
     network, x = build(name), image(name)
     torch._dynamo.reset()  # the limit of compiled versions counts over all tests
