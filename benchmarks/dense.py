@@ -26,9 +26,9 @@ import SimpleITK
 import torch
 from _dense_phantom import ORGANS, render
 
-from nnunet_ext.files import write_json
 from nnunet_ext.evaluation.command import run_command
 from nnunet_ext.evaluation.usage import UsageSampler
+from nnunet_ext.files import write_json
 from nnunet_ext.training.precision import cpu_has_bf16_units
 
 HERE, COMMANDS = Path(__file__).resolve().parent, Path(sys.executable).parent
