@@ -28,7 +28,7 @@ def read_plans(dataset: str, plans_name: str) -> tuple[dict[str, Any], dict[str,
     Raises:
         FileNotFoundError: If the dataset was not planned with plans of this name.
     """
-    name = maybe_convert_to_dataset_name(int(dataset) if dataset.isdigit() else dataset)
+    name = maybe_convert_to_dataset_name(dataset)
     folder = Path(str(nnUNet_preprocessed)) / name
     file = folder / f"{plans_name}.json"
     if not file.is_file():

@@ -21,9 +21,9 @@ from nnunet_ext.model_sharing.private import for_inference, without_private_keys
 from nnunet_ext.training.architecture import build, check_fit
 from nnunet_ext.training.checkpoints import SECOND_NETWORK
 from nnunet_ext.training.safe_load import load_checkpoint
+from nnunet_ext.training.trust import STOCK_PACKAGE
 
 STOCK_TRAINER = "nnUNetTrainer"
-STOCK_ARCHITECTURES = "dynamic_network_architectures."
 # What stock inference reads, and nothing else: no optimiser states, no curves.
 _KEPT = ("network_weights", "inference_allowed_mirroring_axes")
 
@@ -122,7 +122,7 @@ def _check_architecture(
             "plans that it was trained with"
         )
     name = PlansManager(plans).get_configuration(configuration).network_arch_class_name
-    if not name.startswith(STOCK_ARCHITECTURES):
+    if not name.startswith(f"{STOCK_PACKAGE}."):
         raise ValueError(
             f"the model of {checkpoint['trainer_name']} uses the architecture {name}, which plain nnU-Net does not "
             "have; predict with it where nnunet_ext is installed"

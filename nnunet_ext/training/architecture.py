@@ -15,9 +15,9 @@ from torch import nn
 from nnunet_ext import files
 from nnunet_ext.data.host import Trainer
 from nnunet_ext.training.checkpoints import unfit_weights
-from nnunet_ext.training.trust import check_classes
+from nnunet_ext.training.trust import STOCK_PACKAGE, check_classes
 
-STOCK_NETWORKS = "dynamic_network_architectures.architectures.unet."
+STOCK_NETWORKS = f"{STOCK_PACKAGE}.architectures.unet."
 Architecture = dict[str, Any]
 NESTED = "nnunet_ext.networks.nested_unet.NestedAttentionUNet"
 NESTED_KEYS = ("aggregation", "gate_ratio", "depth")
@@ -36,7 +36,7 @@ OWN_NETWORKS: dict[str, tuple[str, tuple[str, ...]]] = {
 def network_name(architecture: Architecture) -> str:
     """Return the class path of a network; nnU-Net looks for a class of its own that has moved by its last name."""
     name: str = architecture["network_class_name"]
-    if name.startswith("dynamic_network_architectures."):
+    if name.startswith(f"{STOCK_PACKAGE}."):
         return STOCK_NETWORKS + name.rpartition(".")[2]
     return name
 

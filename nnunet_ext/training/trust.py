@@ -13,7 +13,8 @@ from typing import Any
 from torch import nn
 
 TRUST_VARIABLE = "nnUNet_ext_trust_weights"
-_PACKAGES = ("torch.nn", "dynamic_network_architectures", "nnunet_ext.networks")
+STOCK_PACKAGE = "dynamic_network_architectures"  # where nnU-Net's networks are
+_PACKAGES = ("torch.nn", STOCK_PACKAGE, "nnunet_ext.networks")
 _FUNCTIONS = "torch.nn.functional"
 _trusting: ContextVar[bool] = ContextVar("nnunet_ext_trusting", default=False)
 
@@ -67,7 +68,7 @@ def _is_layer(name: str) -> bool:
     except pydoc.ErrorDuringImport:
         return False
     if definition is None:  # nnU-Net looks for networks that have moved by their last name, in one of these packages
-        return name.startswith("dynamic_network_architectures.")
+        return name.startswith(f"{STOCK_PACKAGE}.")
     if inspect.isclass(definition):
         return issubclass(definition, nn.Module) and _is_within(f"{definition.__module__}.", _PACKAGES)
     return inspect.isfunction(definition) and definition.__module__ == _FUNCTIONS
