@@ -18,7 +18,7 @@ from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 
 from nnunet_ext.training.cps_step import CPSStep
 from nnunet_ext.training.criteria import CrossPseudoCriterion, deep_supervision_weights
-from nnunet_ext.training.memory import GIB, cps_step_memory, supervised_loss
+from nnunet_ext.training.step_memory import GIB, cps_step_memory, supervised_loss
 
 PLANS = {  # title: features, patch, batch, classes, residual encoder
     "cuda": {

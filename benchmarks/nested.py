@@ -43,8 +43,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from nnunet_ext.losses import HybridLoss
 from nnunet_ext.networks import NestedAttentionUNet
 from nnunet_ext.training.architecture import NESTED, build
-from nnunet_ext.training.memory import GIB, PeakOfStorages, supervised_step_memory
 from nnunet_ext.training.nesting import nested_step_memory, set_checkpointing
+from nnunet_ext.training.step_memory import GIB, PeakOfStorages, supervised_step_memory
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 FEATURES = {2: [32, 64, 128, 256, 512], 3: [32, 64, 128, 256, 320]}

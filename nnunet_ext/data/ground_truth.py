@@ -13,7 +13,7 @@ from nnunet_ext.data.case_files import file_problem
 from nnunet_ext.data.dataset_json import load_dataset_json
 from nnunet_ext.data.failures import LABELLED, Failure, record
 from nnunet_ext.data.preprocessors import OUR_PREPROCESSORS
-from nnunet_ext.data.unlabelled_only import labelled_cases
+from nnunet_ext.data.unlabeled_only import labelled_cases
 from nnunet_ext.files import read_json, sweep, whole
 
 

@@ -24,7 +24,7 @@ from nnunet_ext.figures.depths import draw_depths
 from nnunet_ext.model_sharing.folders import find_folds, read_model_json
 from nnunet_ext.model_sharing.pruning import depth_of, pruned_network
 from nnunet_ext.training.safe_load import load_checkpoint
-from nnunet_ext.training.trust import check_classes
+from nnunet_ext.training.trusted_classes import check_classes
 
 ACCURACY = ("dice", "iou", "precision", "recall")
 FILE, PICTURE = "prune.json", "prune.png"

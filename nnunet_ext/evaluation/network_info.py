@@ -17,9 +17,9 @@ from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 from nnunet_ext.files import read_json
 from nnunet_ext.plugin import compat
 from nnunet_ext.training.architecture import NESTED, network_name, stock_configuration
-from nnunet_ext.training.memory import GIB, cps_step_memory, supervised_step_memory
 from nnunet_ext.training.nesting import nested_step_memory
-from nnunet_ext.training.trust import check_classes
+from nnunet_ext.training.step_memory import GIB, cps_step_memory, supervised_step_memory
+from nnunet_ext.training.trusted_classes import check_classes
 
 
 def read_plans(dataset: str, plans_name: str) -> tuple[dict[str, Any], dict[str, Any]]:

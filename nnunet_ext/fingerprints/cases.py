@@ -24,7 +24,7 @@ from nnunet_ext.data.pool import map_isolated
 from nnunet_ext.data.reading import choose_reader
 from nnunet_ext.data.signature import case_source
 from nnunet_ext.data.unlabeled import UnlabeledCase, find_unlabeled_cases, where_looked
-from nnunet_ext.data.unlabelled_only import labelled_cases
+from nnunet_ext.data.unlabeled_only import labelled_cases
 from nnunet_ext.files import DiskFullError, only_here, read_json, write_json
 from nnunet_ext.fingerprints.case_statistics import CaseStatistics, analyze, case_file, load, merge
 from nnunet_ext.fingerprints.intensity import IntensityStatistics

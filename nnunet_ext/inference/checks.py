@@ -9,7 +9,7 @@ from typing import Any
 
 from nnunet_ext.model_sharing.folders import as_folds, find_folds, model_folder, read_model_json
 from nnunet_ext.training.safe_load import load_checkpoint
-from nnunet_ext.training.trust import check_classes, trusted_by_environment
+from nnunet_ext.training.trusted_classes import check_classes, trusted_by_environment
 
 OUR_FLAGS = frozenset({"--forced_spacing", "--target_spacing", "--max_voxels", "--fast_export", "--prune_depth"})
 TRUST_FLAG = "--trust_model"

@@ -30,7 +30,7 @@ from nnunet_ext.inference.writing import export, why_not_fast
 from nnunet_ext.model_sharing.folders import as_folds
 from nnunet_ext.model_sharing.pruning import load_pruned
 from nnunet_ext.plugin import compat
-from nnunet_ext.training.trust import trusted_by_environment, trusting
+from nnunet_ext.training.trusted_classes import trusted_by_environment, trusting
 
 
 class BadInputError(ValueError):

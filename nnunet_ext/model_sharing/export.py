@@ -21,7 +21,7 @@ from nnunet_ext.model_sharing.private import for_inference, without_private_keys
 from nnunet_ext.training.architecture import build, check_fit
 from nnunet_ext.training.checkpoints import SECOND_NETWORK
 from nnunet_ext.training.safe_load import load_checkpoint
-from nnunet_ext.training.trust import STOCK_PACKAGE
+from nnunet_ext.training.trusted_classes import STOCK_PACKAGE
 
 STOCK_TRAINER = "nnUNetTrainer"
 # What stock inference reads, and nothing else: no optimiser states, no curves.

@@ -26,7 +26,7 @@ from nnunet_ext.model_sharing.folders import (
 from nnunet_ext.model_sharing.private import for_inference, without_private_keys
 from nnunet_ext.training.architecture import NESTED, build, check_fit
 from nnunet_ext.training.safe_load import load_checkpoint
-from nnunet_ext.training.trust import check_classes, trusted_by_environment, trusting
+from nnunet_ext.training.trusted_classes import check_classes, trusted_by_environment, trusting
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from nnunetv2.experiment_planning.experiment_planners.default_experiment_planner
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
 
 from nnunet_ext.data.dataset_json import number_of_channels
-from nnunet_ext.training.memory import GIB
+from nnunet_ext.training.step_memory import GIB
 
 Plan = dict[str, Any]
 

@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from nnunet_ext.data.dataset_json import check_raw_dataset
 from nnunet_ext.data.failures import LABELLED, UNLABELLED, record
-from nnunet_ext.data.unlabelled_only import labelled_cases
+from nnunet_ext.data.unlabeled_only import labelled_cases
 from nnunet_ext.fingerprints import cases as cases_of
 from nnunet_ext.fingerprints.cases import CaseTable, Provenance
 from nnunet_ext.fingerprints.outliers import find_outliers, format_outliers

@@ -25,8 +25,8 @@ from nnunet_ext.data.preprocess import preprocess_unlabeled
 from nnunet_ext.data.reading import describe, read_checked, read_labels
 from nnunet_ext.data.splits import hidden_cases
 from nnunet_ext.data.unlabeled import find_unlabeled_cases, where_looked
+from nnunet_ext.data.unlabeled_only import labelled_cases
 from nnunet_ext.data.unlabeled_store import unlabeled_folder
-from nnunet_ext.data.unlabelled_only import labelled_cases
 from nnunet_ext.files import DiskFullError, cleared, only_here, whole_files
 
 

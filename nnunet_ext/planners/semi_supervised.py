@@ -15,11 +15,11 @@ from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
 from nnunet_ext.data.case_files import file_problem
 from nnunet_ext.data.preprocessors import PREPROCESSOR, SAME_PER_CASE
 from nnunet_ext.data.reading import choose_reader
-from nnunet_ext.data.unlabelled_only import labelled_cases
+from nnunet_ext.data.unlabeled_only import labelled_cases
 from nnunet_ext.fingerprints.cases import GLOBAL_KEY, SHAPES_KEY, SPACINGS_KEY
 from nnunet_ext.planners.fitting import FitsMemory
 from nnunet_ext.planners.own_plans import OwnPlans, check_before_planning
-from nnunet_ext.training.memory import cps_step_memory
+from nnunet_ext.training.step_memory import cps_step_memory
 
 
 class SemiSupervisedPlanning(FitsMemory, OwnPlans):

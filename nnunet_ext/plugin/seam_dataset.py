@@ -23,7 +23,7 @@ def install(module: ModuleType) -> None:
 def _with_unlabelled_only(original: Callable[..., Any]) -> Callable[..., Any]:
     def get(raw_dataset_folder: str, dataset_json: dict[str, Any] | None = None) -> Any:
         if not _has_files(os.path.join(raw_dataset_folder, "imagesTr")):
-            from nnunet_ext.data.unlabelled_only import unlabelled_only
+            from nnunet_ext.data.unlabeled_only import unlabelled_only
 
             dataset = unlabelled_only(raw_dataset_folder, dataset_json)
             if dataset is not None:

@@ -58,7 +58,12 @@ def _naming_damaged_files(original: Callable[..., Any]) -> Callable[..., Any]:
     def make_trainer(*args: Any, **kwargs: Any) -> Any:
         try:
             return original(*args, **kwargs)
-        except Exception as error:
+        except (
+            KeyError,
+            OSError,
+            TypeError,
+            ValueError,
+        ) as error:  # of a damaged file
             if not is_said_by_us(error):
                 call = of_call.bind(*args, **kwargs)
                 call.apply_defaults()
@@ -114,7 +119,7 @@ def _is_class_of_ours(trainer_class: type) -> bool:
 def _check(file: str) -> None:
     """Refuse weights that come with code; nnU-Net's command has no flag to trust them, so a variable says it."""
     from nnunet_ext.training.safe_load import check_weights
-    from nnunet_ext.training.trust import TRUST_VARIABLE, trusted_by_environment
+    from nnunet_ext.training.trusted_classes import TRUST_VARIABLE, trusted_by_environment
 
     if not trusted_by_environment():
         check_weights([file], f"set {TRUST_VARIABLE}=1", ("network_weights",))

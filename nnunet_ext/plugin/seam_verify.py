@@ -21,7 +21,7 @@ def install(module: ModuleType) -> None:
 
 def _with_unlabelled_only(original: Callable[..., Any]) -> Callable[..., Any]:
     def verify(folder: str, num_processes: int = 8) -> Any:
-        from nnunet_ext.data.unlabelled_only import unlabelled_only
+        from nnunet_ext.data.unlabeled_only import unlabelled_only
 
         if unlabelled_only(folder) is None:
             return original(folder, num_processes)

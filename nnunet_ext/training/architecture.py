@@ -15,7 +15,7 @@ from torch import nn
 from nnunet_ext import files
 from nnunet_ext.data.host import Trainer
 from nnunet_ext.training.checkpoints import unfit_weights
-from nnunet_ext.training.trust import STOCK_PACKAGE, check_classes
+from nnunet_ext.training.trusted_classes import STOCK_PACKAGE, check_classes
 
 STOCK_NETWORKS = f"{STOCK_PACKAGE}.architectures.unet."
 Architecture = dict[str, Any]

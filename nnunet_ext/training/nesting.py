@@ -22,7 +22,7 @@ from nnunet_ext.training.criteria import (
     supervised_criterion,
 )
 from nnunet_ext.training.host import ExtTrainer
-from nnunet_ext.training.memory import supervised_step_memory
+from nnunet_ext.training.step_memory import supervised_step_memory
 
 
 def nested_architecture(settings: Any, configuration: ConfigurationManager) -> dict[str, Any]:

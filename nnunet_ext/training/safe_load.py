@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from nnunet_ext.training.trust import TRUST_VARIABLE, trusted_by_environment
+from nnunet_ext.training.trusted_classes import TRUST_VARIABLE, trusted_by_environment
 
 OF_TRAINING = ("network_weights", "trainer_name", "init_args")
 _FOREIGN = re.compile(  # in torch's errors

@@ -80,7 +80,7 @@ def test_several_channels_and_no_label(tiny: TinyDataset):
     for seed in range(3):
         for channel in range(2):
             tiny.add_unlabeled(f"u{seed}", seed + 5 * channel, channel)
-    from nnunet_ext.data.unlabelled_only import unlabelled_only
+    from nnunet_ext.data.unlabeled_only import unlabelled_only
     from nnunet_ext.fingerprints.cases import case_table, read_cases
 
     table = case_table(tiny.raw.name, unlabelled_only(tiny.raw))

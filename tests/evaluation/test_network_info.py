@@ -13,8 +13,8 @@ from nnunet_ext.cli.main import main
 from nnunet_ext.evaluation import network_info
 from nnunet_ext.evaluation.network_info import compare_networks
 from nnunet_ext.trainers import find_trainer
-from nnunet_ext.training.memory import GIB
 from nnunet_ext.training.nesting import nested_step_memory
+from nnunet_ext.training.step_memory import GIB
 
 
 def test_enhanced_networks_take_a_little_more():

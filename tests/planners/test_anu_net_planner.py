@@ -12,7 +12,7 @@ from nnunetv2.utilities.find_class_by_name import recursive_find_python_class
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunet_ext.planners.anu_net import ANUNetPlanner
-from nnunet_ext.training.memory import GIB
+from nnunet_ext.training.step_memory import GIB
 
 LARGE = [64, 72, 56]
 

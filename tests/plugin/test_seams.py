@@ -245,6 +245,24 @@ def test_damaged_json_is_named_where_a_trainer_of_ours_is_made(tmp_path, monkeyp
         make("777", "3d_fullres", 0, "nnUNetTrainerCWCD" if ours else "nnUNetTrainer", continue_training=False)
 
 
+def test_a_trainer_that_is_not_found_is_looked_for_once():
+    def get_trainer_from_args(
+        dataset_name_or_id,
+        configuration,
+        fold,
+        trainer_name="nnUNetTrainer",
+        plans_identifier="nnUNetPlans",
+        continue_training=False,
+        device=None,
+    ):
+        raise RuntimeError("Could not find requested nnunet trainer")
+
+    make = run_training_with(get_trainer_from_args).get_trainer_from_args
+    with pytest.raises(RuntimeError, match="Could not find requested") as raised:
+        make("777", "3d_fullres", 0, "nnUNetTrainerNobodyWrote")
+    assert raised.value.__context__ is None
+
+
 @pytest.fixture
 def load():
     def maybe_load_checkpoint(nnunet_trainer, continue_training, validation_only, pretrained_weights_file=None):

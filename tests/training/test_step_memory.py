@@ -4,7 +4,7 @@ import torch
 from data.tiny_dataset import make_plans
 from torch import nn
 
-from nnunet_ext.training.memory import PeakOfStorages, cps_step_memory
+from nnunet_ext.training.step_memory import PeakOfStorages, cps_step_memory
 
 
 def architecture(dimensions: int = 3, features: int = 1) -> dict:

@@ -11,7 +11,7 @@ import pytest
 from data.tiny_dataset import TinyDataset, make_plans, scan, write_image
 
 from nnunet_ext.data.failures import drain
-from nnunet_ext.data.unlabelled_only import UnlabelledOnly, labelled_cases, unlabelled_only
+from nnunet_ext.data.unlabeled_only import UnlabelledOnly, labelled_cases, unlabelled_only
 from nnunet_ext.data.verify import verify_unlabelled_only
 from nnunet_ext.planners.preprocessor import SemiSupervisedPreprocessor
 

@@ -7,7 +7,7 @@ import pytest
 from data.tiny_dataset import architecture
 
 from nnunet_ext.training.architecture import ENHANCED, NESTED, build
-from nnunet_ext.training.trust import check_classes, trusting
+from nnunet_ext.training.trusted_classes import check_classes, trusting
 
 
 @pytest.mark.parametrize("network", [*ENHANCED, NESTED, "dynamic_network_architectures.moved.PlainConvUNet"])
