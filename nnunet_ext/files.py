@@ -9,6 +9,7 @@ import hashlib
 import itertools
 import json
 import os
+import re
 import shutil
 import socket
 import time
@@ -20,6 +21,7 @@ from typing import Any
 import psutil
 
 PREFIX = ".partial_"
+_NAME = re.compile(rf"{re.escape(PREFIX)}[0-9a-f]{{10}}_\d+_\d+_")  # what is named otherwise is somebody else's
 _OLD_SECONDS = 24 * 3600  # after which what another machine left is nobody's any more
 _LITTLE_BYTES = 2**28  # free on a disk: below this a failed write is put down to it
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
@@ -49,6 +51,8 @@ def whole(path: str | Path, check: Callable[[Path], None] | None = None) -> Iter
         DiskFullError: If there is no room, whatever the writer called it.
     """
     path = Path(path)
+    if path.is_symlink():  # what it leads to is replaced, not the link
+        path = path.resolve()
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(_partial_name(path.name))
     try:
@@ -56,6 +60,9 @@ def whole(path: str | Path, check: Callable[[Path], None] | None = None) -> Iter
             yield temporary
             if check is not None:
                 check(temporary)
+            if path.is_file() and temporary.is_file():
+                with contextlib.suppress(OSError):
+                    shutil.copymode(path, temporary)  # others may be allowed to write it
             _put(temporary, path)
     finally:
         remove(temporary)
@@ -105,11 +112,19 @@ def cleared(folder: str | Path) -> Iterator[Callable[[], None]]:
         os.replace(folder, before)
     folder.mkdir()
     try:
-        yield functools.partial(remove, before)
+        yield functools.partial(_drop, before)
     finally:
         if before.is_dir():
             remove(folder)
             os.replace(before, folder)
+
+
+def _drop(folder: Path) -> None:
+    """Take a folder's name away in one step, then remove it; what cannot be removed is swept another time."""
+    if folder.is_dir():
+        aside = folder.with_name(_partial_name(folder.name))
+        os.replace(folder, aside)
+        remove(aside)
 
 
 def write_json(path: str | Path, content: Any, indent: int | None = 2, **options: Any) -> None:
@@ -200,7 +215,7 @@ def sweep(folder: str | Path) -> list[Path]:
     """
     removed = []
     for path in Path(folder).glob(f"{PREFIX}*"):
-        if _is_abandoned(path):
+        if _NAME.match(path.name) and _is_abandoned(path):
             remove(path)
             removed.append(path)
     return removed

@@ -23,6 +23,16 @@ class TestWhole:
             assert temporary.suffix == ".json"
         assert names(tmp_path / "new") == ["a.json"]
 
+    def test_a_link_stays_one_and_rights_stay(self, tmp_path):
+        (tmp_path / "shared.json").write_text("old")
+        (tmp_path / "shared.json").chmod(0o664)
+        (tmp_path / "a.json").symlink_to(tmp_path / "shared.json")
+        with files.whole(tmp_path / "a.json") as temporary:
+            temporary.write_text("new")
+        assert (tmp_path / "a.json").is_symlink()
+        assert (tmp_path / "shared.json").read_text() == "new"
+        assert (tmp_path / "shared.json").stat().st_mode & 0o777 == 0o664
+
     def test_what_was_there_stays_where_the_block_fails(self, tmp_path):
         (tmp_path / "a.json").write_text("old")
 
@@ -148,6 +158,13 @@ class TestSweep:
         os.utime(other, (1e9, 1e9))
         assert files.sweep(tmp_path) == [other]
 
+    def test_what_is_only_named_alike_stays(self, tmp_path):
+        (tmp_path / ".partial_notes").write_text("of the user")
+        (tmp_path / ".partial_download").mkdir()
+        for path in tmp_path.iterdir():
+            os.utime(path, (1e9, 1e9))
+        assert files.sweep(tmp_path) == []
+
     def test_no_folder_is_nothing_to_do(self, tmp_path):
         assert files.sweep(tmp_path / "none") == []
 
@@ -258,3 +275,29 @@ class TestCleared:
         with files.cleared(tmp_path / "new" / "data"):
             assert names(tmp_path / "new" / "data") == []
         assert names(tmp_path / "new") == ["data"]
+
+    @pytest.mark.parametrize("killed", [False, True])
+    def test_what_cannot_be_deleted_does_not_come_back(self, folder, monkeypatch, killed):
+        """Deleting takes time and can fail half-way; the new content stays."""
+
+        def rmtree(path, ignore_errors=False):
+            if killed:
+                raise KeyboardInterrupt
+
+        monkeypatch.setattr(files.shutil, "rmtree", rmtree)
+
+        def fill():
+            with files.cleared(folder) as drop_old:
+                (folder / "new").write_text("new")
+                drop_old()
+
+        if killed:
+            with pytest.raises(KeyboardInterrupt):
+                fill()
+        else:
+            fill()
+        monkeypatch.undo()
+        assert names(folder) == ["new"]
+        with files.cleared(folder):
+            pass
+        assert names(folder) == ["new"]

@@ -73,11 +73,13 @@ def nifti_pair(path: str) -> tuple[str, str] | None:
     if match is None:
         return None
     stem, kind = match.groups()
-    other = "img" if kind.lower() == "hdr" else "hdr"
+    is_header = kind.lower() == "hdr"
+    other = "img" if is_header else "hdr"
+    other = other.upper() if kind.isupper() else other  # readers want both endings written alike
     partner = next(
         (file for file in (f"{stem}.{other}", f"{stem}.{other}.gz") if os.path.isfile(file)), f"{stem}.{other}"
     )
-    return (path, partner) if other == "img" else (partner, path)
+    return (path, partner) if is_header else (partner, path)
 
 
 def _check_nifti(path: str) -> None:

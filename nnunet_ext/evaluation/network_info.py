@@ -109,10 +109,18 @@ def _network_and_memory(
 def _with_hybrid_loss(cls: Any, configuration: ConfigurationManager) -> dict[str, Any] | None:
     """Return the architecture of a trainer of one nested network that keeps the loss of such networks, else None."""
     change = getattr(cls, "network_architecture", None)
-    if change is None or getattr(cls, "has_own_loss", True) or getattr(cls, "number_of_networks", 1) > 1:
+    if change is None or _has_own_loss(cls) or getattr(cls, "number_of_networks", 1) > 1:
         return None
     architecture: dict[str, Any] = change(cls, configuration)
     return architecture if network_name(architecture) == NESTED else None
+
+
+def _has_own_loss(cls: Any) -> bool:
+    """Whether a trainer's loss is not that of its network: a part says so, and of classes of users it is seen."""
+    maker = next((base for base in cls.__mro__ if "_build_loss" in vars(base)), None)
+    if maker is not None and not maker.__module__.startswith(("nnunet_ext.", "nnunetv2.")):
+        return True
+    return bool(getattr(cls, "has_own_loss", True))
 
 
 def _build(

@@ -77,16 +77,19 @@ def check_features(features: Tensor, channels: int | None = None, dimensions: in
 
 
 def check_gating(features: Tensor, gating: Tensor) -> None:
-    """Refuse a gating map of another shape than the features that it gates.
+    """Refuse a gating map that does not fit the features that it gates: of their shape, or 1 where it is one for all.
 
     Args:
         features: ``(B, C, *S)``, looked at already.
         gating: To be looked at.
 
     Raises:
-        ValueError: If the shapes differ.
+        ValueError: If the shapes do not fit.
     """
-    if not becomes_graph() and gating.shape != features.shape:
+    if becomes_graph():
+        return
+    fits = gating.ndim == features.ndim and gating.shape[1] == features.shape[1]
+    if not fits or any(size not in (1, full) for size, full in zip(gating.shape, features.shape, strict=True)):
         raise ValueError(
             f"gating must have the shape of features, {tuple(features.shape)}, got {tuple(gating.shape)}; upsample the "
             "coarser map, and give it as many channels, first"

@@ -71,8 +71,9 @@ class AttentionGate(nn.Module):
 
     def coefficients(self, features: Tensor, gating: Tensor) -> Tensor:
         """Return alpha ``(B, 1, *S)``, 0 to 1; arguments and errors are those of :meth:`forward`."""
-        check_features(features, self.channels, self.dimensions)
-        check_gating(features, gating)
+        if not torch.jit.is_scripting():
+            check_features(features, self.channels, self.dimensions)
+            check_gating(features, gating)
         return torch.sigmoid(self.coefficient(torch.relu_(self.features(features) + self.gating(gating))))
 
     def forward(self, features: Tensor, gating: Tensor) -> Tensor:

@@ -144,9 +144,13 @@ class SemiSupervisedPlanning(FitsMemory, OwnPlans):
             plan["batch_size"] = min(plan["batch_size"], self.UNet_reference_val_corresp_bs_2d)
         return plan
 
+    def step_memory(self, plan: dict[str, Any]) -> int:
+        """Return :meth:`cps_memory`, which subclasses may override."""
+        return self.cps_memory(plan)
+
     def cps_memory(self, plan: dict[str, Any]) -> int:
-        """Return :meth:`step_memory`."""
-        return self.step_memory(plan)
+        """Return the bytes that a CPS step of a configuration allocates."""
+        return super().step_memory(plan)
 
     def estimate_step(self, *arguments: Any) -> int:
         """Return the bytes that a CPS step allocates, see :func:`cps_step_memory`."""

@@ -126,6 +126,17 @@ class TestHalfCopied:
         with pytest.raises(ValueError, match=rf"case_0000\{ending} has no case_0000\.{other} beside it.*copy it again"):
             read_checked((path,), SimpleITKIO, 1)
 
+    def test_endings_in_capitals(self, tmp_path):
+        image = nibabel.Nifti1Pair(voxels().transpose(2, 1, 0), np.diag([0.8, 0.6, 3.6, 1]))
+        nibabel.save(image, tmp_path / "small.img")
+        for kind in ("hdr", "img"):
+            (tmp_path / f"small.{kind}").rename(tmp_path / f"CASE_0000.{kind.upper()}")
+        check_complete(tmp_path / "CASE_0000.HDR")
+        check_complete(tmp_path / "CASE_0000.IMG")
+        (tmp_path / "CASE_0000.IMG").unlink()
+        with pytest.raises(ValueError, match=r"CASE_0000\.HDR has no CASE_0000\.IMG beside it"):
+            check_complete(tmp_path / "CASE_0000.HDR")
+
     def test_packed_voxels_in_a_file_of_their_own(self, tmp_path):
         image = nibabel.Nifti1Pair(voxels().transpose(2, 1, 0), np.diag([0.8, 0.6, 3.6, 1]))
         nibabel.save(image, tmp_path / "case_0000.img")

@@ -11,7 +11,7 @@ from reference import tiny
 
 from nnunet_ext.cli.main import main
 from nnunet_ext.evaluation import network_info
-from nnunet_ext.evaluation.network_info import compare_networks
+from nnunet_ext.evaluation.network_info import _has_own_loss, compare_networks
 from nnunet_ext.trainers import find_trainer
 from nnunet_ext.training.nesting import nested_step_memory
 from nnunet_ext.training.step_memory import GIB
@@ -161,6 +161,21 @@ def test_nested_networks_are_estimated_with_their_own_loss():
     size = (configuration.patch_size, configuration.batch_size, 1, heads)
     assert gib("nnUNetTrainerANUNet") == nested_step_memory(architecture, *size) / GIB
     assert gib("nnUNetTrainerCWCD_ANUNet") != gib("nnUNetTrainerANUNet")
+
+
+def test_the_loss_of_a_users_class_is_seen():
+    class Mine(find_trainer("nnUNetTrainerANUNet")):
+        def _build_loss(self):
+            return torch.nn.CrossEntropyLoss()
+
+    class Longer(find_trainer("nnUNetTrainerANUNet")):
+        num_epochs = 5
+
+    assert [_has_own_loss(cls) for cls in (Mine, Longer, find_trainer("nnUNetTrainerCWCD_ANUNet"))] == [
+        True,
+        False,
+        True,
+    ]
 
 
 def test_plans_that_name_a_program_start_none(tmp_path):

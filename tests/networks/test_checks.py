@@ -1,9 +1,11 @@
 """What networks say of inputs that do not fit."""
 
+import warnings
+
 import pytest
 import torch
 
-from nnunet_ext.networks import InstructiveFeatureEnhancement
+from nnunet_ext.networks import AttentionGate, InstructiveFeatureEnhancement
 from nnunet_ext.networks._checks import check_features, check_gating, check_image, divisors_of
 
 
@@ -48,8 +50,20 @@ def test_features():
         check_features(features, 4, 3)
     with pytest.raises(ValueError, match=r"features must have 3 channels, got shape \(2, 4, 6, 5\)"):
         check_features(features, 3)
-    with pytest.raises(ValueError, match=r"\(2, 4, 6, 5\), got \(1, 4, 6, 5\)"):
-        check_gating(features, features[:1])
+    check_gating(features, features[:1])
+    check_gating(features, features[..., :1, :1])
+    for gating in (features[:, :1], features[..., :2], features[0]):
+        with pytest.raises(ValueError, match=r"\(2, 4, 6, 5\), got \("):
+            check_gating(features, gating)
+
+
+def test_a_gate_can_be_scripted():
+    gate = AttentionGate(4)
+    features, gating = torch.randn(2, 2, 4, 6, 6)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        scripted = torch.jit.script(gate)
+    torch.testing.assert_close(scripted(features, gating), gate(features, gating))
 
 
 def test_enhancements_of_other_axes():

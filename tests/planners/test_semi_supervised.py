@@ -1,6 +1,7 @@
 import importlib
 import inspect
 import json
+import math
 import pkgutil
 import shutil
 from pathlib import Path
@@ -241,6 +242,15 @@ def test_an_explicit_memory_target_is_the_total_of_a_cps_step(planned: TinyDatas
         assert tight.cps_memory(configuration) / 2**30 <= target - tight.memory_reserve_gb
     used = tight.cps_memory(plans["configurations"]["3d_fullres"]) / 2**30
     assert used > 0.6 * (target - tight.memory_reserve_gb)  # and not much is left unused
+
+
+def test_a_measure_of_ones_own_decides_the_fit(planned: TinyDataset):
+    class Mine(SemiSupervisedPlanner):
+        def cps_memory(self, plan):
+            return int(math.prod(map(int, plan["patch_size"]))) * 2**30 // 2000
+
+    plan = narrow(Mine(777, gpu_memory_target_in_gb=3.0)).plan_experiment()["configurations"]["3d_fullres"]
+    assert 1 < Mine(777).step_memory(plan) / 2**30 <= 3.0
 
 
 def test_a_memory_target_that_nothing_fits_is_refused(planned: TinyDataset):
