@@ -170,6 +170,16 @@ def test_shares(regions):
         torch.testing.assert_close(kept_share, (kept & mask).sum() / (there & mask).sum())
 
 
+def test_kept_shares_decay():
+    """Of 10 labels 10 are kept, then of 10 none: 5 of 15 with half the weight for the first."""
+    gate = ConfidenceGate(2, decay=0.5)
+    for confidence in (0.9, 0.7):
+        labels = torch.ones(1, 1, 10, dtype=torch.long)
+        gate(torch.zeros(1, 2, 10), labels, torch.full((1, 1, 10), confidence))
+    assert gate.kept_share()[1].item() == pytest.approx(1 / 3)
+    assert gate.kept_share()[0].isnan()
+
+
 def guarded(share_of_2, regions):
     """Logits of 100 voxels: as many of class 2 as asked for, the others background, half of which suspect."""
     probs = torch.full((1, 3, 100), 0.01)
