@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from nnunet_ext.losses import pseudo_labels
+from nnunet_ext.training.counting import class_counts, counts_of
 
 BINS = 100
 GATES = ("global", "per_class")
@@ -157,7 +158,7 @@ class ConfidenceGate:
         kept = there & (confidence >= (self.threshold if self.gate == "global" else self.thresholds()[groups]))
         if self.guard:
             kept = kept & ~self._doubtful(logits, labels)
-        self._kept.mul_(self.decay).add_(self._summed(_counts(groups, kept, len(self._kept))))
+        self._kept.mul_(self.decay).add_(self._summed(counts_of(groups, kept, len(self._kept))))
         return kept
 
     def thresholds(self) -> Tensor:
@@ -215,18 +216,17 @@ class ConfidenceGate:
 
     def _observe(self, groups: Tensor, confidence: Tensor, there: Tensor) -> None:
         bins = (confidence * BINS).long().clamp(0, BINS - 1)
-        counts = _counts(groups * BINS + bins, there, self._histogram.numel())
+        counts = counts_of(groups * BINS + bins, there, self._histogram.numel())
         self._histogram.mul_(self.decay).add_(self._summed(counts).reshape_as(self._histogram))
 
     def _compare(self, target: Tensor) -> None:
         """Take in the labelled patches, and find the classes that the labels have too little of."""
-        if self.regions:
-            there = target[:, self.outputs :].sum(1, keepdim=True) <= 0  # a channel more marks the voxels to ignore
-            inside = (target[:, : self.outputs] > 0) & there
-            counts = torch.cat([inside.sum((0, *range(2, target.ndim))), there.sum().reshape(1)]).float()
-        else:
-            counts = _counts(target.long(), target >= 0, self.outputs)
-            counts = torch.cat([counts, counts.sum().reshape(1)])
+        there, classes = (target >= 0), target
+        if self.regions:  # a channel more marks the voxels to ignore
+            there, classes = target[:, self.outputs :].sum(1, keepdim=True) <= 0, target[:, : self.outputs]
+        counts = class_counts(classes, there, self.outputs, self.regions)
+        voxels = counts[:, 0] if self.regions else counts
+        counts = torch.cat([counts[1] if self.regions else counts, voxels.sum().reshape(1)])
         self._labelled.mul_(self.decay).add_(self._summed(counts))
         expected = self._labelled[:-1] / self._labelled[-1].clamp_min(1e-8)
         share = self.class_share()
@@ -242,15 +242,6 @@ class ConfidenceGate:
         if self.regions:
             return (logits.sigmoid() >= _SUSPECT) & missing & (labels <= 0)
         return ((logits.softmax(1) >= _SUSPECT) & missing).any(1, keepdim=True) & (labels == 0)
-
-
-def _counts(index: Tensor, there: Tensor, number: int) -> Tensor:
-    """Count indices where a mask says so; others than 0 to ``number - 1`` are left out.
-
-    ``bincount`` would wait for the device to learn the highest index.
-    """
-    index = torch.where(there, index, -1).float()
-    return torch.histc(index, bins=number, min=-0.5, max=number - 0.5)
 
 
 def _exact(logits: Tensor) -> Tensor:
