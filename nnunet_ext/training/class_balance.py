@@ -52,7 +52,7 @@ def classes_without_labels(counts: Tensor) -> list[int]:
 def class_weights(share: Tensor, gamma: float = 0.5, bounds: tuple[float, float] = BOUNDS) -> Tensor:
     """Return weights of classes: a power of their rarity, of mean 1 over the voxels before they are bounded.
 
-    With ``q`` the share: ``u = (geometric mean of the positive q / q)^gamma``, ``w = u / sum(q u)``.
+    With ``q`` the share: ``u = q^-gamma``, ``w = u / sum(q u)``; a factor of ``u``, such as a mean share, cancels.
 
     Args:
         share: Voxels or shares of each class, ``(K,)`` or ``(2, K)``: outside and inside of each region.
@@ -67,8 +67,7 @@ def class_weights(share: Tensor, gamma: float = 0.5, bounds: tuple[float, float]
     share = share / share.sum(0).clamp_min(_TINY)
     present = share > 0
     safe = torch.where(present, share, 1.0)
-    mean = (safe.log().sum(0) / present.sum(0).clamp_min(1)).exp()
-    rarity = (mean / safe) ** gamma
+    rarity = safe**-gamma
     weights = rarity / (share * rarity).sum(0).clamp_min(_TINY)
     return torch.where(present, weights.clamp(*bounds), bounds[1])
 
@@ -108,8 +107,7 @@ class ClassBalance:
 
     def weights(self) -> Tensor:
         """Return the weights of the cross-entropy, ``(K,)`` or ``(2, K)``, on the device."""
-        mixed = (self._labelled + _shares(self._pseudo)) / 2
-        return class_weights(torch.where(self._pseudo.sum(0) > 0, mixed, self._labelled), self.gamma)
+        return class_weights(self._labelled + _shares(self._pseudo), self.gamma)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state for a checkpoint; the labelled cases are counted anew."""

@@ -1,6 +1,7 @@
 """Voxels of each label, counted once."""
 
 import json
+import os
 from types import SimpleNamespace
 
 import numpy as np
@@ -50,6 +51,11 @@ def test_only_what_changed_is_counted_again(preprocessed, capfd):
     assert class_voxels(preprocessed.dataset, preprocessed.cache) == COUNTS
     assert preprocessed.dataset.read == []
     assert capfd.readouterr().err == ""
+    file = preprocessed.folder / "a.npz"
+    os.utime(file, ns=(0, file.stat().st_mtime_ns + 1_000_000_000))
+    assert class_voxels(preprocessed.dataset, preprocessed.cache, progress=False) == COUNTS
+    assert preprocessed.dataset.read == ["a"]
+    preprocessed.dataset.read.clear()
     save(preprocessed.folder, "b", [[0, 0, 0, 0, 0]])
     assert class_voxels(preprocessed.dataset, preprocessed.cache)["b"] == {0: 5}
     assert preprocessed.dataset.read == ["b"]
