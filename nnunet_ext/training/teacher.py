@@ -67,7 +67,6 @@ class Teacher:
         self.network = deepcopy(plain_module(network))
         self.network.requires_grad_(False).eval()
         for tensor in _tensors(self.network):
-            tensor.grad = None
             if tensor.dtype in _HALF:  # a step's share of the mean would be rounded away
                 tensor.data = tensor.data.float()
         decoder: Any = getattr(self.network, "decoder", None)

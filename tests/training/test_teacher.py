@@ -113,6 +113,7 @@ def test_teacher_is_for_inference_and_student_stays_as_it_is():
     assert not any(parameter.requires_grad for parameter in teacher.network.parameters())
     assert not any(part.training for part in teacher.network.modules())
     assert student.decoder.deep_supervision
+    assert not teacher.network.decoder.deep_supervision
     assert student.training
     assert all(parameter.requires_grad for parameter in student.parameters())
     torch.testing.assert_close(output, student.eval()(data)[0].detach())
