@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+_EXACT = 2**24  # up to which float32 counts
+
 
 def counts_of(index: Tensor, there: Tensor, number: int) -> Tensor:
     """Count indices where a mask says so; others than 0 to ``number - 1`` are left out.
@@ -17,10 +19,12 @@ def counts_of(index: Tensor, there: Tensor, number: int) -> Tensor:
         number: Number of indices that are counted.
 
     Returns:
-        ``(number,)`` float32, exact up to 2^24.
+        ``(number,)`` float32, exact up to 2^24, rounded above.
     """
-    index = torch.where(there, index, -1).float()
-    return torch.histc(index, bins=number, min=-0.5, max=number - 0.5)
+    index = torch.where(there, index, -1).float().flatten()
+    # in parts: a bin of float32 that is counted up by ones stays at 2^24
+    parts = [torch.histc(part, bins=number, min=-0.5, max=number - 0.5) for part in index.split(_EXACT)]
+    return torch.stack(parts).sum(0)
 
 
 def class_counts(labels: Tensor, there: Tensor | None, outputs: int, regions: bool = False) -> Tensor:

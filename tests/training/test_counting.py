@@ -21,6 +21,12 @@ def test_every_index_has_a_bin_of_its_own(number):
     )
 
 
+def test_large_counts():
+    """float32 cannot count beyond 2^24 by ones."""
+    index = torch.zeros(2**24 + 2**20, dtype=torch.uint8)
+    assert counts_of(index, torch.ones_like(index, dtype=torch.bool), 2).tolist() == [2**24 + 2**20, 0]
+
+
 def test_classes():
     labels = torch.tensor([0, 2, 2, 1]).reshape(1, 1, 2, 2)
     assert class_counts(labels, None, 3).tolist() == [1, 1, 2]
