@@ -6,15 +6,19 @@ from nnunet_ext.losses.cross_pseudo import cross_pseudo_loss, cross_pseudo_regio
 from nnunet_ext.losses.distance_weighted import DistanceWeightedCrossEntropy
 from nnunet_ext.losses.generalised_dice import GeneralisedDiceLoss
 from nnunet_ext.losses.hybrid import HybridLoss, literal_hybrid_loss
+from nnunet_ext.losses.unlabelled import bcp_loss, unlabelled_loss, unlabelled_region_loss
 
 __all__ = [
     "ContourWeightedLoss",
     "DistanceWeightedCrossEntropy",
     "GeneralisedDiceLoss",
     "HybridLoss",
+    "bcp_loss",
     "contour_map",
     "cross_pseudo_loss",
     "cross_pseudo_region_loss",
     "literal_hybrid_loss",
     "pseudo_labels",
+    "unlabelled_loss",
+    "unlabelled_region_loss",
 ]

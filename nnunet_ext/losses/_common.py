@@ -35,6 +35,44 @@ def count_terms(logits: Tensor, valid_mask: Tensor | None, channels: int, gather
     return count.clamp_min(1.0)
 
 
+def soft_dice(
+    probs: Tensor, onehot: Tensor, mask: Tensor | None, batch_dice: bool, smooth: float, gather: Gather | None
+) -> tuple[Tensor, Tensor]:
+    """Return nnU-Net's soft Dice of each class, and how many voxels of the target each of them has.
+
+    Args:
+        probs: ``(B, K, *S)``.
+        onehot: ``(B, K, *S)``, 0 or 1.
+        mask: ``(B, 1, *S)`` or ``(B, K, *S)``, non-zero where a voxel counts; ``None`` counts every voxel.
+        batch_dice: Sum over the batch before the quotient.
+        smooth: Added to numerator and denominator.
+        gather: Differentiable function that stacks a tensor over processes, if ``batch_dice``; ``None`` in one process.
+
+    Returns:
+        Dice and voxels, ``(B, K)``; with ``batch_dice`` ``(K,)``.
+    """
+    axes = tuple(range(2, probs.ndim))
+    if mask is not None:
+        onehot = onehot * (mask > 0)
+        size = (probs * (mask > 0)).sum(axes)
+    else:
+        size = probs.sum(axes)
+    sums = torch.stack([(probs * onehot).sum(axes), size, onehot.sum(axes)])
+    if batch_dice:
+        # the batch first: processes may have batches of different sizes
+        sums = sums.sum(1)
+        if gather is not None:
+            sums = gather(sums).sum(0)
+    true = sums[2]
+    return (2 * sums[0] + smooth) / (sums[1] + true + smooth).clamp_min(1e-8), true
+
+
+def mean_of_present(values: Tensor, voxels: Tensor) -> Tensor:
+    """Return the mean over the classes that have a voxel, 0 without such a class; over the last axis."""
+    present = voxels > 0
+    return (values * present).sum(-1) / present.sum(-1).clamp_min(1)
+
+
 def split_target(
     logits: Tensor, target: Tensor, regions: bool, ignore_label: int | None
 ) -> tuple[Tensor, Tensor | None]:
@@ -93,9 +131,22 @@ def check_inputs(
         return
     check_logits(logits, regions)
     _check_target(logits, target, regions, name, marks_ignored)
-    mask_shape = (logits.shape[0], 1, *logits.shape[2:])
-    if valid_mask is not None and tuple(valid_mask.shape) != mask_shape:
-        raise ValueError(f"valid_mask must have shape {mask_shape}, got {tuple(valid_mask.shape)}")
+    check_mask(valid_mask, (logits.shape[0], 1, *logits.shape[2:]), "valid_mask")
+
+
+def check_mask(mask: Tensor | None, shape: tuple[int, ...], name: str) -> None:
+    """Refuse a mask of another shape.
+
+    Args:
+        mask: To be looked at; ``None`` is fine.
+        shape: What it must have.
+        name: What the error calls it.
+
+    Raises:
+        ValueError: If the shape is another one.
+    """
+    if not _is_traced() and mask is not None and tuple(mask.shape) != shape:
+        raise ValueError(f"{name} must have shape {shape}, got {tuple(mask.shape)}")
 
 
 def check_logits(logits: Tensor, regions: bool) -> None:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from nnunet_ext.losses._common import Gather, at_least_float32, check_inputs, check_logits, count_terms
+from nnunet_ext.losses._common import Gather, at_least_float32, check_inputs, check_logits, count_terms, soft_dice
 
 
 def pseudo_labels(logits: Tensor, regions: bool = False) -> Tensor:
@@ -92,7 +92,7 @@ def cross_pseudo_loss(
 
     probs = log_probs[:, 1:].exp()
     onehot = torch.zeros_like(log_probs).scatter_(1, labels.long(), 1.0)[:, 1:]
-    return ce + _dice_loss(probs, onehot, valid_mask, batch_dice, smooth, gather)
+    return ce - soft_dice(probs, onehot, valid_mask, batch_dice, smooth, gather)[0].mean()
 
 
 def cross_pseudo_region_loss(
@@ -137,23 +137,4 @@ def cross_pseudo_region_loss(
     if valid_mask is not None:
         bce = bce * (valid_mask > 0)
     ce = bce.sum() / count_terms(logits, valid_mask, logits.shape[1], gather)
-    return ce + _dice_loss(logits.sigmoid(), targets, valid_mask, batch_dice, smooth, gather)
-
-
-def _dice_loss(
-    probs: Tensor, onehot: Tensor, valid_mask: Tensor | None, batch_dice: bool, smooth: float, gather: Gather | None
-) -> Tensor:
-    axes = tuple(range(2, probs.ndim))
-    if valid_mask is not None:
-        onehot = onehot * (valid_mask > 0)
-        size = (probs * (valid_mask > 0)).sum(axes)
-    else:
-        size = probs.sum(axes)
-    sums = torch.stack([(probs * onehot).sum(axes), size, onehot.sum(axes)])
-    if batch_dice:
-        # the batch first: processes may have batches of different sizes
-        sums = sums.sum(1)
-        if gather is not None:
-            sums = gather(sums).sum(0)
-    intersection, predicted, true = sums
-    return -((2 * intersection + smooth) / (predicted + true + smooth).clamp_min(1e-8)).mean()
+    return ce - soft_dice(logits.sigmoid(), targets, valid_mask, batch_dice, smooth, gather)[0].mean()

@@ -28,6 +28,91 @@ def linear_ramp(epoch: int, num_epochs: int, final: float = 0.5, fraction: float
     return final * min(1.0, (epoch + 1) / length) if length > 0 else final
 
 
+def ramped_weight(
+    epoch: int,
+    num_epochs: int,
+    final: float = 0.5,
+    warmup: float = 0.1,
+    ramp: float = 0.4,
+    down: float = 0.15,
+    end: float = 0.1,
+) -> float:
+    """Return the weight of the loss of pseudo-labels: 0 at first, a linear ramp, constant, and a linear way down.
+
+    Of E epochs the first ``W = round(warmup * E)`` have weight 0; from ``final / (R - W)`` it rises to ``final`` at
+    ``R = round(ramp * E)`` epochs; in the last ``round(down * E)`` it falls to ``end * final``. Without warm-up and way
+    down it is :func:`linear_ramp`. The way down is not published: it answers teachers that drift in the last third.
+
+    Args:
+        epoch: Number of the epoch, from 0.
+        num_epochs: Length of the training, E.
+        final: Weight between the ramps.
+        warmup: Share of the training without the loss.
+        ramp: Share of the training after which the weight is ``final``.
+        down: Share of the training over which it falls.
+        end: What is left of it in the last epoch, as a share of ``final``.
+    """
+    start, full, last = _turns(num_epochs, warmup, ramp, down)
+    if epoch < start:
+        return 0.0
+    if epoch < full:
+        return final * ((epoch - start + 1) / (full - start))
+    if epoch < last:
+        return final
+    return final * (1 - (1 - end) * (epoch - last + 1) / (num_epochs - last))
+
+
+def check_schedule(
+    num_epochs: int,
+    unlabeled_weight: float = 0.5,
+    warmup_fraction: float = 0.1,
+    ramp_fraction: float = 0.4,
+    ramp_down_fraction: float = 0.15,
+    ramp_down_end: float = 0.1,
+) -> None:
+    """Refuse settings of which :func:`ramped_weight` makes no sense, by the names that trainers have for them.
+
+    Args:
+        num_epochs: Length of the training.
+        unlabeled_weight: Weight between the ramps.
+        warmup_fraction: Share of the training without the loss.
+        ramp_fraction: Share of the training after which the weight is whole; with no warm-up it may be 0.
+        ramp_down_fraction: Share of the training over which the weight falls.
+        ramp_down_end: What is left of it in the last epoch.
+
+    Raises:
+        ValueError: If a value is out of range, or two of them overlap; says which.
+    """
+    if not 0 <= unlabeled_weight < float("inf"):
+        raise ValueError(f"unlabeled_weight must be 0 or more, got {unlabeled_weight}")
+    fractions = {
+        "warmup_fraction": warmup_fraction,
+        "ramp_fraction": ramp_fraction,
+        "ramp_down_fraction": ramp_down_fraction,
+        "ramp_down_end": ramp_down_end,
+    }
+    for name, value in fractions.items():
+        if not 0 <= value <= 1:
+            raise ValueError(f"{name} must lie between 0 and 1, got {value}")
+    start, full, last = _turns(num_epochs, warmup_fraction, ramp_fraction, ramp_down_fraction)
+    if full < start or full == start > 0:
+        raise ValueError(
+            f"warmup_fraction {warmup_fraction} and ramp_fraction {ramp_fraction} overlap: of {num_epochs} epochs the "
+            f"weight would be 0 in the first {start} and whole after {full}; make ramp_fraction larger than "
+            "warmup_fraction"
+        )
+    if last < full:
+        raise ValueError(
+            f"ramp_fraction {ramp_fraction} and ramp_down_fraction {ramp_down_fraction} overlap: of {num_epochs} "
+            f"epochs the weight would be whole after {full} and fall from {last} on; make their sum 1 or less"
+        )
+
+
+def _turns(num_epochs: int, warmup: float, ramp: float, down: float) -> tuple[int, int, int]:
+    """Return the first epoch of the ramp, that after it, and the first of the way down; halves go to even numbers."""
+    return round(warmup * num_epochs), round(ramp * num_epochs), num_epochs - round(down * num_epochs)
+
+
 class PlateauScheduler:
     """``ReduceLROnPlateau`` with the interface of nnU-Net's polynomial scheduler.
 

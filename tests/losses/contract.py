@@ -14,8 +14,11 @@ from nnunet_ext.losses import (
     DistanceWeightedCrossEntropy,
     GeneralisedDiceLoss,
     HybridLoss,
+    bcp_loss,
     cross_pseudo_loss,
     cross_pseudo_region_loss,
+    unlabelled_loss,
+    unlabelled_region_loss,
 )
 
 CLASSES = 3
@@ -31,26 +34,60 @@ class Loss:
         variants: Further options, each of which has to stay finite.
         differentiable: Options without which there is no gradient through a part of the loss, on purpose.
         target: What its errors call the target.
+        least: What the loss of a sure and right prediction is.
     """
 
     make: Callable
     variants: dict = field(default_factory=lambda: {"default": {}})
     differentiable: dict = field(default_factory=dict)
     target: str = "target"
+    least: float = 0.0
+
+
+def split(target, regions, ignore_label):
+    """Labels, and where they count: what a function of hard labels is told apart."""
+    if ignore_label is None or not isinstance(target, torch.Tensor):
+        return target, None
+    if regions:
+        return target[:, :-1], target[:, -1:] <= 0
+    mask = target != ignore_label
+    return torch.where(mask, target, 0), mask
 
 
 def cross_pseudo(regions=False, ignore_label=None, **options):
     """Cross pseudo supervision in the form of the other losses: what is to be ignored is in the target."""
 
     def loss(logits, target):
-        if ignore_label is None:
-            labels, mask = target, None
-        elif regions:
-            labels, mask = target[:, :-1], target[:, -1:] <= 0
-        else:
-            mask = target != ignore_label
-            labels = torch.where(mask, target, 0)
+        labels, mask = split(target, regions, ignore_label)
         return (cross_pseudo_region_loss if regions else cross_pseudo_loss)(logits, labels, mask, **options)
+
+    return loss
+
+
+def kept_labels(target, regions, ignore_label):
+    """Labels, which of them are kept (all that are valid), and the mask of the valid voxels."""
+    labels, mask = split(target, regions, ignore_label)
+    return labels, torch.ones(labels.shape, dtype=torch.bool), mask
+
+
+def unlabelled(regions=False, ignore_label=None, **options):
+    """The loss of unlabelled patches, all valid labels kept."""
+
+    def loss(logits, target):
+        function = unlabelled_region_loss if regions else unlabelled_loss
+        return function(logits, *kept_labels(target, regions, ignore_label), **options)
+
+    return loss
+
+
+def bidirectional(regions=False, ignore_label=None, **options):
+    """The loss of mixed patches, labelled in the first half of the first axis."""
+
+    def loss(logits, target):
+        labels, kept, mask = kept_labels(target, regions, ignore_label)
+        labelled = torch.zeros((len(labels), 1, *labels.shape[2:]), dtype=torch.bool)
+        labelled[:, :, : labelled.shape[2] // 2] = True
+        return bcp_loss(logits, labels, kept, labelled, mask, regions=regions, **options)
 
     return loss
 
@@ -68,7 +105,11 @@ LOSSES = {
     "hybrid": Loss(HybridLoss, differentiable={"gamma": 0.0}),
     "generalised Dice": Loss(GeneralisedDiceLoss),
     "distance-weighted": Loss(DistanceWeightedCrossEntropy),
-    "cross pseudo": Loss(cross_pseudo, target="labels"),
+    "cross pseudo": Loss(cross_pseudo, target="labels", least=-1.0),
+    "unlabelled": Loss(
+        unlabelled, {"default": {}, "a Dice a sample": {"batch_dice": False}}, target="labels", least=-1.0
+    ),
+    "bidirectional": Loss(bidirectional, target="labels", least=-1.0),
 }
 
 MODULES = [name for name, loss in LOSSES.items() if isinstance(loss.make, type)]

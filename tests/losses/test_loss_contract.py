@@ -152,7 +152,7 @@ def test_falls_as_a_prediction_approaches_the_truth(name, regions):
     truth = 2 * target.float() - 1 if regions else functional.one_hot(target[:, 0], CLASSES).movedim(-1, 1).float()
     values = [make(name, regions)(logits + step * truth, target).item() for step in range(0, 40, 4)]
     assert values == sorted(values, reverse=True)
-    assert values[-1] == pytest.approx(-1 if name == "cross pseudo" else 0, abs=1e-3)
+    assert values[-1] == pytest.approx(LOSSES[name].least, abs=1e-3)
 
 
 @EACH

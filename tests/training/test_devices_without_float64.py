@@ -9,7 +9,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from training.test_cps_step import batch, make
 
+from nnunet_ext.losses import bcp_loss, unlabelled_loss, unlabelled_region_loss
 from nnunet_ext.training.agreement import label_counts, region_counts
+from nnunet_ext.training.class_balance import ClassBalance
+from nnunet_ext.training.confidence import ConfidenceGate, label_and_confidence
+from nnunet_ext.training.counting import class_counts
+from nnunet_ext.training.drift import quality_counts
 
 
 class NoFloat64(TorchDispatchMode):
@@ -41,6 +46,24 @@ def test_the_whole_step_of_cps(regions, unlabelled):
     assert report["counts"].shape == (3, 3)
     assert report["loss"] == expected["loss"]
     assert np.array_equal(report["counts"], expected["counts"])
+
+
+@pytest.mark.parametrize("regions", [True, False])
+def test_gate_balance_and_losses_of_unlabelled_patches(regions):
+    logits = torch.randn(2, 3, 4, 4, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    target = torch.ones(2, 3 if regions else 1, 4, 4)
+    valid = torch.ones(2, 1, 4, 4)
+    gate = ConfidenceGate(3, gate="per_class", guard=True, regions=regions)
+    balance = ClassBalance(torch.ones((2, 3) if regions else 3, dtype=torch.float64))
+    with NoFloat64():
+        labels, confidence = label_and_confidence(logits, regions)
+        kept = gate(logits, labels, confidence, valid, target)
+        balance.observe(class_counts(labels, valid, 3, regions))
+        loss = (unlabelled_region_loss if regions else unlabelled_loss)(logits, labels, kept, valid, balance.weights())
+        loss = loss + bcp_loss(logits, labels, kept, valid, valid, balance.weights(), regions=regions)
+        loss.backward()
+        assert quality_counts(labels, kept, valid, 3, regions, labels).shape == (3, 3)
+    assert torch.isfinite(loss)
 
 
 def test_large_counts_are_exact():

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from nnunet_ext.training.schedules import PlateauScheduler, linear_ramp
+from nnunet_ext.training.schedules import PlateauScheduler, check_schedule, linear_ramp, ramped_weight
 
 
 @pytest.mark.parametrize(
@@ -24,6 +24,58 @@ def test_ramp_follows_length_fraction_and_final_value():
 def test_ramp_refuses_a_fraction_outside_0_to_1():
     with pytest.raises(ValueError, match="ramp_fraction must lie between 0 and 1, got 1.5"):
         linear_ramp(0, 10, fraction=1.5)
+
+
+GOLDEN = {0: 0, 9: 0, 10: 0.016667, 24: 0.25, 39: 0.5, 84: 0.5, 85: 0.47, 92: 0.26, 99: 0.05}
+
+
+@pytest.mark.parametrize(("epoch", "value"), GOLDEN.items())
+def test_golden_weight_of_100_epochs(epoch, value):
+    assert ramped_weight(epoch, 100) == pytest.approx(value, abs=1e-6)
+
+
+def test_golden_weight_of_20_epochs():
+    expected = [0, 0, *(0.5 * n / 6 for n in range(1, 7)), *[0.5] * 9, 0.35, 0.2, 0.05]
+    assert [ramped_weight(epoch, 20) for epoch in range(20)] == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("length", [1, 2, 7, 20, 1000])
+@pytest.mark.parametrize("fraction", [0.0, 0.3, 0.5, 1.0])
+def test_without_warm_up_and_way_down_it_is_the_linear_ramp(length, fraction):
+    for epoch in range(length):
+        expected = linear_ramp(epoch, length, 0.7, fraction)
+        assert ramped_weight(epoch, length, 0.7, 0.0, fraction, 0.0) == expected
+
+
+@pytest.mark.parametrize("length", [1, 2, 3, 4, 5, 10, 50, 1000])
+def test_defaults_fit_every_length(length):
+    check_schedule(length)
+    weights = [ramped_weight(epoch, length) for epoch in range(length)]
+    assert 0 <= min(weights) <= max(weights) == 0.5
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"unlabeled_weight": -1}, "unlabeled_weight must be 0 or more, got -1"),
+        ({"unlabeled_weight": float("nan")}, "unlabeled_weight must be 0 or more, got nan"),
+        ({"warmup_fraction": 1.5}, "warmup_fraction must lie between 0 and 1, got 1.5"),
+        ({"ramp_fraction": -0.5}, "ramp_fraction must lie between 0 and 1, got -0.5"),
+        ({"ramp_down_fraction": 2}, "ramp_down_fraction must lie between 0 and 1, got 2"),
+        ({"ramp_down_end": 1.1}, "ramp_down_end must lie between 0 and 1, got 1.1"),
+        ({"warmup_fraction": 0.4}, "warmup_fraction 0.4 and ramp_fraction 0.4 overlap: of 100 epochs .* first 40 and"),
+        ({"warmup_fraction": 0.6}, "warmup_fraction 0.6 and ramp_fraction 0.4 overlap"),
+        ({"ramp_fraction": 0.9}, "ramp_fraction 0.9 and ramp_down_fraction 0.15 overlap: .* after 90 and fall from 85"),
+    ],
+)
+def test_settings_that_overlap_are_named(settings, message):
+    with pytest.raises(ValueError, match=message):
+        check_schedule(100, **settings)
+
+
+def test_touching_settings_fit():
+    check_schedule(100, ramp_fraction=0.85)
+    check_schedule(100, warmup_fraction=0.0, ramp_fraction=0.0, ramp_down_fraction=1.0)
 
 
 def test_plateau_reduces_after_patience_and_survives_a_checkpoint():

@@ -1,0 +1,320 @@
+"""Labels with their confidence, and the gate."""
+
+import math
+
+import pytest
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from nnunet_ext.losses import unlabelled_loss, unlabelled_region_loss
+from nnunet_ext.training.confidence import ConfidenceGate, agreeing, class_thresholds, label_and_confidence
+
+EACH_KIND = pytest.mark.parametrize("regions", [False, True], ids=["classes", "regions"])
+
+
+def case(regions=False, seed=0, shape=(2, 3, 12, 10), sharpness=3.0):
+    generator = torch.Generator().manual_seed(seed)
+    logits = sharpness * torch.randn(shape, generator=generator)
+    valid = torch.rand((shape[0], 1, *shape[2:]), generator=generator) > 0.2
+    return logits, *label_and_confidence(logits, regions), valid
+
+
+def test_label_and_confidence_of_classes():
+    logits = torch.tensor([[0.0, 2.0], [math.log(3), 0.0]]).reshape(1, 2, 2)
+    labels, confidence = label_and_confidence(logits)
+    assert labels.tolist() == [[[1, 0]]]
+    torch.testing.assert_close(confidence, torch.tensor([[[0.75, 1 / (1 + math.exp(-2))]]]))
+    assert not label_and_confidence(logits.requires_grad_())[1].requires_grad
+
+
+def test_label_and_confidence_of_regions():
+    logits = torch.tensor([[0.0, 2.0], [math.log(3), -math.log(3)]]).reshape(1, 2, 2)
+    labels, confidence = label_and_confidence(logits, regions=True)
+    assert labels.tolist() == [[[False, True], [True, False]]]
+    torch.testing.assert_close(confidence, torch.tensor([[[0.5, 1 / (1 + math.exp(-2))], [0.75, 0.75]]]))
+
+
+@EACH_KIND
+def test_confidence_is_exact_in_half_precision(regions):
+    """Near 1 the steps of bfloat16 are 1 / 256."""
+    logits = torch.tensor([[0.0, 0.0], [6.0, 6.03125]], dtype=torch.bfloat16).reshape(1, 2, 2)
+    with torch.autocast("cpu", torch.bfloat16):
+        _, confidence = label_and_confidence(logits, regions)
+    assert confidence.dtype == torch.float32
+    torch.testing.assert_close(confidence[0, -1], logits[0, 1].float().sigmoid())
+    assert label_and_confidence(logits.double(), regions)[1].dtype == torch.float64
+
+
+@EACH_KIND
+def test_confidence_of_the_largest_logits_of_half_precision(regions):
+    logits = (60000 * case()[0].sign()).half()
+    assert torch.isfinite(label_and_confidence(logits, regions)[1]).all()
+
+
+@pytest.mark.parametrize(("keep", "threshold"), [(0.5, 0.75), (0.8, 0.65), (0.95, 0.55), (1.0, 0.55)])
+def test_golden_thresholds(keep, threshold):
+    histogram = torch.zeros(2, 100, dtype=torch.float64)
+    histogram[0, [55, 65, 75, 85, 95]] = torch.tensor([10, 20, 30, 25, 15.0], dtype=torch.float64)
+    assert class_thresholds(histogram, 0.8, keep).tolist() == pytest.approx([threshold, 0.8])
+
+
+def test_thresholds_do_not_exceed_the_global_one():
+    histogram = torch.zeros(1, 100)
+    histogram[0, 99] = 5
+    assert class_thresholds(histogram, 0.8).item() == pytest.approx(0.8)
+    assert class_thresholds(histogram, 0.995).item() == pytest.approx(0.99)
+    assert class_thresholds(torch.zeros(1, 100), 0.995).item() == pytest.approx(0.995)
+
+
+def test_golden_kept():
+    logits = torch.tensor([0.97, 0.60, 0.30, 0.02]).logit().reshape(1, 1, 4)
+    logits = torch.cat([torch.zeros_like(logits), logits], 1)
+    labels, confidence = label_and_confidence(logits)
+    assert labels.flatten().tolist() == [1, 1, 0, 0]
+    torch.testing.assert_close(confidence.flatten(), torch.tensor([0.97, 0.6, 0.7, 0.98]))
+    assert ConfidenceGate(2)(logits, labels, confidence).flatten().tolist() == [True, False, False, True]
+    valid = torch.tensor([True, True, True, False]).reshape(1, 1, 4)
+    assert ConfidenceGate(2)(logits, labels, confidence, valid).flatten().tolist() == [True, False, False, False]
+
+
+def test_golden_kept_regions():
+    logits = torch.tensor([[0.9, 0.2], [0.55, 0.99]]).logit()[None]
+    labels, confidence = label_and_confidence(logits, regions=True)
+    kept = ConfidenceGate(2, regions=True, threshold=0.8 - 1e-6)(logits, labels, confidence)
+    assert kept.tolist() == [[[True, True], [False, True]]]
+    student = torch.tensor([[1.0, -2.0], [0.5, 3.0]], dtype=torch.float64)[None]
+    assert unlabelled_region_loss(student, labels, kept).item() == pytest.approx(0.122194 - 0.882967, abs=2e-6)
+
+
+@EACH_KIND
+@pytest.mark.parametrize("gate", ["global", "per_class"])
+def test_off_keeps_all_valid_voxels(regions, gate):
+    logits, labels, confidence, valid = case(regions)
+    kept = ConfidenceGate(3, threshold=0.0, gate=gate, regions=regions)(logits, labels, confidence, valid)
+    assert kept.dtype == torch.bool
+    assert torch.equal(kept, valid.expand_as(labels))
+    assert ConfidenceGate(3, threshold=0.0, gate=gate, regions=regions)(logits, labels, confidence).all()
+    loss = unlabelled_region_loss if regions else unlabelled_loss
+    torch.testing.assert_close(loss(logits, labels, kept, valid), loss(logits, labels, torch.ones_like(labels), valid))
+
+
+def test_histograms_decay():
+    gate = ConfidenceGate(3, decay=0.5)
+    first, second = case(seed=0), case(seed=1)
+    expected = torch.zeros(3, 100)
+    for share, (_, labels, confidence, valid) in ((0.5, first), (1.0, second)):
+        for label, c in zip(labels[valid].tolist(), confidence[valid].tolist(), strict=True):
+            expected[label, min(99, int(100 * c))] += share
+    gate(*first)
+    gate(*second)
+    torch.testing.assert_close(gate.state_dict()["histogram"], expected)
+
+
+def test_histograms_of_regions():
+    gate = ConfidenceGate(3, regions=True)
+    _, labels, confidence, valid = case(True)
+    expected = torch.zeros(6, 100)
+    for channel in range(3):
+        there = valid[:, 0]
+        for label, c in zip(labels[:, channel][there].tolist(), confidence[:, channel][there].tolist(), strict=True):
+            expected[channel + 3 * label, min(99, int(100 * c))] += 1
+    gate(*case(True))
+    torch.testing.assert_close(gate.state_dict()["histogram"], expected)
+
+
+@EACH_KIND
+def test_per_class_keeps_its_share_of_every_class(regions):
+    logits, labels, confidence, valid = case(regions, shape=(2, 3, 40, 50), sharpness=1.0)
+    if not regions:
+        logits[:, 2] -= 0.7  # a class that is never sure
+        labels, confidence = label_and_confidence(logits)
+    gate = ConfidenceGate(3, threshold=0.9, gate="per_class", keep=0.7, regions=regions)
+    kept = gate(logits, labels, confidence, valid)
+    there = valid.expand_as(labels)
+    for channel in range(3):
+        masks = (
+            [labels == channel] if not regions else [labels & _only(labels, channel), ~labels & _only(labels, channel)]
+        )
+        for mask in masks:
+            share = (kept & mask).sum() / (there & mask).sum()
+            assert 0.7 <= share < 0.75
+    assert (gate.thresholds() < 0.9).all()
+    strict = ConfidenceGate(3, threshold=0.9, regions=regions)(logits, labels, confidence, valid)
+    assert strict.sum() < kept.sum()
+    assert (gate.kept_share() >= 0.7).all()
+    assert gate.kept_share().shape == ((2, 3) if regions else (3,))
+
+
+def _only(labels, channel):
+    mask = torch.zeros_like(labels, dtype=torch.bool)
+    mask[:, channel] = True
+    return mask
+
+
+@EACH_KIND
+def test_shares(regions):
+    logits, labels, confidence, valid = case(regions)
+    gate = ConfidenceGate(3, regions=regions)
+    kept = gate(logits, labels, confidence, valid)
+    there = valid.expand_as(labels)
+    for channel in range(3):
+        if regions:
+            share = (labels[:, channel] & valid[:, 0]).sum() / valid.sum()
+            mask = labels & _only(labels, channel)
+            kept_share = gate.kept_share()[1, channel]
+        else:
+            mask = labels == channel
+            share = (mask & valid).sum() / valid.sum()
+            kept_share = gate.kept_share()[channel]
+        torch.testing.assert_close(gate.class_share()[channel], share)
+        torch.testing.assert_close(kept_share, (kept & mask).sum() / (there & mask).sum())
+
+
+def test_kept_shares_decay():
+    """Of 10 labels 10 are kept, then of 10 none: 5 of 15 with half the weight for the first."""
+    gate = ConfidenceGate(2, decay=0.5)
+    for confidence in (0.9, 0.7):
+        labels = torch.ones(1, 1, 10, dtype=torch.long)
+        gate(torch.zeros(1, 2, 10), labels, torch.full((1, 1, 10), confidence))
+    assert gate.kept_share()[1].item() == pytest.approx(1 / 3)
+    assert gate.kept_share()[0].isnan()
+
+
+def guarded(share_of_2, regions):
+    """Logits of 100 voxels: as many of class 2 as asked for, the others background, half of which suspect."""
+    probs = torch.full((1, 3, 100), 0.01)
+    probs[:, 0] = 0.98
+    probs[:, :, 50:] = torch.tensor([0.75, 0.05, 0.2])[:, None]
+    probs[:, :, :share_of_2] = torch.tensor([0.01, 0.01, 0.98])[:, None]
+    logits = probs[:, 1:].logit() if regions else probs.log()
+    return logits, *label_and_confidence(logits, regions)
+
+
+@EACH_KIND
+def test_guard_against_losing_a_class(regions):
+    """The labelled patches have 50 % of class 2: it is missing below 10 %, and back at 20 %."""
+    target = torch.zeros(1, 1, 100)
+    target[:, :, :50] = 2
+    if regions:
+        target = torch.cat([target == 1, target == 2], 1)
+    channel = 1 if regions else 0
+    gate = ConfidenceGate(2 if regions else 3, 0.0, guard=True, regions=regions, decay=0.0)
+    for share, missing in ((20, False), (9, True), (15, True), (19, True), (20, False), (15, False)):
+        logits, labels, confidence = guarded(share, regions)
+        kept = gate(logits, labels, confidence, None, target)
+        assert gate.missing().tolist() == ([False, missing] if regions else [False, False, missing]), share
+        suspect = torch.arange(100) >= 50
+        assert torch.equal(kept[0, channel], ~suspect if missing else torch.ones(100, dtype=torch.bool))
+        if regions:
+            assert kept[0, 0].all()  # the other region
+    without = ConfidenceGate(2 if regions else 3, 0.0, regions=regions, decay=0.0)
+    assert without(*guarded(0, regions)).all()
+
+
+@EACH_KIND
+def test_guard_does_not_count_ignored_voxels(regions):
+    """Without the ignored ones class 2 has 10 % of the labelled voxels."""
+    target = torch.full((1, 1, 100), 3)
+    target[:, :, :10] = torch.tensor([2, *[0] * 9])
+    if regions:
+        target = torch.cat([target == 1, target >= 2, target == 3], 1)
+    gate = ConfidenceGate(2 if regions else 3, 0.0, guard=True, regions=regions, decay=0.0)
+    for share, missing in ((3, False), (1, True)):
+        gate(*guarded(share, regions), None, target)
+        assert gate.missing()[-1] == missing
+
+
+def test_guard_without_target():
+    with pytest.raises(ValueError, match="guard compares with the labelled patches: give their target"):
+        ConfidenceGate(3, guard=True)(*case())
+
+
+@EACH_KIND
+def test_two_processes_see_what_one_sees(regions):
+    """Each adds what the other counts."""
+    target = torch.randint(0, 3, (2, 1, 12, 10), generator=torch.Generator().manual_seed(0))
+    if regions:
+        target = torch.cat([target == 1, target == 2, target == 0], 1)
+    one = ConfidenceGate(3, gate="per_class", guard=True, regions=regions)
+    arguments = (*case(regions), target)
+    kept = one(*arguments)
+    notes = [[], []]
+    for sample in (0, 1):
+        alone = [argument[sample : sample + 1] for argument in arguments]
+        observing = ConfidenceGate(3, 0.0, guard=True, regions=regions, sum_over_processes=_noting(notes[sample]))
+        observing(*alone)
+    for sample in (0, 1):
+        others = iter(notes[1 - sample][:2])
+        zero = torch.zeros(6 if regions else 3)
+        gate = ConfidenceGate(
+            3,
+            gate="per_class",
+            guard=True,
+            regions=regions,
+            sum_over_processes=lambda counts, others=others, zero=zero: counts + next(others, zero),
+        )
+        part = gate(*[argument[sample : sample + 1] for argument in arguments])
+        assert torch.equal(part, kept[sample : sample + 1])
+        torch.testing.assert_close(gate.class_share(), one.class_share())
+        torch.testing.assert_close(gate.state_dict()["labelled"], one.state_dict()["labelled"])
+
+
+def _noting(notes):
+    def note(counts):
+        notes.append(counts)
+        return counts
+
+    return note
+
+
+@EACH_KIND
+def test_a_checkpoint_continues(regions):
+    arguments = {"gate": "per_class", "guard": True, "regions": regions}
+    target = torch.randint(0, 3, (2, 1, 12, 10), generator=torch.Generator().manual_seed(0))
+    target = torch.cat([target == 1, target == 2, target == 0], 1) if regions else target
+    gate = ConfidenceGate(3, **arguments)
+    gate(*case(regions, 0), target)
+    state = gate.state_dict()
+    copies = {name: tensor.clone() for name, tensor in state.items()}
+    expected = gate(*case(regions, 1), target)
+    assert all(torch.equal(state[name], copy) for name, copy in copies.items())
+    other = ConfidenceGate(3, **arguments)
+    other.load_state_dict(state)
+    assert torch.equal(other(*case(regions, 1), target), expected)
+    torch.testing.assert_close(other.state_dict(), gate.state_dict())
+    torch.testing.assert_close(other.kept_share(), gate.kept_share())
+    alone = ConfidenceGate(3, **arguments)
+    alone(*case(regions, 1), target)
+    assert not torch.allclose(alone.kept_share(), gate.kept_share())
+
+
+@EACH_KIND
+@pytest.mark.parametrize("gate", ["global", "per_class"])
+def test_no_call_waits_for_the_device(regions, gate):
+    """A tensor without values cannot be copied to the host."""
+    with FakeTensorMode():
+        logits, valid = torch.empty(2, 3, 6, 5), torch.empty(2, 1, 6, 5)
+        target = torch.empty(2, 3 if regions else 1, 6, 5)
+        labels, confidence = label_and_confidence(logits, regions)
+        kept = ConfidenceGate(3, gate=gate, guard=True, regions=regions)(logits, labels, confidence, valid, target)
+    assert kept.shape == ((2, 3, 6, 5) if regions else (2, 1, 6, 5))
+
+
+def test_agreement_or_certainty():
+    labels, peer = torch.tensor([1, 1, 0, 0]), torch.tensor([1, 0, 1, 0])
+    confidence = torch.tensor([0.2, 0.94, 0.95, 0.9])
+    assert agreeing(labels, peer, confidence).tolist() == [True, False, True, True]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"gate": "class"}, "gate of pseudo-labels must be one of global, per_class, got 'class'"),
+        ({"threshold": 80}, "threshold of confidence must lie between 0 and 1, got 80"),
+        ({"keep": -0.1}, "share to keep must lie between 0 and 1, got -0.1"),
+        ({"decay": 1.1}, "decay must lie between 0 and 1, got 1.1"),
+    ],
+)
+def test_settings_that_make_no_sense(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        ConfidenceGate(3, **arguments)
