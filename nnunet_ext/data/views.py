@@ -337,6 +337,19 @@ def apply_turn(turn: Turn, *tensors: torch.Tensor | None) -> tuple[torch.Tensor 
     return tuple(None if tensor is None else _turned(tensor, turn) for tensor in tensors)
 
 
+def apply_turns(turns: Sequence[Turn], *tensors: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
+    """Turn every patch of a batch by a turn of its own, image, labels, confidence and masks alike.
+
+    Args:
+        turns: One for each patch, of :func:`turnable_planes` of the patch, so that shapes stay.
+        *tensors: ``(B, C, *S)`` of any types; None stays None.
+    """
+    return tuple(
+        None if tensor is None else torch.stack([_turned(one, turn) for one, turn in zip(tensor, turns, strict=True)])
+        for tensor in tensors
+    )
+
+
 def undo_turn(turn: Turn, *tensors: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
     """Turn back what :func:`apply_turn` has turned."""
     return tuple(None if tensor is None else _turned_back(tensor, turn) for tensor in tensors)

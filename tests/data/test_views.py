@@ -28,6 +28,7 @@ from nnunet_ext.data.views import (
     StrongTable,
     Turn,
     apply_turn,
+    apply_turns,
     draw_turn,
     foreign_steps,
     is_intensity,
@@ -522,6 +523,18 @@ def test_turns_are_permutations_alike_in_all_tensors_and_round_trips(shape):
     one = draw_turn(dimensions, (0,), planes)
     seed(1)
     assert draw_turn(dimensions, (0,), planes) == one
+
+
+def test_each_patch_of_a_batch_has_its_own_turn():
+    image = torch.arange(2 * 16, dtype=torch.float32).view(2, 1, 4, 4)
+    turns = [Turn((0,), dimensions=2), Turn((), (((0, 1), 1),), 2)]
+    turned, labels, nothing = apply_turns(turns, image, image > 9, None)
+    assert turned[0].tolist() == image[0].flip(1).tolist()
+    assert turned[1].tolist() == image[1].rot90(1, (1, 2)).tolist()
+    assert torch.equal(labels, turned > 9)
+    assert nothing is None
+    with pytest.raises(ValueError, match=r"shorter|longer"):
+        apply_turns(turns[:1], image)
 
 
 def test_only_allowed_axes_are_mirrored():
