@@ -16,6 +16,7 @@ from nnunet_ext.data.host import Trainer
 from nnunet_ext.data.pool import end_with_parent
 from nnunet_ext.data.training_cases import labelled_command, reading_problem, unlabelled_command
 from nnunet_ext.data.transforms import with_validity
+from nnunet_ext.data.views import STRONG, StrongTable, foreign_steps, strong_key, with_strong_views
 from nnunet_ext.plugin import compat
 
 
@@ -78,11 +79,13 @@ class TwoStreamLoader:
     Args:
         labelled: Loader of the labelled stream.
         unlabelled: Loader of the unlabelled stream, or None.
+        strong_views: Number of strong views that stand before the mask among the targets of the unlabelled stream.
     """
 
-    def __init__(self, labelled: nnUNetDataLoader, unlabelled: nnUNetDataLoader | None) -> None:
+    def __init__(self, labelled: nnUNetDataLoader, unlabelled: nnUNetDataLoader | None, strong_views: int = 0) -> None:
         self.labelled = labelled
         self.unlabelled = unlabelled
+        self.strong_views = strong_views
 
     def set_thread_id(self, thread_id: int) -> None:
         """Pass the number of the loader process on."""
@@ -98,7 +101,8 @@ class TwoStreamLoader:
         """Return ``data`` (B, C, *S), ``target``, ``unlabeled`` (B, C, *S), ``valid`` (2B, 1, *S) or None, ``keys``.
 
         ``target`` is nnU-Net's (a list with deep supervision). ``valid`` is None if every voxel is valid, so that the
-        common case costs nothing.
+        common case costs nothing. With strong views ``unlabeled`` is the weak view, and ``unlabeled_strong``,
+        ``unlabeled_strong_2`` and so on are the strong ones, ``(B, C, *S)`` each, voxel by voxel at the same place.
         """
         batch = next(self.labelled)
         *targets, valid = batch["target"]
@@ -106,19 +110,34 @@ class TwoStreamLoader:
         if self.unlabelled is not None:
             other = next(self.unlabelled)
             batch["unlabeled"] = other["data"]
-            valid = torch.cat([valid, other["target"][-1]])
+            *others, valid_unlabelled = other["target"]
+            for number in range(self.strong_views, 0, -1):
+                batch[strong_key(number)] = others.pop()
+            valid = torch.cat([valid, valid_unlabelled])
             batch["keys"] = [*batch["keys"], *other["keys"]]
         batch["valid"] = None if bool(valid.all()) else valid
         return batch
 
 
-def two_stream_loader(trainer: Trainer, unlabelled_dataset: Any) -> TwoStreamLoader:
+def two_stream_loader(
+    trainer: Trainer, unlabelled_dataset: Any, strong_views: int = 0, table: StrongTable = STRONG
+) -> TwoStreamLoader:
     """Build the training loader of a semi-supervised trainer from its own transforms.
 
     Args:
         trainer: An initialised nnU-Net trainer.
         unlabelled_dataset: :class:`~nnunet_ext.data.unlabeled_store.UnlabeledDataset` or None.
+        strong_views: Strong views of each unlabelled patch; 0 augments unlabelled patches as labelled ones.
+        table: Probabilities and ranges of the strong views' intensities.
+
+    Raises:
+        ValueError: If the number of strong views is not a whole number from 0.
     """
+    if not isinstance(strong_views, int) or strong_views < 0:
+        raise ValueError(
+            f"the number of strong views of an unlabelled patch must be a whole number from 0, got {strong_views!r}; "
+            "0 makes none"
+        )
     rotation, dummy_2d, initial_patch_size, mirror_axes = (
         trainer.configure_rotation_dummyDA_mirroring_and_inital_patch_size()
     )
@@ -138,6 +157,9 @@ def two_stream_loader(trainer: Trainer, unlabelled_dataset: Any) -> TwoStreamLoa
             regions=labels.foreground_regions if labels.has_regions and not unlabelled else None,
             ignore_label=labels.ignore_label,
         )
+        if unlabelled and strong_views:
+            warn_of_foreign_steps(trainer, transforms)
+            transforms = with_strong_views(transforms, strong_views, table)
         result = NamingLoader(
             dataset,
             trainer.batch_size,
@@ -157,9 +179,24 @@ def two_stream_loader(trainer: Trainer, unlabelled_dataset: Any) -> TwoStreamLoa
         return result
 
     dataset_tr, _ = trainer.get_tr_and_val_datasets()
-    return TwoStreamLoader(
-        loader(dataset_tr, False), None if unlabelled_dataset is None else loader(unlabelled_dataset, True)
-    )
+    labelled = loader(dataset_tr, False)
+    unlabelled = None if unlabelled_dataset is None else loader(unlabelled_dataset, True)
+    return TwoStreamLoader(labelled, unlabelled, strong_views)
+
+
+def warn_of_foreign_steps(trainer: Trainer, transforms: Any) -> None:
+    """Say in the log which steps of a trainer's augmentation both views of a patch share, not being nnU-Net's.
+
+    Args:
+        trainer: Trainer with the log.
+        transforms: What its ``get_training_transforms`` returns.
+    """
+    names = foreign_steps(transforms)
+    if names:
+        trainer.print_to_log_file(
+            f"get_training_transforms of this trainer has steps that are not nnU-Net's ({', '.join(names)}): they are "
+            "drawn once for the weak and the strong views of an unlabelled patch, before the strong intensities"
+        )
 
 
 def validation_loader(trainer: Trainer) -> nnUNetDataLoader:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -54,11 +55,21 @@ def with_validity(transforms: ComposeTransforms, unlabelled: bool) -> ComposeTra
         RuntimeError: If the transforms never turn -1 into background, so that the mask has no place to be taken.
     """
     steps = list(transforms.transforms)
-    places = [i for i, step in enumerate(steps) if isinstance(step, RemoveLabelTransform) and step.label_value == -1]
-    if not places:
-        raise RuntimeError(
-            "get_training_transforms of this trainer has no RemoveLabelTransform(-1, ...), after which padding and "
-            "background cannot be told apart; keep that step so that pseudo-supervision can leave out the padding"
-        )
+    place = removal_place(steps)
     before: list[BasicTransform] = [MaskToSegmentation()] if unlabelled else []
-    return ComposeTransforms([*before, *steps[: places[0]], NoteValidity(), *steps[places[0] :], AppendValidity()])
+    return ComposeTransforms([*before, *steps[:place], NoteValidity(), *steps[place:], AppendValidity()])
+
+
+def removal_place(steps: Sequence[BasicTransform]) -> int:
+    """Return the index of the step that turns -1 into background.
+
+    Raises:
+        RuntimeError: If there is none.
+    """
+    for place, step in enumerate(steps):
+        if isinstance(step, RemoveLabelTransform) and step.label_value == -1:
+            return place
+    raise RuntimeError(
+        "get_training_transforms of this trainer has no RemoveLabelTransform(-1, ...), after which padding and "
+        "background cannot be told apart; keep that step so that pseudo-supervision can leave out the padding"
+    )

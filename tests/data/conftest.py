@@ -1,3 +1,4 @@
 from data.tiny_dataset import tiny
+from data.two_streams import make
 
-__all__ = ["tiny"]
+__all__ = ["make", "tiny"]
