@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import argparse
 import json
+from itertools import groupby
 
 from nnunet_ext.trainers.names import COMMON, PARTS, summary_of
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of ``nnUNetv2_ext trainers``."""
+    parser.add_argument("--all", action="store_true", help="list every combination of parts, too")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
 
 
 def trainers_and_parts() -> dict[str, list[dict[str, str]]]:
     """Return names and one-line summaries of the trainers that are listed, and of the parts."""
     trainers = [{"name": name, "summary": summary_of(name)} for name in COMMON]
-    return {"trainers": trainers, "parts": [{"name": part.name, "summary": part.summary} for part in PARTS]}
+    parts = [{"name": part.name, "kind": part.kind, "summary": part.summary} for part in PARTS]
+    return {"trainers": trainers, "parts": parts}
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -25,16 +28,22 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print(json.dumps(listing, indent=1))
         return 0
-    width = max(len(row["name"]) for rows in listing.values() for row in rows)
-    print("Trainers (nnUNetv2_train ... -tr NAME):")
-    for row in listing["trainers"]:
-        print(f"  {row['name']:<{width}}  {row['summary']}")
-    print("\nParts of a trainer name, in their order:")
-    for row in listing["parts"]:
-        print(f"  {row['name']:<{width}}  {row['summary']}")
+    shown = ["parts", "trainers"] if arguments.all else ["parts"]
+    width = max(len(row["name"]) for name in shown for row in listing[name])
+    print("Parts of a trainer name, in their order:")
+    for kind, rows in groupby(listing["parts"], lambda row: row["kind"]):
+        print(f"{kind}")
+        for row in rows:
+            print(f"  {row['name']:<{width}}  {row['summary']}")
     print(
         "\nA name is nnUNetTrainer plus parts, the first joined directly, the others by '_', e.g. "
         "nnUNetTrainerCPS_20epochs_50iterations;\na length alone is joined by '_' too: "
-        "nnUNetTrainer_20epochs_50iterations."
+        "nnUNetTrainer_20epochs_50iterations. Give it to nnUNetv2_train after -tr."
     )
+    if not arguments.all:
+        print(f"There are {len(listing['trainers'])} combinations without a length; --all lists them.")
+        return 0
+    print("\nTrainers:")
+    for row in listing["trainers"]:
+        print(f"  {row['name']:<{width}}  {row['summary']}")
     return 0

@@ -206,12 +206,12 @@ def with_strong_views(transforms: ComposeTransforms, number: int, table: StrongT
 
 
 def strong_training_transforms(
-    trainer: Any, *arguments: Any, table: StrongTable = STRONG, **options: Any
+    owner: Any, *arguments: Any, table: StrongTable = STRONG, **options: Any
 ) -> ComposeTransforms:
     """Return a trainer's training transforms with the strong intensities in place of nnU-Net's; for labelled patches.
 
     Args:
-        trainer: Trainer or class of trainers whose ``get_training_transforms`` is asked.
+        owner: Trainer or class of trainers whose ``get_training_transforms`` is asked.
         *arguments: Its arguments.
         table: Probabilities and ranges of the intensities.
         **options: Its named arguments.
@@ -223,7 +223,7 @@ def strong_training_transforms(
         ...     def get_training_transforms(*arguments, **options):
         ...         return strong_training_transforms(nnUNetTrainer, *arguments, **options)
     """
-    steps = list(trainer.get_training_transforms(*arguments, **options).transforms)
+    steps = list(owner.get_training_transforms(*arguments, **options).transforms)
     kept = [step for step in steps if not is_intensity(step)]
     first = next((i for i, step in enumerate(steps) if is_intensity(step)), None)
     if first is None:

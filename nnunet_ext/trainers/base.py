@@ -20,7 +20,9 @@ from nnunet_ext.plugin import compat
 from nnunet_ext.trainers._stock import StockTrainer
 from nnunet_ext.training import checkpoints, pretrained
 from nnunet_ext.training.cases import refuse_unfit_cases
+from nnunet_ext.training.class_balance import ClassBalance
 from nnunet_ext.training.criteria import nnunet_weights
+from nnunet_ext.training.mean_teacher_step import Gate, Mixer
 from nnunet_ext.training.nesting import refuse_without_part
 from nnunet_ext.training.precision import ENVIRONMENT as BF16_ENVIRONMENT
 from nnunet_ext.training.precision import bf16_on_cpu, cpu_has_bf16_units
@@ -177,6 +179,18 @@ class ExtPart(StockTrainer):
     def pseudo_criterion(self) -> nn.Module:
         """Return the loss against pseudo-labels; the part that makes them has one."""
         raise NotImplementedError(f"{type(self).__name__} has no pseudo-labels")
+
+    def make_gate(self) -> Gate | None:
+        """Return what chooses the pseudo-labels that count, None for all; a part has one."""
+        return None
+
+    def make_mixer(self) -> Mixer | None:
+        """Return what mixes unlabelled patches, None for nothing; a part has one."""
+        return None
+
+    def make_balance(self) -> ClassBalance | None:
+        """Return the weights of classes among the pseudo-labels, None for 1; a part has some."""
+        return None
 
     def hyperparameters(self) -> dict[str, Any]:
         """Return the settings that are logged; parts extend it."""

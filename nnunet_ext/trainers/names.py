@@ -25,13 +25,17 @@ class Part:
         name: How it is written; ``<N>`` stands for a positive integer.
         target: ``module:attribute`` of its mixin, or of a function that makes one from the integer.
         group: Place in the canonical order; parts of one group exclude each other.
+        kind: What the part decides, for those who read the list.
+        needs: Parts of which one has to stand before it, empty for a part that can stand alone.
         summary: One line for ``nnUNetv2_ext trainers``.
     """
 
     name: str
     target: str
     group: int
+    kind: str
     summary: str
+    needs: tuple[str, ...] = ()
 
     @property
     def has_number(self) -> bool:
@@ -46,24 +50,76 @@ class Part:
         return int(found[1]) if found else None
 
 
+SUPERVISION, LOSS, NETWORK, LENGTH = "supervision", "loss", "network", "length"
 PARTS = (
     Part(
         "CPS",
         "nnunet_ext.trainers.cps:CPSPart",
         0,
+        SUPERVISION,
         "3D-CPS: two networks supervise each other on labelled and unlabelled patches",
     ),
-    Part("CWCD", "nnunet_ext.trainers.cwcd:CWCDPart", 1, "loss: contours count more in cross-entropy and Dice"),
-    Part("GDL", "nnunet_ext.trainers.comparison_losses:GDLPart", 1, "loss: generalised Dice"),
-    Part("DWCE", "nnunet_ext.trainers.comparison_losses:DWCEPart", 1, "loss: cross-entropy weighted by distance"),
-    Part("ANUNet", "nnunet_ext.trainers.anu_net:ANUNetPart", 2, "nested attention U-Net, pruned when it predicts"),
-    Part("IFECurvature", "nnunet_ext.trainers.ife:IFECurvaturePart", 2, "skips repeat their most curved channels"),
-    Part("IFEEntropy", "nnunet_ext.trainers.ife:IFEEntropyPart", 2, "skips repeat their most informative channels"),
-    Part("<N>epochs", "nnunet_ext.trainers.length:epochs_part", 3, "train for N epochs instead of 1000"),
+    Part(
+        "MeanTeacher",
+        "nnunet_ext.trainers.mean_teacher:MeanTeacherPart",
+        0,
+        SUPERVISION,
+        "a running mean of the network labels weak views of unlabelled patches, the network learns strong ones",
+    ),
+    Part(
+        "CutMix",
+        "nnunet_ext.trainers.cut_mix:CutMixPart",
+        1,
+        SUPERVISION,
+        "boxes of unlabelled patches are exchanged, with their pseudo-labels",
+        ("MeanTeacher",),
+    ),
+    Part(
+        "Confidence",
+        "nnunet_ext.trainers.confidence:ConfidencePart",
+        2,
+        SUPERVISION,
+        "only pseudo-labels that the teacher is sure of count",
+        ("MeanTeacher",),
+    ),
+    Part(
+        "ClassBalance",
+        "nnunet_ext.trainers.class_balance:ClassBalancePart",
+        3,
+        SUPERVISION,
+        "rare classes weigh more in the cross-entropy of pseudo-labels",
+        ("MeanTeacher",),
+    ),
+    Part("CWCD", "nnunet_ext.trainers.cwcd:CWCDPart", 4, LOSS, "contours count more in cross-entropy and Dice"),
+    Part("GDL", "nnunet_ext.trainers.comparison_losses:GDLPart", 4, LOSS, "generalised Dice"),
+    Part("DWCE", "nnunet_ext.trainers.comparison_losses:DWCEPart", 4, LOSS, "cross-entropy weighted by distance"),
+    Part(
+        "ANUNet",
+        "nnunet_ext.trainers.anu_net:ANUNetPart",
+        5,
+        NETWORK,
+        "nested attention U-Net, pruned when it predicts",
+    ),
+    Part(
+        "IFECurvature",
+        "nnunet_ext.trainers.ife:IFECurvaturePart",
+        5,
+        NETWORK,
+        "skips repeat their most curved channels",
+    ),
+    Part(
+        "IFEEntropy",
+        "nnunet_ext.trainers.ife:IFEEntropyPart",
+        5,
+        NETWORK,
+        "skips repeat their most informative channels",
+    ),
+    Part("<N>epochs", "nnunet_ext.trainers.length:epochs_part", 6, LENGTH, "train for N epochs instead of 1000"),
     Part(
         "<M>iterations",
         "nnunet_ext.trainers.length:iterations_part",
-        4,
+        7,
+        LENGTH,
         "M iterations an epoch instead of 250, max(1, round(M / 5)) for validation",
     ),
 )
@@ -74,8 +130,13 @@ def _combinations() -> tuple[tuple[Part, ...], ...]:
     found: list[tuple[Part, ...]] = [()]
     for group in sorted({part.group for part in PARTS if not part.has_number}):
         of_group = [part for part in PARTS if part.group == group]
-        found += [(*chosen, part) for chosen in found for part in of_group]
+        found += [(*chosen, part) for chosen in found for part in of_group if _is_allowed(part, chosen)]
     return tuple(sorted(found[1:], key=len))
+
+
+def _is_allowed(part: Part, before: Sequence[Part]) -> bool:
+    """Whether a part has before it what it needs."""
+    return not part.needs or any(other.name in part.needs for other in before)
 
 
 def _word(part: Part, number: int) -> str:
@@ -152,6 +213,12 @@ def _parse(name: str, tokens: list[str]) -> tuple[tuple[Part, int], ...]:
                 f"the trainer name {name!r} has {' and '.join(clash)}, of which only one can be chosen. {_grammar()}"
             )
     ordered = tuple(sorted(found, key=lambda item: item[0].group))
+    for part, _ in ordered:
+        if not _is_allowed(part, [other for other, _ in ordered]):
+            raise ValueError(
+                f"the trainer name {name!r} has {part.name}, which needs {' or '.join(part.needs)}, e.g. "
+                f"{BASE}{part.needs[0]}_{part.name}. {_grammar()}"
+            )
     canonical = canonical_name(ordered)
     if canonical != name:
         raise ValueError(

@@ -17,6 +17,7 @@ from nnunet_ext.data.host import Trainer
 from nnunet_ext.plugin import compat
 
 SECOND_NETWORK = "nnunet_ext_cps"  # key of what a checkpoint holds of a second network
+TEACHING = "nnunet_ext_teaching"  # of a student and what else belongs to the teacher, which is the network
 _KEYS = ("trainer_name", "network_weights", "init_args")
 _TRAINING_KEYS = ("optimizer_state", "logging", compat.BEST_EMA, "current_epoch")
 _OLD_TEMPORARIES = ("unfinished_checkpoint.tmp", ".progress.png")  # fixed names that were used once

@@ -7,6 +7,7 @@ from typing import Any, cast
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from nnunetv2.utilities.ddp_allgather import AllGatherGrad
 from torch import Tensor, nn
 from torch.nn import functional
@@ -55,6 +56,13 @@ def strides_of_scales(trainer: Trainer) -> list[tuple[int, ...]]:
 def sum_over_processes(ddp: bool) -> Callable[[Tensor], Tensor] | None:
     """Return what a loss sums Dice and voxel counts over the processes of DDP with, None for one process."""
     return AllGatherGrad.apply if ddp else None
+
+
+def summed_counts(counts: Tensor) -> Tensor:
+    """Return the sum of a tensor over the processes of DDP, without gradient."""
+    total = counts.detach().clone()
+    dist.all_reduce(total)
+    return total
 
 
 def compiles_losses(trainer: Trainer) -> bool:

@@ -56,6 +56,36 @@ class BoxGenerator:
         self.generator.set_state(state["generator"].cpu())
 
 
+class BoxMixer:
+    """Gives samples of a batch a box of the next one: each call draws new boxes and mixes all that it is given alike.
+
+    Args:
+        share: Least and largest share of the volume that a box has.
+        probability: Probability that a sample gets a box.
+        shape: ``"box"``, or ``"slab"`` for the full extent in all axes but one.
+        seed: Seed of the numbers; another one for each process of DDP.
+    """
+
+    def __init__(self, share: tuple[float, float], probability: float, shape: str, seed: int) -> None:
+        _check(share, probability, shape)
+        self.share, self.probability, self.shape = share, probability, shape
+        self.generator = BoxGenerator(seed)
+
+    def __call__(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+        """Return the tensors ``(B, C, *S)``, each with the same boxes of the next sample, out of place."""
+        number, size = len(tensors[0]), tensors[0].shape[2:]
+        outside = self.generator.boxes(size, number, self.share, self.probability, self.shape, tensors[0].device)
+        return tuple(mix(outside, tensor) for tensor in tensors)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state for a checkpoint."""
+        return self.generator.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore a state."""
+        self.generator.load_state_dict(state)
+
+
 def box_sides(size: Sequence[int], share: float) -> tuple[int, ...]:
     """Return the sides of a box of all proportions of the patch, at least 1 voxel each.
 

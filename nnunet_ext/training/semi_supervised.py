@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Any, Protocol
 
 from nnunet_ext.data.host import Trainer
 from nnunet_ext.data.splits import hidden_cases_of_fold
+from nnunet_ext.training.checkpoints import TEACHING
 
 
 class RampTrainer(Trainer, Protocol):
@@ -27,16 +28,41 @@ def refuse_unsupported(trainer: RampTrainer) -> None:
         NotImplementedError: For the second stage of the cascade.
         ValueError: For settings that make no sense, or a contradictory split.
     """
+    refuse_cascade(trainer)
+    if trainer.lr_schedule not in ("poly", "plateau"):
+        raise ValueError(f"lr_schedule must be 'poly' or 'plateau', got {trainer.lr_schedule!r}")
+    if not 0 <= trainer.ramp_fraction <= 1:
+        raise ValueError(f"ramp_fraction must lie between 0 and 1, got {trainer.ramp_fraction}")
+
+
+def refuse_cascade(trainer: Trainer) -> None:
+    """Raise where unlabelled cases cannot be used.
+
+    Raises:
+        NotImplementedError: For the second stage of the cascade.
+        ValueError: For a contradictory split.
+    """
     if trainer.is_cascaded:
         raise NotImplementedError(
             f"{type(trainer).__name__} cannot train {trainer.configuration_name}: unlabelled cases have no prediction "
             "of the cascade's previous stage. Train 3d_fullres instead."
         )
-    if trainer.lr_schedule not in ("poly", "plateau"):
-        raise ValueError(f"lr_schedule must be 'poly' or 'plateau', got {trainer.lr_schedule!r}")
-    if not 0 <= trainer.ramp_fraction <= 1:
-        raise ValueError(f"ramp_fraction must lie between 0 and 1, got {trainer.ramp_fraction}")
     hidden_cases_of_fold(trainer.preprocessed_dataset_folder_base, trainer.fold)
+
+
+def teaching_of(trainer: Trainer, checkpoint: dict[str, Any]) -> dict[str, Any]:
+    """Return what a checkpoint holds of teacher and student.
+
+    Raises:
+        RuntimeError: If it holds nothing of them.
+    """
+    if TEACHING not in checkpoint:
+        raise RuntimeError(
+            f"the checkpoint has no student (key {TEACHING!r}), which {type(trainer).__name__} needs to go on; it may "
+            "be an exported model. Use it with -pretrained_weights instead of --c"
+        )
+    saved: dict[str, Any] = checkpoint[TEACHING]
+    return saved
 
 
 def class_names(trainer: Trainer) -> list[str]:

@@ -122,6 +122,15 @@ def test_values():
 def test_trainers(command: Command):
     status, out, error = command("trainers")
     assert (status, error) == (0, "")
+    for part in PARTS:
+        assert re.search(rf"^{part.kind}\n(  .*\n)*  {re.escape(part.name)} +\S", out, re.MULTILINE)
+    assert f"There are {len(COMMON)} combinations" in out
+    assert len(out.splitlines()) < 30
+
+
+def test_every_trainer(command: Command):
+    status, out, error = command("trainers", "--all")
+    assert (status, error) == (0, "")
     for name in (*COMMON, *(part.name for part in PARTS)):
         assert re.search(rf"^  {re.escape(name)} +\S", out, re.MULTILINE)
 

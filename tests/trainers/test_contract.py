@@ -22,6 +22,8 @@ from nnunet_ext.training.architecture import OWN_NETWORKS
 # What a part replaces without asking the next one; all else calls super().
 REPLACED = {
     "CPSPart": {"train_step", "get_dataloaders", "set_deep_supervision_enabled", "pseudo_criterion"},
+    "MeanTeacherPart": {"train_step", "get_dataloaders", "set_deep_supervision_enabled"},
+    "ConfidencePart": {"make_gate"},
     "CWCDPart": {"_build_loss"},
     "GDLPart": {"_build_loss"},
     "DWCEPart": {"_build_loss"},
@@ -32,12 +34,16 @@ REPLACED = {
 }
 
 
+def needed(part):
+    """What has to stand before a part in a name."""
+    return [(other, 0) for other in PARTS if other.name in part.needs[:1]]
+
+
 def mixins():
     """Every class between a trainer of one part and nnU-Net's own."""
     found = {}
     for part in PARTS:
-        name = part.name.replace("<N>", "3").replace("<M>", "3")
-        trainer = find_trainer(f"nnUNetTrainer{'_' if part.has_number else ''}{name}")
+        trainer = find_trainer(canonical_name([*needed(part), (part, 3)]))
         for cls in trainer.__mro__[1 : trainer.__mro__.index(nnUNetTrainer)]:
             found[cls.__name__] = cls
     return found
@@ -49,7 +55,8 @@ MIXINS = mixins()
 def short_names():
     """A trainer of each part that trains two epochs of one iteration; the parts of the length are in all of them."""
     lengths = [(part, 2 if "epochs" in part.name else 1) for part in PARTS if part.has_number]
-    return [canonical_name([(part, 0), *lengths]) for part in PARTS if not part.has_number] + [canonical_name(lengths)]
+    alone = [part for part in PARTS if not part.has_number]
+    return [canonical_name([*needed(part), (part, 0), *lengths]) for part in alone] + [canonical_name(lengths)]
 
 
 NAMES = short_names()

@@ -19,6 +19,7 @@ CASES = [  # Dice per sample in 3D, and over the batch in 2D
     ("nnUNetTrainerCWCD_IFECurvature", "2d"),
     ("nnUNetTrainerIFEEntropy", "3d_fullres"),
     ("nnUNetTrainerCPS_ANUNet", "2d"),
+    ("nnUNetTrainerMeanTeacher_Confidence", "2d"),
 ]
 
 
@@ -27,7 +28,7 @@ def fixed_batch(trainer, size):
     generator = torch.Generator().manual_seed(3)
     patch = trainer.configuration_manager.patch_size
     scales = trainer._get_deep_supervision_scales()
-    data, unlabeled = (torch.randn((size, 1, *patch), generator=generator) for _ in range(2))
+    data, unlabeled, strong = (torch.randn((size, 1, *patch), generator=generator) for _ in range(3))
     target = [
         torch.randint(0, 3, (size, 1, *(round(p * s) for p, s in zip(patch, scale, strict=True))), generator=generator)
         for scale in scales
@@ -35,7 +36,7 @@ def fixed_batch(trainer, size):
     valid = torch.ones((2 * size, 1, *patch), dtype=torch.uint8)
     valid[0, :, :5] = 0
     valid[-1, ..., 7:] = 0
-    return {"data": data, "target": target, "unlabeled": unlabeled, "valid": valid}
+    return {"data": data, "target": target, "unlabeled": unlabeled, "unlabeled_strong": strong, "valid": valid}
 
 
 def part(batch, rank, size):
@@ -45,6 +46,7 @@ def part(batch, rank, size):
         "data": batch["data"][take],
         "target": [t[take] for t in batch["target"]],
         "unlabeled": batch["unlabeled"][take],
+        "unlabeled_strong": batch["unlabeled_strong"][take],
         "valid": valid,
     }
 
@@ -79,13 +81,15 @@ def train(name, configuration, rank, world, folder):
     batch = fixed_batch(trainer, 2)
     mine = batch if world == 1 else part(batch, rank, 2)
     outputs = [trainer.train_step(mine) for _ in range(STEPS)]
-    values = trainer.monitor.epoch(outputs, 0.5, trainer.is_ddp) if "CPS" in name else {}
+    semi_supervised = "CPS" in name or "MeanTeacher" in name
+    values = trainer.monitor.epoch(outputs, 0.5, trainer.is_ddp) if semi_supervised else {}
     if rank > 0:
         return None
     path = os.path.join(folder, "c.pth")
     trainer.save_checkpoint(path)
     checkpoint = torch.load(path, weights_only=False)
     second = checkpoint["nnunet_ext_cps"]["network_weights"] if "CPS" in name else {}
+    second = checkpoint["nnunet_ext_teaching"]["student"] if "MeanTeacher" in name else second
     return checkpoint["network_weights"], second, values
 
 

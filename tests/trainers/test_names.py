@@ -43,7 +43,7 @@ def test_other_names_are_not_ours(name):
     [
         (
             "nnUNetTrainerCPS_foo",
-            "unknown part 'foo'.*Known parts, in their order: CPS, CWCD, GDL, DWCE, ANUNet, IFECurvature, IFEEntropy",
+            "unknown part 'foo'.*Known parts, in their order: CPS, MeanTeacher, CutMix, Confidence, ClassBalance",
         ),
         ("nnUNetTrainerCPSX", "unknown part 'CPSX'"),
         ("nnUNetTrainercps", "unknown part 'cps'"),
@@ -56,6 +56,10 @@ def test_other_names_are_not_ours(name):
         ("nnUNetTrainerCPS_CPS", "CPS and CPS, of which only one can be chosen"),
         ("nnUNetTrainerCPS_5epochs_6epochs", "of which only one can be chosen"),
         ("nnUNetTrainerCPS__5epochs", "unknown part ''"),
+        ("nnUNetTrainerCPS_MeanTeacher", "CPS and MeanTeacher, of which only one can be chosen"),
+        ("nnUNetTrainerCutMix", "has CutMix, which needs MeanTeacher, e.g. nnUNetTrainerMeanTeacher_CutMix"),
+        ("nnUNetTrainerCPS_Confidence", "has Confidence, which needs MeanTeacher, e.g. nnUNetTrainerMeanTeacher_Conf"),
+        ("nnUNetTrainerCutMix_MeanTeacher", "use -tr nnUNetTrainerMeanTeacher_CutMix$"),
     ],
 )
 def test_malformed_names_are_explained(name, message):
@@ -64,18 +68,28 @@ def test_malformed_names_are_explained(name, message):
 
 
 def test_every_combination_without_a_length_is_listed_once():
+    parts = ("_CutMix", "_Confidence", "_ClassBalance")
     expected = {
         "nnUNetTrainer" + "_".join(word for word in words if word)
         for words in itertools.product(
-            ("", "CPS"), ("", "CWCD", "GDL", "DWCE"), ("", "ANUNet", "IFECurvature", "IFEEntropy")
+            (
+                "",
+                "CPS",
+                *(
+                    "MeanTeacher" + "".join(part for part, there in zip(parts, chosen, strict=True) if there)
+                    for chosen in itertools.product((False, True), repeat=3)
+                ),
+            ),
+            ("", "CWCD", "GDL", "DWCE"),
+            ("", "ANUNet", "IFECurvature", "IFEEntropy"),
         )
     } - {"nnUNetTrainer"}
     assert set(COMMON) == expected | {"nnUNetTrainerCPS_100epochs", "nnUNetTrainerCPS_250epochs"}
-    assert len(COMMON) == len(set(COMMON)) == 33
+    assert len(COMMON) == len(set(COMMON)) == 161
 
 
 def test_the_list_follows_the_table_of_parts(monkeypatch):
-    new = composition.Part("Mean", "nowhere:Mean", 0, "a mean teacher")
+    new = composition.Part("Mean", "nowhere:Mean", 0, "supervision", "a mean teacher")
     monkeypatch.setattr(composition, "PARTS", (*PARTS, new))
     names = {composition.canonical_name([(part, 0) for part in parts]) for parts in composition._combinations()}
     assert {"nnUNetTrainerMean", "nnUNetTrainerMean_CWCD_ANUNet"} < names
@@ -111,7 +125,8 @@ def test_documentation_follows_the_table():
     names = [name for row in rows for name in re.findall(r"`([^`]+)`", row)]
     assert all(find_trainer(name) is not None for name in names)
     alone = {part.name for part in PARTS if not part.has_number}
-    assert alone <= {name.removeprefix("nnUNetTrainer") for name in names}
+    shown = {token for name in names for token in name.removeprefix("nnUNetTrainer").split("_")}
+    assert alone <= shown
 
 
 @pytest.mark.parametrize("name", ["nnUNetTrainerCPSFoo", "nnUNetTrainerCPS_foo", "nnUNetTrainer_CPS"])

@@ -1,0 +1,58 @@
+"""The part ``ClassBalance``: rare classes weigh more in the cross-entropy of pseudo-labels."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from nnunet_ext.data.class_voxels import cache_file, class_voxels
+from nnunet_ext.trainers._mixin import TrainerMixin
+from nnunet_ext.training.class_balance import ClassBalance, classes_without_labels, labelled_counts
+from nnunet_ext.training.criteria import summed_counts
+from nnunet_ext.training.semi_supervised import class_names
+
+
+class ClassBalancePart(TrainerMixin):
+    """Weighs classes by how rare they are in the labelled cases and in the pseudo-labels, from 0.25 to 4.
+
+    For more than four foreground classes, or one below 2 % of the foreground. The Dice is balanced as it is.
+
+    Attributes:
+        class_balance_gamma: How much rarity counts; 0 gives every class 1.
+    """
+
+    def set_defaults(self) -> None:
+        """Let rarity count by its square root."""
+        super().set_defaults()
+        self.class_balance_gamma = 0.5
+
+    def refuse_unsupported(self) -> None:
+        """Refuse settings that make no sense."""
+        super().refuse_unsupported()
+        if not 0 <= self.class_balance_gamma <= 1:
+            raise ValueError(f"class_balance_gamma must lie between 0 and 1, got {self.class_balance_gamma}")
+
+    def make_balance(self) -> ClassBalance | None:
+        """Return the weights, from the voxels of each class in the labelled cases; a class in none is warned of."""
+        if self.class_balance_gamma == 0:
+            return super().make_balance()
+        labels = self.label_manager
+        outputs: list[Any] = list(labels.foreground_regions if labels.has_regions else labels.all_labels)
+        file = cache_file(self.preprocessed_dataset_folder_base, self.configuration_manager.data_identifier)
+        cases, _ = self.get_tr_and_val_datasets()
+        counts = labelled_counts(
+            class_voxels(cases, file, self.local_rank == 0).values(),
+            [tuple(output) if isinstance(output, (list, tuple)) else int(output) for output in outputs],
+            labels.ignore_label,
+        )
+        names = class_names(self)
+        missing = [names[output] for output in classes_without_labels(counts)]
+        if missing:
+            self.print_to_log_file(
+                f"WARNING: no labelled case of this fold has {', '.join(missing)}: no weight can teach that; label some"
+            )
+        counted = summed_counts if self.is_ddp else None
+        return ClassBalance(counts, self.class_balance_gamma, device=self.device, sum_over_processes=counted)
+
+    def hyperparameters(self) -> dict[str, Any]:
+        """Add the setting of the weights."""
+        return super().hyperparameters() | {"class_balance_gamma": self.class_balance_gamma}

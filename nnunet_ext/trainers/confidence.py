@@ -1,0 +1,64 @@
+"""The part ``Confidence``: only pseudo-labels that the teacher is sure of count."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from nnunet_ext.trainers._mixin import TrainerMixin
+from nnunet_ext.training.confidence import ConfidenceGate
+from nnunet_ext.training.criteria import summed_counts
+from nnunet_ext.training.mean_teacher_step import Gate
+
+_GATES = ("global", "per_class")
+_THRESHOLDS = {2: 0.95, 3: 0.8}  # by the axes of a patch: DPMS and AD-MT
+
+
+class ConfidencePart(TrainerMixin):
+    """Leaves out pseudo-labels below a threshold of confidence.
+
+    Attributes:
+        confidence_gate: ``"global"``, one threshold, or ``"per_class"``, a lower one for classes of which the
+            teacher is less sure, so that a share of each is kept.
+        confidence_threshold: Least probability of the label, from 0; None takes 0.8 in 3D and 0.95 in 2D. 0 keeps all.
+        confidence_keep: Share of each class that ``"per_class"`` keeps at least.
+        confidence_guard: Whether background labels that may be a class that is being lost are left out.
+    """
+
+    def set_defaults(self) -> None:
+        """Set one threshold for all classes."""
+        super().set_defaults()
+        self.confidence_gate = "per_class"
+        self.confidence_threshold: float | None = None
+        self.confidence_keep = 0.8
+        self.confidence_guard = True
+
+    def refuse_unsupported(self) -> None:
+        """Refuse settings that make no sense."""
+        super().refuse_unsupported()
+        if self.confidence_gate not in _GATES:
+            raise ValueError(f"confidence_gate must be one of {', '.join(_GATES)}, got {self.confidence_gate!r}")
+        if self.confidence_threshold is not None and not 0 <= self.confidence_threshold < 1:
+            raise ValueError(f"confidence_threshold must be None or lie in [0, 1), got {self.confidence_threshold}")
+        if not 0 < self.confidence_keep <= 1:
+            raise ValueError(f"confidence_keep must lie in (0, 1], got {self.confidence_keep}")
+
+    def make_gate(self) -> Gate | None:
+        """Return what chooses the pseudo-labels that count."""
+        threshold = self.confidence_threshold
+        if threshold is None:
+            threshold = _THRESHOLDS[len(self.configuration_manager.patch_size)]
+        return ConfidenceGate(
+            self.label_manager.num_segmentation_heads,
+            threshold,
+            self.confidence_gate,
+            self.confidence_keep,
+            self.confidence_guard,
+            self.label_manager.has_regions,
+            device=self.device,
+            sum_over_processes=summed_counts if self.is_ddp else None,
+        )
+
+    def hyperparameters(self) -> dict[str, Any]:
+        """Add the settings of the gate."""
+        names = ("confidence_gate", "confidence_threshold", "confidence_keep", "confidence_guard")
+        return super().hyperparameters() | {name: getattr(self, name) for name in names}

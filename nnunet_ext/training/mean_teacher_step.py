@@ -1,0 +1,224 @@
+"""One training step of a mean teacher: the teacher labels weak views, the student learns strong ones.
+
+METHODS: Tarvainen and Valpola, "Mean teachers are better role models" (2017), with the two views of "Rethinking Data
+Perturbation and Model Stabilization for Semi-supervised Medical Image Segmentation" (DPMS, 2023).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from nnunet_ext.training.agreement import label_counts, region_counts
+from nnunet_ext.training.class_balance import ClassBalance
+from nnunet_ext.training.confidence import label_and_confidence
+from nnunet_ext.training.counting import class_counts
+
+
+class Gate(Protocol):
+    """Decides which pseudo-labels count; :class:`~nnunet_ext.training.confidence.ConfidenceGate` is one."""
+
+    def __call__(
+        self, logits: Tensor, labels: Tensor, confidence: Tensor, valid: Tensor | None, target: Tensor | None
+    ) -> Tensor:
+        """Return the mask of what is kept, as large as the labels."""
+        ...
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state for a checkpoint."""
+        ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore a state."""
+        ...
+
+
+class Mixer(Protocol):
+    """Exchanges parts of patches; :class:`~nnunet_ext.training.mixing.BoxMixer` is one."""
+
+    def __call__(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+        """Return tensors ``(B, C, *S)`` that are mixed alike, out of place."""
+        ...
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state for a checkpoint."""
+        ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore a state."""
+        ...
+
+
+@dataclass
+class PseudoLabelled:
+    """Unlabelled patches as the student sees them, with what it learns them by.
+
+    Attributes:
+        images: Strong views ``(B, C, *S)``.
+        labels: Classes ``(B, 1, *S)``, or regions ``(B, K, *S)`` bool.
+        kept: Mask of the pseudo-labels that count, ``(B, 1, *S)``, or ``(B, K, *S)`` for regions.
+        valid: Mask ``(B, 1, *S)`` of voxels that are neither padding nor outside of the scan.
+    """
+
+    images: Tensor
+    labels: Tensor
+    kept: Tensor
+    valid: Tensor
+
+
+@dataclass
+class MeanTeacherStep:
+    """Does one step of the student; whoever calls it updates the teacher afterwards.
+
+    Labelled patches and strong views go through the student in one forward pass. The loss is ``supervised + weight *
+    unlabelled``; pseudo-labels count on the unlabelled half alone, labelled voxels have better ones.
+
+    Attributes:
+        network: The student.
+        optimizer: Optimiser of the student.
+        teacher: The teacher, without deep supervision.
+        supervised: Loss of labelled patches, ``(outputs, target) -> scalar``.
+        unlabelled: Loss of pseudo-labelled patches, ``(outputs, labels, kept, valid, class_weights) -> scalar``.
+        autocast: Makes the context of a forward pass.
+        device: Where the networks lie.
+        number_of_outputs: Channels of the network's output, K.
+        regions: Whether there are overlapping regions instead of exclusive classes.
+        gate: Chooses the pseudo-labels that count, or None for all.
+        mixer: Exchanges parts of the patches, or None.
+        balance: Weighs the classes of the pseudo-labels, or None.
+        grad_scaler: Scaler of the gradients for fp16, or None.
+        clip: Largest norm of the gradients.
+    """
+
+    network: nn.Module
+    optimizer: torch.optim.Optimizer
+    teacher: nn.Module
+    supervised: Callable[[Any, Any], Tensor]
+    unlabelled: Callable[[list[Tensor], Tensor, Tensor, Tensor, Tensor | None], Tensor]
+    autocast: Callable[[], AbstractContextManager]
+    device: torch.device
+    number_of_outputs: int
+    regions: bool = False
+    gate: Gate | None = None
+    mixer: Mixer | None = None
+    balance: ClassBalance | None = None
+    grad_scaler: Any = None
+    clip: float = 12.0
+
+    def __call__(self, batch: dict[str, Any], weight: float) -> dict[str, Any]:
+        """Train the student on one batch.
+
+        Args:
+            batch: Batch of :class:`~nnunet_ext.data.loaders.TwoStreamLoader` with ``unlabeled_strong``.
+            weight: Weight of the loss of pseudo-labels, lambda; with 0 only the labelled half is looked at.
+
+        Returns:
+            ``loss`` (supervised) and ``unlabeled_loss`` as floats; ``counts`` ``(3, K)``, hard labels of the teacher,
+            of the student and of both on the strong views; ``kept_counts`` ``(K,)``, those that count, by the
+            teacher's label; ``labelled_counts`` ``(K,)``.
+        """
+        target = _to(batch["target"], self.device)
+        labelled = _to(batch["data"], self.device)
+        full = target[0] if isinstance(target, list) else target
+        learned = self.pseudo_labelled(batch, full) if weight != 0 else None
+        images = labelled if learned is None else torch.cat([labelled, learned.images])
+        self.optimizer.zero_grad(set_to_none=True)
+        with self.autocast():
+            output = self.network(images)
+            outputs = list(output) if isinstance(output, (list, tuple)) else [output]
+            halves = [scale[: len(labelled)] for scale in outputs]
+            loss = self.supervised(halves if isinstance(target, list) else halves[0], target)
+            unlabelled = torch.zeros_like(loss)
+            if learned is not None:
+                half = [scale[len(labelled) :] for scale in outputs]
+                weights = self._class_weights(learned)
+                unlabelled = self.unlabelled(half, learned.labels, learned.kept, learned.valid, weights)
+        self._update(loss if learned is None else loss + weight * unlabelled)
+        student = None if learned is None else outputs[0][len(labelled) :].detach()
+        return self._report(loss, unlabelled, learned, student, full)
+
+    @torch.no_grad()
+    def pseudo_labelled(self, batch: dict[str, Any], target: Tensor | None = None) -> PseudoLabelled:
+        """Return the unlabelled half of a batch, labelled by the teacher on the weak views, then gated and mixed.
+
+        Args:
+            batch: Batch of the two-stream loader.
+            target: Labels of the labelled patches at full resolution, with which a gate may compare.
+        """
+        weak, strong = _to(batch["unlabeled"], self.device), _to(batch["unlabeled_strong"], self.device)
+        with self.autocast():
+            logits = self.teacher(weak)
+        labels, confidence = label_and_confidence(logits, self.regions)
+        valid = torch.ones_like(labels[:, :1], dtype=torch.bool)
+        if batch.get("valid") is not None:
+            valid = _to(batch["valid"], self.device)[-len(weak) :] > 0
+        kept = (
+            valid.expand_as(confidence) if self.gate is None else self.gate(logits, labels, confidence, valid, target)
+        )
+        if self.mixer is not None:
+            strong, labels, kept, valid = self.mixer(strong, labels, kept, valid)
+        return PseudoLabelled(strong, labels, kept, valid)
+
+    def _class_weights(self, learned: PseudoLabelled) -> Tensor | None:
+        if self.balance is None:
+            return None
+        self.balance.observe(class_counts(learned.labels, learned.valid, self.number_of_outputs, self.regions))
+        return self.balance.weights()
+
+    def _update(self, loss: Tensor) -> None:
+        if self.grad_scaler is None:
+            loss.backward()
+            nn.utils.clip_grad_norm_(self.network.parameters(), self.clip)
+            self.optimizer.step()
+            return
+        self.grad_scaler.scale(loss).backward()
+        self.grad_scaler.unscale_(self.optimizer)
+        nn.utils.clip_grad_norm_(self.network.parameters(), self.clip)
+        self.grad_scaler.step(self.optimizer)
+        self.grad_scaler.update()
+
+    @torch.no_grad()
+    def _report(
+        self, loss: Tensor, unlabelled: Tensor, learned: PseudoLabelled | None, student: Tensor | None, full: Tensor
+    ) -> dict[str, Any]:
+        classes = self.number_of_outputs
+        if self.regions:
+            true = (full[:, :classes] > 0).sum((0, *range(2, full.ndim)))
+        else:
+            true = torch.bincount(full.flatten().long().clamp(0, classes), minlength=classes + 1)[:classes]
+        counts, kept = true.new_zeros((3, classes)), true.new_zeros(classes)
+        if learned is not None and student is not None:
+            counts, kept = self._counts(learned, student)
+        # One copy to the host a step, as nnU-Net's own step does for its loss: of integers, the losses by their bits.
+        losses = torch.stack([loss.detach(), unlabelled.detach()]).float().view(torch.int32).long()
+        flat = torch.cat([losses, counts.flatten(), kept, true]).cpu().numpy()
+        supervised, pseudo = flat[:2].astype(np.int32).view(np.float32)
+        voxels = flat[2:].astype(float)
+        return {
+            "loss": float(supervised),
+            "unlabeled_loss": float(pseudo),
+            "counts": voxels[: 3 * classes].reshape(3, classes),
+            "kept_counts": voxels[3 * classes : 4 * classes],
+            "labelled_counts": voxels[4 * classes :],
+        }
+
+    def _counts(self, learned: PseudoLabelled, student: Tensor) -> tuple[Tensor, Tensor]:
+        if self.regions:
+            counts = region_counts(learned.labels, student > 0, learned.valid)
+            return counts, (learned.labels & learned.kept).sum((0, *range(2, student.ndim)))
+        guess = student.argmax(1, keepdim=True)
+        counts = label_counts(learned.labels, guess, learned.valid, self.number_of_outputs)
+        kept = torch.where(learned.kept > 0, learned.labels, self.number_of_outputs).flatten()
+        return counts, torch.bincount(kept, minlength=self.number_of_outputs + 1)[: self.number_of_outputs]
+
+
+def _to(data: Any, device: torch.device) -> Any:
+    if isinstance(data, list):
+        return [_to(item, device) for item in data]
+    return data.to(device, non_blocking=True)
