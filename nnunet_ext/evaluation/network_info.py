@@ -83,7 +83,9 @@ def _network_and_memory(
     heads = labels.num_segmentation_heads
     networks = getattr(cls, "number_of_networks", 1)
     estimate: Any = supervised_step_memory if networks == 1 else cps_step_memory
-    size = (configuration.patch_size, configuration.batch_size, channels, heads, labels.has_regions)
+    taught = getattr(cls, "has_teacher", False)  # unlabelled patches go through the network with the labelled ones
+    patches = configuration.batch_size * (2 if taught else 1)
+    size = (configuration.patch_size, patches, channels, heads, labels.has_regions)
     try:
         with torch.device("meta"):
             network = _build(cls, manager, configuration, channels, heads)
@@ -98,6 +100,8 @@ def _network_and_memory(
             f"the network of {cls.__name__} cannot be built and run for this configuration (patch "
             f"{list(configuration.patch_size)}); name others with -c. {type(error).__name__}: {error}"
         ) from error
+    if taught:
+        step += sum(parameter.numel() * parameter.element_size() for parameter in network.parameters())
     return {
         "network": f"{type(network).__module__}.{type(network).__qualname__}",
         "networks": networks,

@@ -36,8 +36,10 @@ class MeanTeacherPart(TrainerMixin):
         use_unlabeled: Whether to train on unlabelled patches, too.
         missing_class_patience: Epochs after which a class that is missing from the pseudo-labels is warned of.
         validate_student: Whether the student gets a final validation, too.
+        has_teacher: Whether a teacher stands beside the network, for those who ask what a training takes.
     """
 
+    has_teacher = True
     teacher: Teacher
 
     def set_defaults(self) -> None:

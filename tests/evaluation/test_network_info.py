@@ -163,6 +163,16 @@ def test_nested_networks_are_estimated_with_their_own_loss():
     assert gib("nnUNetTrainerCWCD_ANUNet") != gib("nnUNetTrainerANUNet")
 
 
+def test_a_teacher_and_its_patches_take_memory():
+    def gib(trainer):
+        return compare_networks(tiny.plans(), tiny.dataset_json(), trainer, ["3d_fullres"])["3d_fullres"]["trainer"][
+            "gib"
+        ]
+
+    plain, taught, cps = (gib(f"nnUNetTrainer{part}") for part in ("_3epochs", "MeanTeacher_CutMix", "CPS"))
+    assert 1.7 * plain < taught < cps
+
+
 def test_the_loss_of_a_users_class_is_seen():
     class Mine(find_trainer("nnUNetTrainerANUNet")):
         def _build_loss(self):
