@@ -121,7 +121,7 @@ def _with_hybrid_loss(cls: Any, configuration: ConfigurationManager) -> dict[str
 
 def _has_own_loss(cls: Any) -> bool:
     """Whether a trainer's loss is not that of its network: a part says so, and of classes of users it is seen."""
-    maker = next((base for base in cls.__mro__ if "_build_loss" in vars(base)), None)
+    maker = compat.class_with_loss(cls)
     if maker is not None and not maker.__module__.startswith(("nnunet_ext.", "nnunetv2.")):
         return True
     return bool(getattr(cls, "has_own_loss", True))

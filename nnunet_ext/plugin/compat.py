@@ -299,3 +299,8 @@ def sliding_window_slicers(predictor: Any, shape: tuple[int, ...]) -> list[Any]:
     """Return the places of the patches with which nnU-Net's predictor covers an image."""
     slicers: list[Any] = predictor._internal_get_sliding_window_slicers(shape)
     return slicers
+
+
+def class_with_loss(trainer: type) -> type | None:
+    """Return the class among a trainer's bases whose loss it has."""
+    return next((base for base in trainer.__mro__ if "_build_loss" in vars(base)), None)

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from nnunet_ext.data.class_voxels import cache_file, class_voxels
 from nnunet_ext.trainers._mixin import TrainerMixin
 from nnunet_ext.training.class_balance import ClassBalance, classes_without_labels, labelled_counts
@@ -35,8 +38,16 @@ class ClassBalancePart(TrainerMixin):
         """Return the weights, from the voxels of each class in the labelled cases; a class in none is warned of."""
         if self.class_balance_gamma == 0:
             return super().make_balance()
+        counted = summed_counts if self.is_ddp else None
+        counts = self._labelled_counts()
+        return ClassBalance(counts, self.class_balance_gamma, device=self.device, sum_over_processes=counted)
+
+    def _labelled_counts(self) -> Tensor:
+        """Return the voxels of each class in the labelled cases; 0 where a training is only validated without them."""
         labels = self.label_manager
         outputs: list[Any] = list(labels.foreground_regions if labels.has_regions else labels.all_labels)
+        if getattr(self, "only_validates", False):
+            return torch.zeros((2, len(outputs)) if labels.has_regions else len(outputs))
         file = cache_file(self.preprocessed_dataset_folder_base, self.configuration_manager.data_identifier)
         cases, _ = self.get_tr_and_val_datasets()
         counts = labelled_counts(
@@ -50,8 +61,7 @@ class ClassBalancePart(TrainerMixin):
             self.print_to_log_file(
                 f"WARNING: no labelled case of this fold has {', '.join(missing)}: no weight can teach that; label some"
             )
-        counted = summed_counts if self.is_ddp else None
-        return ClassBalance(counts, self.class_balance_gamma, device=self.device, sum_over_processes=counted)
+        return counts
 
     def hyperparameters(self) -> dict[str, Any]:
         """Add the setting of the weights."""

@@ -21,7 +21,9 @@ class ConfidencePart(TrainerMixin):
             teacher is less sure, so that a share of each is kept.
         confidence_threshold: Least probability of the label, from 0; None takes 0.8 in 3D and 0.95 in 2D. 0 keeps all.
         confidence_keep: Share of each class that ``"per_class"`` keeps at least.
-        confidence_guard: Whether background labels that may be a class that is being lost are left out.
+        confidence_guard: Whether background labels that may be a class that is being lost are left out. What is lost is
+            judged by the labelled patches, in which nnU-Net draws more foreground than there is, so small classes count
+            as lost: off by default.
     """
 
     def set_defaults(self) -> None:
@@ -30,7 +32,7 @@ class ConfidencePart(TrainerMixin):
         self.confidence_gate = "per_class"
         self.confidence_threshold: float | None = None
         self.confidence_keep = 0.8
-        self.confidence_guard = True
+        self.confidence_guard = False
 
     def refuse_unsupported(self) -> None:
         """Refuse settings that make no sense."""
@@ -39,6 +41,11 @@ class ConfidencePart(TrainerMixin):
             raise ValueError(f"confidence_gate must be one of {', '.join(_GATES)}, got {self.confidence_gate!r}")
         if self.confidence_threshold is not None and not 0 <= self.confidence_threshold < 1:
             raise ValueError(f"confidence_threshold must be None or lie in [0, 1), got {self.confidence_threshold}")
+        if self.confidence_guard and self.label_manager.has_ignore_label:
+            raise ValueError(
+                "confidence_guard compares with the share of each class in labelled patches, which says nothing where "
+                "most voxels have the ignore label; set confidence_guard to False"
+            )
         if not 0 < self.confidence_keep <= 1:
             raise ValueError(f"confidence_keep must lie in (0, 1], got {self.confidence_keep}")
 

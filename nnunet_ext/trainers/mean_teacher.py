@@ -13,7 +13,7 @@ from nnunet_ext.training.checkpoints import TEACHING, plain_module
 from nnunet_ext.training.drift import DriftAlarm
 from nnunet_ext.training.mean_teacher_step import MeanTeacherStep
 from nnunet_ext.training.schedules import check_schedule, ramped_weight
-from nnunet_ext.training.seeds import seed_everything
+from nnunet_ext.training.seeds import derived_seed, seed_everything
 from nnunet_ext.training.teacher import Teacher, decay_for_length
 from nnunet_ext.training.unlabelled import unlabelled_criterion
 from nnunet_ext.training.validation import compare_validations, validate_networks
@@ -75,6 +75,7 @@ class MeanTeacherPart(TrainerMixin):
         super().build_networks()
         steps = self.num_epochs * self.num_iterations_per_epoch
         self.teacher = Teacher(self.network, decay_for_length(steps) if self.ema_decay is None else self.ema_decay)
+        self._supervise_teacher_deeply(False)
 
     def initialize(self) -> None:
         """Initialise as nnU-Net does, then make the step from what is there."""
@@ -85,7 +86,7 @@ class MeanTeacherPart(TrainerMixin):
         self.teaching_step = MeanTeacherStep(
             self.network,
             self.optimizer,
-            self.teacher.network,
+            self.teacher,
             self.loss,
             unlabelled_criterion(self),
             self.autocast,
@@ -116,7 +117,7 @@ class MeanTeacherPart(TrainerMixin):
 
     def get_dataloaders(self) -> tuple[Any, Any]:
         """Return the two-stream training loader with two views, and nnU-Net's validation loader."""
-        unlabelled = unlabeled_dataset(self) if self.use_unlabeled else None
+        unlabelled = unlabeled_dataset(self) if self.use_unlabeled and self.unlabeled_weight else None
         pin = self.device.type == "cuda"
         seed = self.loading_seed()
         seed_everything(seed)
@@ -125,9 +126,13 @@ class MeanTeacherPart(TrainerMixin):
         next(train), next(val)
         return train, val
 
-    def set_deep_supervision_enabled(self, enabled: bool) -> None:
-        """Switch deep supervision of the student; the teacher has it while nnU-Net validates patches."""
-        second_network.set_deep_supervision([self.network], enabled)
+    def _supervise_teacher_deeply(self, enabled: bool) -> None:
+        """Switch the teacher's outputs: nnU-Net's validation of patches expects all of them, the step one."""
+        if self.is_ddp:  # nnU-Net's method expects the wrapper of DDP there, which the teacher has not
+            second_network.set_deep_supervision([self.teacher.network], enabled)
+            return
+        with self.using_network(self.teacher.network):
+            self.set_deep_supervision_enabled(enabled)  # networks of users have switches of their own
 
     def on_train_start(self) -> None:
         """Say where the next stage of a cascade finds what this one predicts."""
@@ -170,7 +175,7 @@ class MeanTeacherPart(TrainerMixin):
     def on_validation_epoch_start(self) -> None:
         """Set the student to evaluation, and let the teacher have the outputs that nnU-Net's step expects."""
         super().on_validation_epoch_start()
-        second_network.set_deep_supervision([self.teacher.network], self.enable_deep_supervision)
+        self._supervise_teacher_deeply(self.enable_deep_supervision)
 
     def validation_step(self, batch: dict[str, Any]) -> dict[str, Any]:
         """Validate the teacher as nnU-Net does, and the student on the same patches."""
@@ -182,7 +187,7 @@ class MeanTeacherPart(TrainerMixin):
 
     def on_validation_epoch_end(self, val_outputs: list[dict[str, Any]]) -> None:
         """Log the pseudo Dice of teacher and student; nnU-Net's own curves follow the teacher."""
-        second_network.set_deep_supervision([self.teacher.network], False)
+        self._supervise_teacher_deeply(False)
         super().on_validation_epoch_end(val_outputs)
         dice = self.logger.get_value("dice_per_class_or_region", step=-1)
         values = {
@@ -221,7 +226,14 @@ class MeanTeacherPart(TrainerMixin):
         self.monitor.load_state(saved["monitor"])
         self.drift.load_state_dict(saved["drift"])
         for name, part in self._stateful_parts().items():
-            part.load_state_dict(saved[name])
+            if name in saved:
+                part.load_state_dict(saved[name])
+            else:
+                self.print_to_log_file(
+                    f"The checkpoint has no {name} of pseudo-labels: this training begins one afresh"
+                )
+        if self.mixer is not None and self.local_rank > 0:  # the checkpoint is that of rank 0
+            self.mixer.reseed(derived_seed(self.seed, 200, self.local_rank, self.current_epoch))
         curves.register(self.logger, teacher_monitor.KEYS)
 
     def _stateful_parts(self) -> dict[str, Any]:
@@ -243,5 +255,6 @@ class MeanTeacherPart(TrainerMixin):
             next_stage.next_stages(self, next_stage.preprocessed_next_stages(self)),
         ):
             super().perform_actual_validation(save_probabilities)
+        self._supervise_teacher_deeply(False)  # which nnU-Net's validation leaves switched on
         if self.validate_student and self.local_rank == 0:
             compare_validations(self, {"": "teacher", "student": "student"})

@@ -43,6 +43,8 @@ class DriftAlarm:
             Classes that have left their median by more than is allowed, and had not in the epoch before.
         """
         now = np.asarray(share, float)
+        if not np.isfinite(now).all():  # nothing was labelled
+            return []
         self._share = now if self._share is None else self.decay * self._share + (1 - self.decay) * now
         if not after_ramp:
             return []

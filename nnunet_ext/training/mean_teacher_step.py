@@ -15,7 +15,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from nnunet_ext.training.agreement import label_counts, region_counts
 from nnunet_ext.training.class_balance import ClassBalance
 from nnunet_ext.training.confidence import label_and_confidence
 from nnunet_ext.training.counting import class_counts
@@ -44,6 +43,10 @@ class Mixer(Protocol):
 
     def __call__(self, *tensors: Tensor) -> tuple[Tensor, ...]:
         """Return tensors ``(B, C, *S)`` that are mixed alike, out of place."""
+        ...
+
+    def reseed(self, seed: int) -> None:
+        """Draw from another seed from now on."""
         ...
 
     def state_dict(self) -> dict[str, Any]:
@@ -82,7 +85,7 @@ class MeanTeacherStep:
     Attributes:
         network: The student.
         optimizer: Optimiser of the student.
-        teacher: The teacher, without deep supervision.
+        teacher: The teacher: images -> logits at full resolution.
         supervised: Loss of labelled patches, ``(outputs, target) -> scalar``.
         unlabelled: Loss of pseudo-labelled patches, ``(outputs, labels, kept, valid, class_weights) -> scalar``.
         autocast: Makes the context of a forward pass.
@@ -98,7 +101,7 @@ class MeanTeacherStep:
 
     network: nn.Module
     optimizer: torch.optim.Optimizer
-    teacher: nn.Module
+    teacher: Callable[[Tensor], Tensor]
     supervised: Callable[[Any, Any], Tensor]
     unlabelled: Callable[[list[Tensor], Tensor, Tensor, Tensor, Tensor | None], Tensor]
     autocast: Callable[[], AbstractContextManager]
@@ -188,16 +191,13 @@ class MeanTeacherStep:
         self, loss: Tensor, unlabelled: Tensor, learned: PseudoLabelled | None, student: Tensor | None, full: Tensor
     ) -> dict[str, Any]:
         classes = self.number_of_outputs
-        if self.regions:
-            true = (full[:, :classes] > 0).sum((0, *range(2, full.ndim)))
-        else:
-            true = torch.bincount(full.flatten().long().clamp(0, classes), minlength=classes + 1)[:classes]
+        true = self._classes(full[:, :classes] if self.regions else full, None)
         counts, kept = true.new_zeros((3, classes)), true.new_zeros(classes)
         if learned is not None and student is not None:
             counts, kept = self._counts(learned, student)
         # One copy to the host a step, as nnU-Net's own step does for its loss: of integers, the losses by their bits.
         losses = torch.stack([loss.detach(), unlabelled.detach()]).float().view(torch.int32).long()
-        flat = torch.cat([losses, counts.flatten(), kept, true]).cpu().numpy()
+        flat = torch.cat([losses, *(part.flatten().long() for part in (counts, kept, true))]).cpu().numpy()
         supervised, pseudo = flat[:2].astype(np.int32).view(np.float32)
         voxels = flat[2:].astype(float)
         return {
@@ -209,13 +209,18 @@ class MeanTeacherStep:
         }
 
     def _counts(self, learned: PseudoLabelled, student: Tensor) -> tuple[Tensor, Tensor]:
+        labels, valid = learned.labels, learned.valid > 0
         if self.regions:
-            counts = region_counts(learned.labels, student > 0, learned.valid)
-            return counts, (learned.labels & learned.kept).sum((0, *range(2, student.ndim)))
-        guess = student.argmax(1, keepdim=True)
-        counts = label_counts(learned.labels, guess, learned.valid, self.number_of_outputs)
-        kept = torch.where(learned.kept > 0, learned.labels, self.number_of_outputs).flatten()
-        return counts, torch.bincount(kept, minlength=self.number_of_outputs + 1)[: self.number_of_outputs]
+            guess, both = student > 0, labels & (student > 0)
+        else:
+            guess = student.argmax(1, keepdim=True)
+            both = torch.where(labels == guess, labels, -1)
+        counts = torch.stack([self._classes(part, valid) for part in (labels, guess, both)])
+        return counts, self._classes(labels, learned.kept)
+
+    def _classes(self, labels: Tensor, there: Tensor | None) -> Tensor:
+        counts = class_counts(labels, there, self.number_of_outputs, self.regions)
+        return counts[1] if self.regions else counts
 
 
 def _to(data: Any, device: torch.device) -> Any:

@@ -77,6 +77,10 @@ class BoxMixer:
         outside = self.generator.boxes(size, number, self.share, self.probability, self.shape, tensors[0].device)
         return tuple(mix(outside, tensor) for tensor in tensors)
 
+    def reseed(self, seed: int) -> None:
+        """Draw from another seed from now on."""
+        self.generator = BoxGenerator(seed)
+
     def state_dict(self) -> dict[str, Any]:
         """Return the state for a checkpoint."""
         return self.generator.state_dict()

@@ -86,7 +86,7 @@ class TeacherMonitor(CPSMonitor):
         with np.errstate(invalid="ignore", divide="ignore"):
             agreement = np.where(size > 0, 2 * both / size, np.nan)
             kept_share = np.where(teacher > 0, kept / teacher, np.nan)
-            share = teacher / teacher.sum() if teacher.sum() > 0 else np.full(len(teacher), np.nan)
+        share = teacher / max(teacher.sum(), 1.0) if weight else np.full(len(teacher), np.nan)
         return {
             "unlabeled_weight": float(weight),
             "supervised_loss": float(losses[0]),

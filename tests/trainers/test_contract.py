@@ -22,7 +22,7 @@ from nnunet_ext.training.architecture import OWN_NETWORKS
 # What a part replaces without asking the next one; all else calls super().
 REPLACED = {
     "CPSPart": {"train_step", "get_dataloaders", "set_deep_supervision_enabled", "pseudo_criterion"},
-    "MeanTeacherPart": {"train_step", "get_dataloaders", "set_deep_supervision_enabled"},
+    "MeanTeacherPart": {"train_step", "get_dataloaders"},
     "ConfidencePart": {"make_gate"},
     "CWCDPart": {"_build_loss"},
     "GDLPart": {"_build_loss"},

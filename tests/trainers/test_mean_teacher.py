@@ -297,3 +297,117 @@ def test_a_drift_is_warned_of(make_trainer):
 
     assert [epoch(number, [80, 10, 10]) for number in range(16, 26)] == [[]] * 10
     assert [1] in [epoch(number, [70, 20, 10]) for number in range(26, 30)]
+
+
+def test_a_checkpoint_of_other_settings_is_continued_with_new_parts(make_trainer, tmp_path):
+    """Fewer patches a process, or a weight of 0: then there was nothing to keep of a part."""
+    trainer = make_trainer(SHORT)
+    trainer.cutmix_probability, trainer.class_balance_gamma = 0.0, 0.0
+    ready(trainer)
+    trainer.save_checkpoint(str(tmp_path / "c.pth"))
+    restored = make_trainer(SHORT)
+    restored.load_checkpoint(str(tmp_path / "c.pth"))
+    log = Path(restored.log_file).read_text()
+    assert "has no mixer of pseudo-labels" in log
+    assert "has no balance of pseudo-labels" in log
+
+
+def test_other_processes_draw_boxes_of_their_own_when_they_go_on(make_trainer, tmp_path):
+    trainer, _ = ready(make_trainer(SHORT))
+    trainer.save_checkpoint(str(tmp_path / "c.pth"))
+    second = make_trainer(SHORT)
+    second.initialize()
+    second.local_rank = 1
+    second.load_checkpoint(str(tmp_path / "c.pth"))
+    first, other = (one.mixer.generator.boxes((8, 8, 8), 4, probability=1.0) for one in (trainer, second))
+    assert not torch.equal(first, other)
+
+
+def test_validation_alone_needs_no_case_of_the_training(make_trainer, environment, tmp_path):
+    trainer, _ = ready(make_trainer(SHORT))
+    trainer.save_checkpoint(str(tmp_path / "c.pth"))
+    (validation,) = trainer.get_tr_and_val_datasets()[1].identifiers
+    for file in (environment / "preprocessed" / tiny.NAME / f"{tiny.PLANS}_3d_fullres").iterdir():
+        if file.suffix != ".pkl" and not file.name.startswith(validation):
+            file.unlink()
+    restored = make_trainer(SHORT)
+    restored.only_validates = True
+    restored.load_checkpoint(str(tmp_path / "c.pth"))
+    assert same(weights(restored.teacher.network), weights(trainer.teacher.network))
+
+
+def test_a_validation_between_does_not_disturb_the_training(make_trainer, monkeypatch):
+    def leaves_all_outputs(self, save_probabilities=False):
+        self.set_deep_supervision_enabled(True)  # as nnU-Net's does at its end
+
+    monkeypatch.setattr(nnUNetTrainer, "perform_actual_validation", leaves_all_outputs)
+    trainer, loader = ready(make_trainer(PLAIN))
+    trainer.validate_student = False
+    trainer.perform_actual_validation()
+    assert trainer.teacher.network.decoder.deep_supervision is False
+    trainer.train_step(next(loader))
+    trainer.teacher.network.decoder.deep_supervision = True
+    trainer.train_step(next(loader))
+
+
+def test_networks_with_a_switch_of_their_own(make_trainer):
+    """As in nnU-Net, who has another network overrides set_deep_supervision_enabled."""
+
+    class Shell(torch.nn.Module):
+        def __init__(self, network):
+            super().__init__()
+            self.inner = network
+            self.inner.decoder.deep_supervision = True
+            self.all_outputs = True
+
+        def forward(self, images):
+            outputs = self.inner(images)
+            return outputs if self.all_outputs else outputs[0]
+
+    base = type(make_trainer(PLAIN))
+
+    class Mine(base):
+        @classmethod
+        def build_network_architecture(cls, *arguments, **options):
+            return Shell(super().build_network_architecture(*arguments, **options))
+
+        def set_deep_supervision_enabled(self, enabled):
+            self.network.all_outputs = enabled
+
+    trainer, loader = ready(make_trainer(cls=Mine))
+    assert trainer.teacher.network.all_outputs is False
+    assert trainer.train_step(next(loader))["unlabeled_loss"] != 0
+    trainer.on_validation_epoch_start()
+    assert trainer.teacher.network.all_outputs is True
+
+
+def test_without_a_weight_no_unlabelled_case_is_asked_for(make_trainer, environment):
+    trainer = make_trainer(PLAIN)
+    for file in (environment / "preprocessed" / tiny.NAME / f"{tiny.PLANS}_3d_fullres_unlabeled").glob("*.json"):
+        file.unlink()
+    trainer.unlabeled_weight = 0.0
+    _, loader = ready(trainer)
+    assert "unlabeled" not in next(loader)
+
+
+@pytest.mark.parametrize("kind", ["labels", "regions"])
+def test_a_teacher_that_sees_nothing_is_warned_of(make_trainer, kind):
+    trainer, _ = ready(make_trainer("nnUNetTrainerMeanTeacher_40epochs_2iterations", kind=kind))
+    outputs = trainer.label_manager.num_segmentation_heads
+    counts = np.zeros((3, outputs))
+    counts[:2, 0] = 0 if kind == "regions" else 100
+    report = {"loss": 1.0, "unlabeled_loss": 1.0, "kept_counts": np.zeros(outputs), "counts": counts}
+    report["labelled_counts"] = np.ones(outputs)
+    values = trainer.monitor.epoch([report], 0.5, False)
+    missing = [trainer.monitor.missing_classes(values) for _ in range(4)][-1]
+    assert missing == list(range(trainer.monitor.first_class, outputs))
+    unseen = np.full(outputs, np.nan)
+    assert trainer.drift.observe(unseen, True) == []
+    assert trainer.drift.state_dict()["history"] == []
+
+
+def test_a_guard_says_nothing_of_sparse_labels(make_trainer):
+    trainer = make_trainer("nnUNetTrainerMeanTeacher_Confidence_4epochs_2iterations", kind="ignore")
+    trainer.confidence_guard = True
+    with pytest.raises(ValueError, match="confidence_guard compares with the share of each class in labelled patches"):
+        trainer.initialize()
