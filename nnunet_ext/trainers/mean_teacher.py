@@ -219,7 +219,8 @@ class MeanTeacherPart(TrainerMixin):
         self.monitor.load_state(saved["monitor"])
         self.drift.load_state_dict(saved["drift"])
         for name, part in self._stateful_parts().items():
-            part.load_state_dict(saved[name])
+            if name in saved:  # a part that was switched off begins anew
+                part.load_state_dict(saved[name])
         curves.register(self.logger, teacher_monitor.KEYS)
 
     def _stateful_parts(self) -> dict[str, Any]:
