@@ -188,6 +188,18 @@ def test_with_the_same_views_both_networks_learn_what_is_labelled(make_trainer, 
     assert np.isfinite([report["loss"], report["loss_2"], report["cps"]]).all()
 
 
+def test_without_deep_supervision(make_trainer):
+    trainer = make_trainer(SHORT)
+    trainer.enable_deep_supervision = False
+    trainer.initialize()
+    trainer.current_epoch = 2
+    loader, _ = trainer.get_dataloaders()
+    batch = next(loader)
+    assert isinstance(batch["target"], torch.Tensor)
+    assert trainer.train_step(batch)["cps"] != 0
+    assert not any(network.decoder.deep_supervision for network in networks(trainer))
+
+
 def test_both_halves_without_unlabelled_cases(make_trainer):
     trainer = make_trainer(PLAIN.replace("CPS", "CPS_Confidence"))
     trainer.views, trainer.use_unlabeled = "same", False
