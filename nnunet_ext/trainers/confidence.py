@@ -1,4 +1,4 @@
-"""The part ``Confidence``: only pseudo-labels that the teacher is sure of count."""
+"""The part ``Confidence``: only pseudo-labels that the network that made them is sure of count."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class ConfidencePart(TrainerMixin):
 
     Attributes:
         confidence_gate: ``"global"``, one threshold, or ``"per_class"``, a lower one for classes of which the
-            teacher is less sure, so that a share of each is kept.
+            network that labels is less sure, so that a share of each is kept.
         confidence_threshold: Least probability of the label, from 0; None takes 0.8 in 3D and 0.95 in 2D. 0 keeps all.
         confidence_keep: Share of each class that ``"per_class"`` keeps at least.
         confidence_guard: Whether background labels that may be a class that is being lost are left out. What is lost is
@@ -50,10 +50,12 @@ class ConfidencePart(TrainerMixin):
             raise ValueError(f"confidence_keep must lie in (0, 1], got {self.confidence_keep}")
 
     def make_gate(self) -> Gate | None:
-        """Return what chooses the pseudo-labels that count."""
+        """Return what chooses the pseudo-labels that count; without threshold and guard all of them do."""
         threshold = self.confidence_threshold
         if threshold is None:
             threshold = _THRESHOLDS[len(self.configuration_manager.patch_size)]
+        if threshold == 0 and not self.confidence_guard:
+            return super().make_gate()
         return ConfidenceGate(
             self.label_manager.num_segmentation_heads,
             threshold,

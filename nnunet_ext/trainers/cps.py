@@ -11,13 +11,20 @@ from nnunet_ext.data.loaders import in_background, two_stream_loader, validation
 from nnunet_ext.data.training_cases import unlabeled_dataset
 from nnunet_ext.networks.averaging import AverageOfNetworks
 from nnunet_ext.trainers._mixin import TrainerMixin
+from nnunet_ext.trainers.class_balance import ClassBalancePart
+from nnunet_ext.trainers.confidence import ConfidencePart
+from nnunet_ext.trainers.cut_mix import CutMixPart
 from nnunet_ext.training import cps_monitor, curves, next_stage, second_network, semi_supervised
 from nnunet_ext.training.checkpoints import SECOND_NETWORK, plain_module
-from nnunet_ext.training.cps_step import make_step
-from nnunet_ext.training.criteria import cross_pseudo_criterion
+from nnunet_ext.training.cps_step import CPSStep, make_step
+from nnunet_ext.training.cps_views_step import CPSViewsStep, make_views_step
+from nnunet_ext.training.criteria import CrossPseudoCriterion, cross_pseudo_criterion
 from nnunet_ext.training.schedules import PlateauScheduler, linear_ramp
-from nnunet_ext.training.seeds import seed_everything
+from nnunet_ext.training.seeds import derived_seed, seed_everything
 from nnunet_ext.training.validation import compare_validations, validate_networks
+
+_VIEWS = ("same", "weak_strong")
+_PSEUDO_ON = ("both", "unlabelled")
 
 
 class CPSPart(TrainerMixin):
@@ -29,6 +36,11 @@ class CPSPart(TrainerMixin):
         lr_schedule: Course of the learning rate: ``"poly"`` (nnU-Net's, and the released code's) or ``"plateau"`` (the
             paper's table).
         use_unlabeled: Whether to train on unlabelled patches, too.
+        views: ``"same"``: both networks see what they label, as in 3D-CPS; ``"weak_strong"``: they label weak views of
+            unlabelled patches, and each learns strong views of its own. None takes ``"same"`` for CPS alone, and
+            ``"weak_strong"`` with ``CutMix``, ``Confidence`` or ``ClassBalance``.
+        pseudo_on: ``"both"``: pseudo-labels are learnt on labelled and unlabelled patches, as in 3D-CPS; or
+            ``"unlabelled"``. None takes ``"both"`` for the same views without boxes, else ``"unlabelled"``.
         missing_class_patience: Epochs after which a class that is missing from the pseudo-labels is warned of.
         validate_second_network: Whether network 2 and the average of both get a final validation, too.
         number_of_networks: Number of networks that are trained, for those who ask what a training takes.
@@ -46,13 +58,34 @@ class CPSPart(TrainerMixin):
         self.ramp_fraction = 0.5
         self.lr_schedule = "poly"
         self.use_unlabeled = True
+        self.views: str | None = None
+        self.pseudo_on: str | None = None
         self.missing_class_patience = 3
         self.validate_second_network = True
 
     def refuse_unsupported(self) -> None:
-        """Refuse the cascade: unlabelled cases have no prediction of the previous stage."""
+        """Refuse the cascade, as unlabelled cases have no prediction of its previous stage, and what does not fit."""
         super().refuse_unsupported()
         semi_supervised.refuse_unsupported(self)
+        for name, value, known in (("views", self.views, _VIEWS), ("pseudo_on", self.pseudo_on, _PSEUDO_ON)):
+            if value is not None and value not in known:
+                raise ValueError(f"{name} must be None or one of {', '.join(known)}, got {value!r}")
+        views, pseudo_on = self.views_and_halves()
+        if pseudo_on == "both" and views == "weak_strong":
+            raise ValueError(
+                "pseudo_on 'both' and views 'weak_strong' exclude each other: labelled patches have one view; set "
+                "pseudo_on to 'unlabelled' or views to 'same'"
+            )
+        if pseudo_on == "both" and self._exchanges_boxes():
+            raise ValueError(
+                "pseudo_on 'both' goes without CutMix, which exchanges boxes of unlabelled patches alone: set "
+                "pseudo_on to 'unlabelled' or cutmix_probability to 0"
+            )
+        if pseudo_on == "unlabelled" and not self.use_unlabeled:
+            raise ValueError(
+                "pseudo_on 'unlabelled' has nothing to learn from where use_unlabeled is False: set pseudo_on to "
+                "'both' and views to 'same', or use a trainer without CPS"
+            )
 
     def build_networks(self) -> None:
         """Build both networks, each from a seed of its own."""
@@ -64,8 +97,38 @@ class CPSPart(TrainerMixin):
         """Initialise as nnU-Net does, then make the step from what is there."""
         super().initialize()
         self.monitor = cps_monitor.CPSMonitor(semi_supervised.first_class(self), self.missing_class_patience)
-        self.cps_step = make_step(self)
+        self.cps_step = self.make_cps_step()
         curves.register(self.logger, cps_monitor.KEYS)
+
+    def make_cps_step(self) -> CPSStep | CPSViewsStep:
+        """Return 3D-CPS's step, or that of views of their own, of chosen, mixed or weighted pseudo-labels.
+
+        Raises:
+            ValueError: If that step would leave out a loss of pseudo-labels that is not CPS's own.
+        """
+        views, pseudo_on = self.views_and_halves()
+        gates, mixer, balance = (self.make_gate(), self.make_gate()), self.make_mixer(), self.make_balance()
+        parts = [part for part in (*gates, mixer, balance) if part is not None]
+        if (views, pseudo_on) == ("same", "both") and not parts:
+            return make_step(self)
+        criterion = type(self.pseudo_criterion())
+        if criterion is not CrossPseudoCriterion:
+            raise ValueError(
+                f"the loss of pseudo-labels {criterion.__name__} goes with plain CPS alone (views 'same', pseudo_on "
+                "'both', no CutMix, Confidence or ClassBalance); with CWCD leave contour_pseudo_labels False"
+            )
+        self.print_to_log_file(f"CPS with views {views!r}, pseudo-labels learnt on {pseudo_on!r}")
+        return make_views_step(self, pseudo_on == "both", gates, mixer, balance)
+
+    def views_and_halves(self) -> tuple[str, str]:
+        """Return ``views`` and ``pseudo_on``, where they are None by the parts of the trainer."""
+        with_parts = isinstance(self, (CutMixPart, ConfidencePart, ClassBalancePart))
+        views = self.views or ("weak_strong" if with_parts else "same")
+        plain = views == "same" and not self._exchanges_boxes()
+        return views, self.pseudo_on or ("both" if plain else "unlabelled")
+
+    def _exchanges_boxes(self) -> bool:
+        return isinstance(self, CutMixPart) and self.cutmix_probability != 0
 
     def pseudo_criterion(self) -> nn.Module:
         """Return the loss against the labels of the peer; a part with another loss may replace it."""
@@ -83,6 +146,8 @@ class CPSPart(TrainerMixin):
             "ramp_fraction",
             "lr_schedule",
             "use_unlabeled",
+            "views",
+            "pseudo_on",
             "missing_class_patience",
             "validate_second_network",
         )
@@ -94,7 +159,8 @@ class CPSPart(TrainerMixin):
         pin = self.device.type == "cuda"
         seed = self.loading_seed()
         seed_everything(seed)
-        train = in_background(two_stream_loader(self, unlabelled), pin, True, seed)
+        strong_views = 2 if self.views_and_halves()[0] == "weak_strong" else 0  # one a network
+        train = in_background(two_stream_loader(self, unlabelled, strong_views), pin, True, seed)
         val = in_background(validation_loader(self), pin, False, seed + 1)
         next(train), next(val)
         return train, val
@@ -128,6 +194,8 @@ class CPSPart(TrainerMixin):
         values = self.monitor.epoch(train_outputs, self.current_cps_weight(), self.is_ddp)
         curves.log(self.logger, values, self.current_epoch)
         cps_monitor.log_epoch(self, values)
+        if isinstance(self.cps_step, CPSViewsStep):
+            cps_monitor.log_kept(self, self.cps_step.gates)
         for scheduler, key in ((self.lr_scheduler, "supervised_loss_1"), (self.lr_scheduler_2, "supervised_loss_2")):
             if isinstance(scheduler, PlateauScheduler):
                 scheduler.observe(values[key] + values["cps_lambda"] * values["cps_loss"])
@@ -164,6 +232,8 @@ class CPSPart(TrainerMixin):
     def extra_state(self) -> dict[str, Any]:
         """Add the second network and what belongs to it, under a key of its own."""
         second = second_network.state(self) | {"monitor": self.monitor.state()}
+        if isinstance(self.cps_step, CPSViewsStep):
+            second["step"] = self.cps_step.state_dict()
         return super().extra_state() | {SECOND_NETWORK: second}
 
     def load_extra_state(self, checkpoint: dict[str, Any]) -> None:
@@ -171,6 +241,10 @@ class CPSPart(TrainerMixin):
         super().load_extra_state(checkpoint)
         saved = second_network.load_state(self, checkpoint)
         self.monitor.load_state(saved["monitor"])
+        if isinstance(self.cps_step, CPSViewsStep):
+            self.cps_step.load_state_dict(saved.get("step", {}))
+            if self.cps_step.mixer is not None and self.local_rank > 0:  # the checkpoint is that of rank 0
+                self.cps_step.mixer.reseed(derived_seed(self.seed, 200, self.local_rank, self.current_epoch))
         curves.register(self.logger, cps_monitor.KEYS)
 
     def after_pretrained_weights(self, filename: str) -> None:

@@ -1,4 +1,4 @@
-"""The part ``CutMix``: boxes of unlabelled patches are exchanged, with the labels that the teacher gave them."""
+"""The part ``CutMix``: boxes of unlabelled patches are exchanged, with their pseudo-labels."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _SHAPES = ("box", "slab")
 
 
 class CutMixPart(TrainerMixin):
-    """Gives each unlabelled patch that the student learns a box of the next one; labels are made before.
+    """Gives each unlabelled patch that is learnt a box of the next one; labels are made before.
 
     Attributes:
         cutmix_probability: Probability that a patch gets a box; 0 mixes nothing.

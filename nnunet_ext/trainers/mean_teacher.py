@@ -229,9 +229,7 @@ class MeanTeacherPart(TrainerMixin):
             if name in saved:
                 part.load_state_dict(saved[name])
             else:
-                self.print_to_log_file(
-                    f"The checkpoint has no {name} of pseudo-labels: this training begins one afresh"
-                )
+                self.print_to_log_file(f"The checkpoint has no {name} of pseudo-labels: a new one begins")
         if self.mixer is not None and self.local_rank > 0:  # the checkpoint is that of rank 0
             self.mixer.reseed(derived_seed(self.seed, 200, self.local_rank, self.current_epoch))
         curves.register(self.logger, teacher_monitor.KEYS)

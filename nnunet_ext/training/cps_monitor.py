@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -12,6 +13,7 @@ from nnunet_ext.training import curves
 from nnunet_ext.training.agreement import shares_and_agreement
 from nnunet_ext.training.curves import Panel
 from nnunet_ext.training.host import ExtTrainer
+from nnunet_ext.training.mean_teacher_step import Gate
 from nnunet_ext.training.semi_supervised import class_names
 
 KEYS = (
@@ -151,6 +153,24 @@ def log_epoch(trainer: MonitoredTrainer, values: dict[str, Any]) -> None:
             f"{trainer.missing_class_patience} epochs or more, though the labelled patches have it: both networks "
             "agree on leaving it out. A longer ramp (ramp_fraction), a smaller cps_weight or more steps let the labels "
             "teach it first; see docs/cps.md."
+        )
+
+
+def log_kept(trainer: MonitoredTrainer, gates: Sequence[Gate | None]) -> None:
+    """Write the shares of each class's pseudo-labels that were lately kept into the log, where there are gates.
+
+    Args:
+        trainer: A trainer with a monitor.
+        gates: Those of network 1 and network 2.
+    """
+    names = class_names(trainer)
+    for number, gate in enumerate(gates, 1):
+        if gate is None:
+            continue
+        share = gate.kept_share().cpu()
+        inside = share[1] if share.ndim == 2 else share
+        trainer.print_to_log_file(
+            f"CPS share of the labels of network {number} that is kept", _listed(names, inside.tolist(), "{:.3f}")
         )
 
 

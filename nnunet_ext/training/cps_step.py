@@ -101,17 +101,7 @@ class CPSStep:
         (loss if self.grad_scaler is None else self.grad_scaler.scale(loss)).backward()
 
     def _update(self) -> None:
-        """Step both optimisers, then update the scaler once, so that both saw the same scale."""
-        for network, optimizer in zip(self.networks, self.optimizers, strict=True):
-            if self.grad_scaler is not None:
-                self.grad_scaler.unscale_(optimizer)
-            nn.utils.clip_grad_norm_(network.parameters(), self.clip)
-            if self.grad_scaler is None:
-                optimizer.step()
-            else:
-                self.grad_scaler.step(optimizer)
-        if self.grad_scaler is not None:
-            self.grad_scaler.update()
+        update_both(self.networks, self.optimizers, self.grad_scaler, self.clip)
 
     def _report(
         self,
@@ -125,26 +115,66 @@ class CPSStep:
         half = slice(labelled, None) if len(labels[0][0]) > labelled else slice(None)
         first, second = labels[0][0][half], labels[1][0][half]
         mask = None if valid is None else valid[half]
-        full = target[0] if isinstance(target, list) else target
-        if self.regions:
-            counts = region_counts(first, second, mask)
-            true = (full[:, : first.shape[1]] > 0).sum((0, *range(2, full.ndim)))
+        classes = self.number_of_outputs
+        counts = region_counts(first, second, mask) if self.regions else label_counts(first, second, mask, classes)
+        return report_of(supervised, cross, counts, target, self.regions)
+
+
+def update_both(
+    networks: tuple[nn.Module, nn.Module],
+    optimizers: tuple[torch.optim.Optimizer, torch.optim.Optimizer],
+    grad_scaler: Any,
+    clip: float,
+) -> None:
+    """Step both optimisers, then update the scaler once, so that both saw the same scale.
+
+    Args:
+        networks: The two networks, with gradients.
+        optimizers: Their optimisers.
+        grad_scaler: Scaler of the gradients, or None.
+        clip: Largest norm of the gradients of one network.
+    """
+    for network, optimizer in zip(networks, optimizers, strict=True):
+        if grad_scaler is not None:
+            grad_scaler.unscale_(optimizer)
+        nn.utils.clip_grad_norm_(network.parameters(), clip)
+        if grad_scaler is None:
+            optimizer.step()
         else:
-            classes = self.number_of_outputs
-            counts = label_counts(first, second, mask, classes)
-            true = torch.bincount(full.flatten().long().clamp(0, classes), minlength=classes + 1)[:classes]
-        losses = torch.stack([*supervised, (cross[0] + cross[1]) / 2]).float()
-        # One copy to the host a step, as nnU-Net's own step does for its loss: of integers, the losses by their bits.
-        flat = torch.cat([losses.view(torch.int32).long(), counts.flatten(), true]).cpu().numpy()
-        loss, loss_2, cps = flat[:3].astype(np.int32).view(np.float32)
-        voxels = flat[3:].astype(float)
-        return {
-            "loss": float(loss),
-            "loss_2": float(loss_2),
-            "cps": float(cps),
-            "counts": voxels[: counts.numel()].reshape(3, -1),
-            "labelled_counts": voxels[counts.numel() :],
-        }
+            grad_scaler.step(optimizer)
+    if grad_scaler is not None:
+        grad_scaler.update()
+
+
+def report_of(
+    supervised: list[Tensor], cross: list[Tensor], counts: Tensor, target: Any, regions: bool
+) -> dict[str, Any]:
+    """Return what a step of two networks reports.
+
+    Args:
+        supervised: Losses of the labelled patches, of both networks.
+        cross: Losses against the peer's labels, of both networks.
+        counts: ``(3, K)`` hard labels of network 1, network 2 and both.
+        target: Labels of the labelled patches, as nnU-Net's losses get them.
+        regions: Whether there are overlapping regions instead of exclusive classes.
+    """
+    full, classes = target[0] if isinstance(target, list) else target, counts.shape[1]
+    if regions:
+        true = (full[:, :classes] > 0).sum((0, *range(2, full.ndim)))
+    else:
+        true = torch.bincount(full.flatten().long().clamp(0, classes), minlength=classes + 1)[:classes]
+    losses = torch.stack([*supervised, (cross[0] + cross[1]) / 2]).float()
+    # One copy to the host a step, as nnU-Net's own step does for its loss: of integers, the losses by their bits.
+    flat = torch.cat([losses.view(torch.int32).long(), counts.flatten(), true]).cpu().numpy()
+    loss, loss_2, cps = flat[:3].astype(np.int32).view(np.float32)
+    voxels = flat[3:].astype(float)
+    return {
+        "loss": float(loss),
+        "loss_2": float(loss_2),
+        "cps": float(cps),
+        "counts": voxels[: counts.numel()].reshape(3, -1),
+        "labelled_counts": voxels[counts.numel() :],
+    }
 
 
 def make_step(trainer: TwoNetworkTrainer) -> CPSStep:

@@ -29,6 +29,10 @@ class Gate(Protocol):
         """Return the mask of what is kept, as large as the labels."""
         ...
 
+    def kept_share(self) -> Tensor:
+        """Return the share of each class's labels that was lately kept, of regions outside and inside."""
+        ...
+
     def state_dict(self) -> dict[str, Any]:
         """Return the state for a checkpoint."""
         ...
@@ -126,8 +130,8 @@ class MeanTeacherStep:
             of the student and of both on the strong views; ``kept_counts`` ``(K,)``, those that count, by the
             teacher's label; ``labelled_counts`` ``(K,)``.
         """
-        target = _to(batch["target"], self.device)
-        labelled = _to(batch["data"], self.device)
+        target = to_device(batch["target"], self.device)
+        labelled = to_device(batch["data"], self.device)
         full = target[0] if isinstance(target, list) else target
         learned = self.pseudo_labelled(batch, full) if weight != 0 else None
         images = labelled if learned is None else torch.cat([labelled, learned.images])
@@ -154,13 +158,13 @@ class MeanTeacherStep:
             batch: Batch of the two-stream loader.
             target: Labels of the labelled patches at full resolution, with which a gate may compare.
         """
-        weak, strong = _to(batch["unlabeled"], self.device), _to(batch["unlabeled_strong"], self.device)
+        weak, strong = to_device(batch["unlabeled"], self.device), to_device(batch["unlabeled_strong"], self.device)
         with self.autocast():
             logits = self.teacher(weak)
         labels, confidence = label_and_confidence(logits, self.regions)
         valid = torch.ones_like(labels[:, :1], dtype=torch.bool)
         if batch.get("valid") is not None:
-            valid = _to(batch["valid"], self.device)[-len(weak) :] > 0
+            valid = to_device(batch["valid"], self.device)[-len(weak) :] > 0
         kept = (
             valid.expand_as(confidence) if self.gate is None else self.gate(logits, labels, confidence, valid, target)
         )
@@ -223,7 +227,8 @@ class MeanTeacherStep:
         return counts[1] if self.regions else counts
 
 
-def _to(data: Any, device: torch.device) -> Any:
+def to_device(data: Any, device: torch.device) -> Any:
+    """Bring a tensor, or each of a list, to a device."""
     if isinstance(data, list):
-        return [_to(item, device) for item in data]
+        return [to_device(item, device) for item in data]
     return data.to(device, non_blocking=True)

@@ -5,6 +5,8 @@ Whoever trains two networks takes this, whatever the second one learns from.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -34,6 +36,22 @@ def set_deep_supervision(networks: list[nn.Module], enabled: bool) -> None:
         members: list[Any] = list(network.networks) if averaged else [plain_module(network)]  # type: ignore[arg-type]
         for member in members:
             member.decoder.deep_supervision = enabled
+
+
+@contextmanager
+def without_deep_supervision(network: nn.Module) -> Iterator[None]:
+    """Let a network give its one output at full resolution inside the block.
+
+    Args:
+        network: Network of nnU-Net's kind, compiled or wrapped or not.
+    """
+    decoder: Any = plain_module(network).decoder
+    before = decoder.deep_supervision
+    decoder.deep_supervision = False
+    try:
+        yield
+    finally:
+        decoder.deep_supervision = before
 
 
 def state(trainer: TwoNetworkTrainer) -> dict[str, Any]:

@@ -23,7 +23,6 @@ from nnunet_ext.training.architecture import OWN_NETWORKS
 REPLACED = {
     "CPSPart": {"train_step", "get_dataloaders", "set_deep_supervision_enabled", "pseudo_criterion"},
     "MeanTeacherPart": {"train_step", "get_dataloaders"},
-    "ConfidencePart": {"make_gate"},
     "CWCDPart": {"_build_loss"},
     "GDLPart": {"_build_loss"},
     "DWCEPart": {"_build_loss"},
@@ -35,17 +34,18 @@ REPLACED = {
 
 
 def needed(part):
-    """What has to stand before a part in a name."""
-    return [(other, 0) for other in PARTS if other.name in part.needs[:1]]
+    """What has to stand before a part in a name, each possibility."""
+    return [[(other, 0)] for other in PARTS if other.name in part.needs] or [[]]
 
 
 def mixins():
     """Every class between a trainer of one part and nnU-Net's own."""
     found = {}
     for part in PARTS:
-        trainer = find_trainer(canonical_name([*needed(part), (part, 3)]))
-        for cls in trainer.__mro__[1 : trainer.__mro__.index(nnUNetTrainer)]:
-            found[cls.__name__] = cls
+        for before in needed(part):
+            trainer = find_trainer(canonical_name([*before, (part, 3)]))
+            for cls in trainer.__mro__[1 : trainer.__mro__.index(nnUNetTrainer)]:
+                found[cls.__name__] = cls
     return found
 
 
@@ -55,8 +55,8 @@ MIXINS = mixins()
 def short_names():
     """A trainer of each part that trains two epochs of one iteration; the parts of the length are in all of them."""
     lengths = [(part, 2 if "epochs" in part.name else 1) for part in PARTS if part.has_number]
-    alone = [part for part in PARTS if not part.has_number]
-    return [canonical_name([*needed(part), (part, 0), *lengths]) for part in alone] + [canonical_name(lengths)]
+    alone = [[*before, (part, 0)] for part in PARTS if not part.has_number for before in needed(part)]
+    return [canonical_name([*parts, *lengths]) for parts in alone] + [canonical_name(lengths)]
 
 
 NAMES = short_names()

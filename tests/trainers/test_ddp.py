@@ -20,6 +20,7 @@ CASES = [  # Dice per sample in 3D, and over the batch in 2D
     ("nnUNetTrainerIFEEntropy", "3d_fullres"),
     ("nnUNetTrainerCPS_ANUNet", "2d"),
     ("nnUNetTrainerMeanTeacher_Confidence", "2d"),
+    ("nnUNetTrainerCPS_Confidence_ClassBalance", "2d"),
 ]
 
 
@@ -28,7 +29,7 @@ def fixed_batch(trainer, size):
     generator = torch.Generator().manual_seed(3)
     patch = trainer.configuration_manager.patch_size
     scales = trainer._get_deep_supervision_scales()
-    data, unlabeled, strong = (torch.randn((size, 1, *patch), generator=generator) for _ in range(3))
+    data, unlabeled, strong, strong_2 = (torch.randn((size, 1, *patch), generator=generator) for _ in range(4))
     target = [
         torch.randint(0, 3, (size, 1, *(round(p * s) for p, s in zip(patch, scale, strict=True))), generator=generator)
         for scale in scales
@@ -36,7 +37,8 @@ def fixed_batch(trainer, size):
     valid = torch.ones((2 * size, 1, *patch), dtype=torch.uint8)
     valid[0, :, :5] = 0
     valid[-1, ..., 7:] = 0
-    return {"data": data, "target": target, "unlabeled": unlabeled, "unlabeled_strong": strong, "valid": valid}
+    views = {"unlabeled": unlabeled, "unlabeled_strong": strong, "unlabeled_strong_2": strong_2}
+    return {"data": data, "target": target, "valid": valid} | views
 
 
 def part(batch, rank, size):
@@ -45,10 +47,8 @@ def part(batch, rank, size):
     return {
         "data": batch["data"][take],
         "target": [t[take] for t in batch["target"]],
-        "unlabeled": batch["unlabeled"][take],
-        "unlabeled_strong": batch["unlabeled_strong"][take],
         "valid": valid,
-    }
+    } | {key: batch[key][take] for key in batch if key.startswith("unlabeled")}
 
 
 def run(rank, world, folder, output):

@@ -57,8 +57,9 @@ def test_other_names_are_not_ours(name):
         ("nnUNetTrainerCPS_5epochs_6epochs", "of which only one can be chosen"),
         ("nnUNetTrainerCPS__5epochs", "unknown part ''"),
         ("nnUNetTrainerCPS_MeanTeacher", "CPS and MeanTeacher, of which only one can be chosen"),
-        ("nnUNetTrainerCutMix", "has CutMix, which needs MeanTeacher, e.g. nnUNetTrainerMeanTeacher_CutMix"),
-        ("nnUNetTrainerCPS_Confidence", "has Confidence, which needs MeanTeacher, e.g. nnUNetTrainerMeanTeacher_Conf"),
+        ("nnUNetTrainerCutMix", "has CutMix, which needs CPS or MeanTeacher, e.g. nnUNetTrainerCPS_CutMix"),
+        ("nnUNetTrainerConfidence_CWCD", "Confidence, which needs CPS or MeanTeacher, e.g. nnUNetTrainerCPS_Conf"),
+        ("nnUNetTrainerCPS_Confidence_CutMix", "use -tr nnUNetTrainerCPS_CutMix_Confidence$"),
         ("nnUNetTrainerCutMix_MeanTeacher", "use -tr nnUNetTrainerMeanTeacher_CutMix$"),
     ],
 )
@@ -74,9 +75,9 @@ def test_every_combination_without_a_length_is_listed_once():
         for words in itertools.product(
             (
                 "",
-                "CPS",
                 *(
-                    "MeanTeacher" + "".join(part for part, there in zip(parts, chosen, strict=True) if there)
+                    method + "".join(part for part, there in zip(parts, chosen, strict=True) if there)
+                    for method in ("CPS", "MeanTeacher")
                     for chosen in itertools.product((False, True), repeat=3)
                 ),
             ),
@@ -85,7 +86,7 @@ def test_every_combination_without_a_length_is_listed_once():
         )
     } - {"nnUNetTrainer"}
     assert set(COMMON) == expected | {"nnUNetTrainerCPS_100epochs", "nnUNetTrainerCPS_250epochs"}
-    assert len(COMMON) == len(set(COMMON)) == 161
+    assert len(COMMON) == len(set(COMMON)) == 273
 
 
 def test_the_list_follows_the_table_of_parts(monkeypatch):

@@ -1,0 +1,203 @@
+"""One step of cross pseudo supervision on two views: each network labels weak views, its peer learns strong ones.
+
+METHODS: Chen, Yuan, Zeng and Wang, "Semi-Supervised Semantic Segmentation with Cross Pseudo Supervision" (CVPR 2021),
+whose CutMix variant makes the labels before the mixing and learns them on unlabelled images alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from nnunet_ext.data.views import strong_key
+from nnunet_ext.training.agreement import label_counts, region_counts
+from nnunet_ext.training.class_balance import ClassBalance
+from nnunet_ext.training.confidence import label_and_confidence
+from nnunet_ext.training.counting import class_counts
+from nnunet_ext.training.cps_step import report_of, update_both
+from nnunet_ext.training.host import TwoNetworkTrainer
+from nnunet_ext.training.mean_teacher_step import Gate, Mixer, PseudoLabelled, to_device
+from nnunet_ext.training.second_network import without_deep_supervision
+from nnunet_ext.training.unlabelled import unlabelled_criterion
+
+
+@dataclass
+class CPSViewsStep:
+    """Does one step of two networks that learn each other's labels of views that they do not see.
+
+    Each network labels the weak views, without gradient and in training mode; its labels are gated by a gate of its
+    own, and mixed with the same boxes as its peer's. Then one network after the other sees the labelled patches and its
+    strong views in one forward pass; its loss is ``supervised + weight * unlabelled``, against the peer's labels.
+
+    Attributes:
+        networks: The two networks.
+        optimizers: Optimisers of the two networks.
+        supervised: Loss of labelled patches, ``(outputs, target) -> scalar``.
+        unlabelled: Loss of pseudo-labelled patches, ``(outputs, labels, kept, valid, class_weights) -> scalar``.
+        autocast: Makes the context of a forward pass.
+        device: Where the networks lie.
+        number_of_outputs: Channels of the networks' output, K.
+        regions: Whether there are overlapping regions instead of exclusive classes.
+        both_halves: Whether pseudo-labels of labelled patches are learnt, too.
+        gates: Choose the pseudo-labels of network 1 and of network 2 that count; None for all.
+        mixer: Exchanges parts of the patches, or None.
+        balance: Weighs the classes by the pseudo-labels of both networks, or None.
+        grad_scaler: Scaler of the gradients for fp16, or None.
+        clip: Largest norm of the gradients of one network.
+    """
+
+    networks: tuple[nn.Module, nn.Module]
+    optimizers: tuple[torch.optim.Optimizer, torch.optim.Optimizer]
+    supervised: Callable[[Any, Any], Tensor]
+    unlabelled: Callable[[list[Tensor], Tensor, Tensor, Tensor, Tensor | None], Tensor]
+    autocast: Callable[[], AbstractContextManager]
+    device: torch.device
+    number_of_outputs: int
+    regions: bool = False
+    both_halves: bool = False
+    gates: tuple[Gate | None, Gate | None] = (None, None)
+    mixer: Mixer | None = None
+    balance: ClassBalance | None = None
+    grad_scaler: Any = None
+    clip: float = 12.0
+
+    def __call__(self, batch: dict[str, Any], weight: float) -> dict[str, Any]:
+        """Train both networks on one batch.
+
+        Args:
+            batch: Batch of :class:`~nnunet_ext.data.loaders.TwoStreamLoader`, with two strong views of unlabelled
+                patches or with none; without them both networks learn the views that are labelled.
+            weight: Weight of the loss of pseudo-labels, lambda.
+
+        Returns:
+            As :class:`~nnunet_ext.training.cps_step.CPSStep`; ``counts`` are those of the weak views of unlabelled
+            patches before they are mixed.
+        """
+        target, labelled = (to_device(batch[key], self.device) for key in ("target", "data"))
+        learned, counts = self.pseudo_labelled(batch, target[0] if isinstance(target, list) else target)
+        class_weights = self._class_weights(learned)
+        for optimizer in self.optimizers:
+            optimizer.zero_grad(set_to_none=True)
+        supervised, cross = [], []
+        for network, own in zip(self.networks, learned, strict=True):
+            images = own.images if self.both_halves else torch.cat([labelled, own.images])
+            with self.autocast():
+                output = network(images)
+                outputs = list(output) if isinstance(output, (list, tuple)) else [output]
+                halves = [scale[: len(labelled)] for scale in outputs]
+                loss = self.supervised(halves if isinstance(target, list) else halves[0], target)
+                with torch.set_grad_enabled(weight != 0):
+                    taught = outputs if self.both_halves else [scale[len(labelled) :] for scale in outputs]
+                    pseudo = self.unlabelled(taught, own.labels, own.kept, own.valid, class_weights)
+            total = loss + weight * pseudo if weight != 0 else loss
+            (total if self.grad_scaler is None else self.grad_scaler.scale(total)).backward()
+            supervised.append(loss.detach())
+            cross.append(pseudo.detach())
+        update_both(self.networks, self.optimizers, self.grad_scaler, self.clip)
+        return report_of(supervised, cross, counts, target, self.regions)
+
+    @torch.no_grad()
+    def pseudo_labelled(
+        self, batch: dict[str, Any], target: Tensor | None = None
+    ) -> tuple[tuple[PseudoLabelled, PseudoLabelled], Tensor]:
+        """Return what each network learns: its own views with the labels of its peer, gated and mixed.
+
+        Args:
+            batch: Batch of the two-stream loader.
+            target: Labels of the labelled patches at full resolution, with which a gate may compare.
+
+        Returns:
+            That of network 1 and of network 2, and the counts of the labels ``(3, K)``.
+        """
+        weak, views, valid = self._views(batch)
+        labels, kept = [], []
+        for network, gate in zip(self.networks, self.gates, strict=True):
+            with without_deep_supervision(network), self.autocast():
+                logits = network(weak)
+            own, confidence = label_and_confidence(logits, self.regions)
+            labels.append(own)
+            kept.append(valid.expand_as(confidence) if gate is None else gate(logits, own, confidence, valid, target))
+        counts = self._counts(labels, valid, 0 if batch.get("unlabeled") is None else len(batch["unlabeled"]))
+        if self.mixer is not None:
+            *mixed, valid = self.mixer(*views, *labels, *kept, valid)
+            views, labels, kept = mixed[:2], mixed[2:4], mixed[4:]
+        first, second = (PseudoLabelled(views[n], labels[1 - n], kept[1 - n], valid) for n in (0, 1))
+        return (first, second), counts
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state of gates, boxes and weights for a checkpoint."""
+        return {name: part.state_dict() for name, part in self._stateful().items()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore a state; a part that was switched off when it was written begins anew."""
+        for name, part in self._stateful().items():
+            if name in state:
+                part.load_state_dict(state[name])
+
+    def _stateful(self) -> dict[str, Any]:
+        first, second = self.gates
+        parts = {"gate": first, "gate_2": second, "mixer": self.mixer, "balance": self.balance}
+        return {name: part for name, part in parts.items() if part is not None}
+
+    def _views(self, batch: dict[str, Any]) -> tuple[Tensor, list[Tensor], Tensor]:
+        """Return the views that are labelled, those that each network learns, and the mask of valid voxels."""
+        names = ["unlabeled"] if not self.both_halves else ["data", "unlabeled"]
+        weak = torch.cat([to_device(batch[name], self.device) for name in names if batch.get(name) is not None])
+        views = [weak, weak]
+        if batch.get(strong_key(2)) is not None and not self.both_halves:
+            views = [to_device(batch[strong_key(number)], self.device) for number in (1, 2)]
+        valid = torch.ones_like(weak[:, :1], dtype=torch.bool)
+        if batch.get("valid") is not None:
+            valid = to_device(batch["valid"], self.device)[-len(weak) :] > 0
+        return weak, views, valid
+
+    def _counts(self, labels: list[Tensor], valid: Tensor, unlabelled: int) -> Tensor:
+        first, second, mask = (tensor[-unlabelled:] for tensor in (*labels, valid))
+        if self.regions:
+            return region_counts(first, second, mask)
+        return label_counts(first, second, mask, self.number_of_outputs)
+
+    def _class_weights(self, learned: tuple[PseudoLabelled, PseudoLabelled]) -> Tensor | None:
+        if self.balance is None:
+            return None
+        first, second = (class_counts(own.labels, own.valid, self.number_of_outputs, self.regions) for own in learned)
+        self.balance.observe(first + second)
+        return self.balance.weights()
+
+
+def make_views_step(
+    trainer: TwoNetworkTrainer,
+    both_halves: bool,
+    gates: tuple[Gate | None, Gate | None],
+    mixer: Mixer | None,
+    balance: ClassBalance | None,
+) -> CPSViewsStep:
+    """Make the step from a trainer's networks, optimisers and losses.
+
+    Args:
+        trainer: Trainer with two networks.
+        both_halves: Whether pseudo-labels of labelled patches are learnt, too.
+        gates: Choose the pseudo-labels of each network that count.
+        mixer: Exchanges parts of the patches.
+        balance: Weighs the classes.
+    """
+    return CPSViewsStep(
+        networks=(trainer.network, trainer.network_2),
+        optimizers=(trainer.optimizer, trainer.optimizer_2),
+        supervised=trainer.loss,
+        unlabelled=unlabelled_criterion(trainer),
+        autocast=trainer.autocast,
+        device=trainer.device,
+        number_of_outputs=trainer.label_manager.num_segmentation_heads,
+        regions=trainer.label_manager.has_regions,
+        both_halves=both_halves,
+        gates=gates,
+        mixer=mixer,
+        balance=balance,
+        grad_scaler=trainer.grad_scaler,
+    )
