@@ -6,9 +6,10 @@ phantoms4     phantoms like an abdominal CT with 4 labelled and 36 unlabelled sc
     python benchmarks/unlabelled.py run [--only NAME ...]   train and evaluate what is not done yet; resumable
     python benchmarks/unlabelled.py report                  tables of what is done, gap closed, and what is owed
 
-Controls: supervised on all labels (the ceiling), on the few, with twice the labelled batch, with as much computation as
-a mean teacher; a running mean of the weights is judged beside each of them. Dice and NSD are those of the last weights
-on test cases that nothing was chosen with. No training but the ceiling's has labels of unlabelled scans at hand.
+Controls: supervised on all labels (the ceiling), on the few, with the intensities of the strong views, with twice the
+labelled batch, with as much computation as a mean teacher; a running mean of the weights is judged beside each of them.
+Dice and NSD are those of the last weights on test cases that nothing was chosen with. No training but the ceiling's has
+labels of unlabelled scans at hand.
 Each run is a process of its own with one thread and its own seed. Results: benchmarks/results/accuracy; those behind
 docs/benchmarks.md lie in benchmarks/records.
 """
@@ -58,6 +59,7 @@ class Run:
         epochs: Length, of 250 iterations each.
         all_labels: Train with the labels of all scans.
         batch: Labelled patches a step, None for that of the configuration.
+        strong: Augment labelled patches as a student's strong views.
         attributes: Settings of the trainer that differ.
         bf16: Train in bfloat16.
         device: Where.
@@ -70,6 +72,7 @@ class Run:
     epochs: int = EPOCHS
     all_labels: bool = False
     batch: int | None = None
+    strong: bool = False
     attributes: dict = field(default_factory=dict)
     bf16: bool = True
     device: str = "cpu"
@@ -87,11 +90,15 @@ def _runs() -> list[Run]:
             controls = [
                 Run("supervised", "", task, seed),
                 Run("ceiling", "", task, seed, all_labels=True),
-                Run("cps", "CPS", task, seed),
                 Run("supervised_batch4", "", task, seed, batch=4),
+                Run("supervised_strong", "", task, seed, strong=True),
                 Run("supervised_equal_cost", "", task, seed, epochs=EQUAL_COST),
             ]
-            runs += [replace(run, name=f"{task}_{run.name}_seed{seed}") for run in controls]
+            teacher = ["MeanTeacher", "MeanTeacher_CutMix", "MeanTeacher_CutMix_Confidence"]
+            if task == "phantoms4":
+                teacher.append("MeanTeacher_CutMix_Confidence_ClassBalance")
+            methods = [Run(parts, parts, task, seed) for parts in ("CPS", "CPS_CutMix", *teacher)]
+            runs += [replace(run, name=f"{task}_{run.name}_seed{seed}") for run in (*controls, *methods)]
     return runs
 
 
@@ -215,6 +222,19 @@ def with_mean_weights(trainer_class: type) -> type:
     return WithMeanWeights
 
 
+def with_strong_intensities(trainer_class: type) -> type:
+    """Return a class of trainers that augment labelled patches as the strong views of unlabelled ones."""
+    from nnunet_ext.data.views import strong_training_transforms
+
+    class WithStrongIntensities(trainer_class):
+        @staticmethod
+        def get_training_transforms(*arguments: Any, **options: Any) -> Any:
+            return strong_training_transforms(trainer_class, *arguments, **options)
+
+    WithStrongIntensities.__name__ = WithStrongIntensities.__qualname__ = trainer_class.__name__
+    return WithStrongIntensities
+
+
 def train_and_evaluate(run: Run) -> None:
     """Train one run (continuing where it was stopped) and write its result; runs in a process of its own."""
     import torch
@@ -229,7 +249,11 @@ def train_and_evaluate(run: Run) -> None:
         plans["configurations"][SMALL]["batch_size"] = run.batch
     dataset_json = json.loads((preprocessed / "dataset.json").read_text())
     # All labelled cases are for training; nothing is selected on validation cases.
-    trainer_class = with_mean_weights(find_trainer(run.trainer))
+    trainer_class = find_trainer(run.trainer)
+    if run.strong:
+        trainer_class = with_strong_intensities(trainer_class)
+    if not run.parts:
+        trainer_class = with_mean_weights(trainer_class)
     trainer = trainer_class(plans, SMALL, "all", dataset_json, torch.device(run.device))
     for key, value in run.attributes.items():
         setattr(trainer, key, value)
@@ -243,12 +267,14 @@ def train_and_evaluate(run: Run) -> None:
         trainer.run_training()
     seconds = time.time() - seconds
     networks = {"network 1": trainer.network}
+    trainer.set_deep_supervision_enabled(False)
     if hasattr(trainer, "network_2"):
         networks["network 2"] = trainer.network_2
-    networks["mean weights"] = copy.deepcopy(trainer.network)
-    networks["mean weights"].load_state_dict(trainer.mean_weights)
-    trainer.set_deep_supervision_enabled(False)
-    networks["mean weights"].decoder.deep_supervision = False
+    if hasattr(trainer, "teacher"):
+        networks = {"network 1": trainer.teacher.network, "student": trainer.network}
+    if not run.parts:
+        networks["mean weights"] = copy.deepcopy(trainer.network)
+        networks["mean weights"].load_state_dict(trainer.mean_weights)
     scores = {title: accuracy.evaluate(trainer, network.eval(), task) for title, network in networks.items()}
     on = torch.cuda.get_device_name() if run.device == "cuda" else "CPU"
     steps = trainer.num_epochs * trainer.num_iterations_per_epoch
