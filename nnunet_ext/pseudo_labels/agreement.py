@@ -1,8 +1,8 @@
 """How much networks agree about a scan, class by class.
 
-Pham et al., "Semi-supervised learning for organ segmentation by a reference and a propagation module" (FLARE 2022),
-Eq. 1: the mean Dice of each network's mask with their consensus. The paper takes it slice by slice; of a whole volume it
-says more about small organs, which are absent from most slices.
+Pham et al., "Semi-supervised organ segmentation with Mask Propagation Refinement and Uncertainty Estimation for CT
+Volume Labeling" (FLARE 2022), Eq. 1: the mean Dice of each network's mask with their consensus. The paper takes it slice
+by slice; of a whole volume it says more about small organs, which are absent from most slices.
 """
 
 from __future__ import annotations
