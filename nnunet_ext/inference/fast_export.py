@@ -7,9 +7,10 @@ positive, so does every voxel. Only voxels of the other blocks are interpolated.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -168,12 +169,10 @@ def label_map(
         out = np.empty(tuple(new_shape), np.uint8 if _largest(labels, len(logits)) < 256 else np.uint16)
     if out.shape != tuple(new_shape):
         raise ValueError(f"expected an array of shape {tuple(new_shape)} to write into, got {out.shape}")
-    with torch.inference_mode():
-        work = _Slices(logits, new_shape, interpolation, labels is not None, device or logits.device)
-        values = None if labels is None else np.array([0, *labels], out.dtype)
-        for index in range(new_shape[0]):
-            winner = work.slice(index)
-            out[index] = winner if values is None else values[winner]
+    values = None if labels is None else np.array([0, *labels], out.dtype)
+    work = Slices(logits, new_shape, interpolation, partial(winners, regions=labels is not None), device)
+    for index, winner in enumerate(mixed_slices([work], [1.0])):
+        out[index] = winner if values is None else values[winner]
     return out
 
 
@@ -181,80 +180,101 @@ def _largest(labels: Sequence[int] | None, channels: int) -> int:
     return channels - 1 if labels is None else max(labels, default=0)
 
 
-class _Slices:
-    """Interpolation of one slice of the result at a time; what neighbouring slices share is kept."""
+class CoarseGrid(Protocol):
+    """Values ``(K, *S)`` that are asked for one slice at a time, as a tensor gives them, or a file.
+
+    Attributes:
+        shape: ``(K, *S)``.
+        dtype: Type that interpolated values may be rounded to.
+    """
+
+    shape: Sequence[int]
+    dtype: torch.dtype
+
+    def __getitem__(self, place: tuple[slice, int], /) -> Tensor:
+        """Return the slice ``(K, Y, X)`` at ``[:, index]``."""
+
+
+class Slices:
+    """Interpolation of one slice of the result at a time; what neighbouring slices share is kept.
+
+    Args:
+        values: Values ``(K, *S)`` of the coarse grid: logits or probabilities.
+        new_shape: Spatial shape of the result, in voxels.
+        interpolation: How the values are interpolated.
+        decide: Makes an integer of each voxel of ``(K, ...)`` values. Where all corners of a block have the same one,
+            every voxel in it must have it too; where that does not follow, the integer is negative.
+        device: Device to compute on; None is that of the values.
+
+    Attributes:
+        cell: The two coarse slices that the slice lies between; set by :meth:`enter`.
+        filled: Integer of each voxel ``(Y, X)`` of the slice where it is known.
+        known: Where it is, ``(Y, X)`` bool.
+    """
 
     def __init__(
         self,
-        logits: Tensor,
+        values: CoarseGrid | Tensor,
         new_shape: Sequence[int],
         interpolation: Interpolation,
-        regions: bool,
-        device: torch.device,
+        decide: Callable[[Tensor], Tensor],
+        device: torch.device | None = None,
     ) -> None:
-        self.logits, self.regions, self.device = logits, regions, device
+        self.values, self.new_shape, self.decide = values, tuple(new_shape), decide
+        self.device: torch.device = device or getattr(values, "device", torch.device("cpu"))
         rounded = interpolation.rounded and not all(mode == SAME for mode in interpolation.modes)
-        self.type = logits.dtype if rounded else torch.float32
+        self.type = values.dtype if rounded else torch.float32
         self.z, self.y, self.x = (
-            _table(size, new, mode, device)
-            for size, new, mode in zip(logits.shape[1:], new_shape, interpolation.modes, strict=True)
+            _table(size, new, mode, self.device)
+            for size, new, mode in zip(values.shape[1:], new_shape, interpolation.modes, strict=True)
         )
         self.z_low, self.z_high, self.z_weight = (t.tolist() for t in (self.z.low, self.z.high, self.z.weight))
         self.kept: dict[int, tuple[Tensor, Tensor, Tensor]] = {}
         self.cell: tuple[int, int] | None = None
-        self.filled = torch.empty(0)
-        self.open_y = self.open_x = torch.empty(0)
-
-    def slice(self, index: int) -> np.ndarray:
-        """Return the winners ``(Y, X)`` of one slice of the result."""
-        low, high = self.z_low[index], self.z_high[index]
-        if self.cell != (low, high):
-            self._enter(low, high)
-        result = self.filled.clone()
-        if len(self.open_y):
-            plane = self._plane(low, high, self.z_weight[index])
-            step = max(1, BUFFER_VALUES // len(self.logits))
-            for start in range(0, len(self.open_y), step):
-                y, x = self.open_y[start : start + step], self.open_x[start : start + step]
-                result[y, x] = winners(self._interpolate(plane, y, x), self.regions)
-        return result.cpu().numpy()
+        self.filled = self.known = torch.empty(0)
+        self.plane = torch.empty(0)
 
     def _coarse(self, index: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Return logits, winners and whether each in-plane block agrees, of one coarse slice."""
+        """Return values, decisions and whether each in-plane block agrees, of one coarse slice."""
         if index not in self.kept:
-            logits = self.logits[:, index].to(self.device)
-            winner = winners(logits, self.regions)
-            along_x = torch.ones_like(winner, dtype=torch.bool)
+            values = self.values[:, index].to(self.device)
+            decision = self.decide(values)
+            along_x = decision >= 0
             if self.x.linear:
-                along_x[:, :-1] = winner[:, :-1] == winner[:, 1:]
+                along_x[:, :-1] &= decision[:, :-1] == decision[:, 1:]
             agrees = along_x.clone()
             if self.y.linear:
-                agrees[:-1] &= along_x[1:] & (winner[:-1] == winner[1:])
-            self.kept[index] = logits, winner, agrees
+                agrees[:-1] &= along_x[1:] & (decision[:-1] == decision[1:])
+            self.kept[index] = values, decision, agrees
         return self.kept[index]
 
-    def _enter(self, low: int, high: int) -> None:
-        """Prepare for slices between two coarse ones: fill voxels of known winner, and list the others."""
-        self.kept = {index: value for index, value in self.kept.items() if index in (low, high)}
-        self.cell = low, high
-        _, winner, agrees = self._coarse(low)
+    def enter(self, index: int) -> None:
+        """Prepare for a slice of the result: fill voxels where the decision is known."""
+        cell = self.z_low[index], self.z_high[index]
+        self.plane = torch.empty(0)
+        if self.cell == cell:
+            return
+        self.cell, (low, high) = cell, cell
+        self.kept = {index: value for index, value in self.kept.items() if index in cell}
+        _, decision, agrees = self._coarse(low)
         if high != low:
-            _, high_winner, high_agrees = self._coarse(high)
-            agrees = agrees & high_agrees & (winner == high_winner)
+            _, high_decision, high_agrees = self._coarse(high)
+            agrees = agrees & high_agrees & (decision == high_decision)
         y, x = self.y.low[:, None], self.x.low[None, :]
-        self.filled = winner[y, x]
-        self.open_y, self.open_x = torch.nonzero(~agrees[y, x], as_tuple=True)
+        self.filled, self.known = decision[y, x], agrees[y, x]
 
     def _plane(self, low: int, high: int, weight: float) -> Tensor:
-        """Return the logits ``(Y * X, K)`` of the coarse grid in the plane of one slice, float32."""
+        """Return the values ``(Y * X, K)`` of the coarse grid in the plane of one slice, float32."""
         plane = self._coarse(low)[0].float()
         if weight > 0:
             plane = torch.lerp(plane, self._coarse(high)[0].float(), weight)
         return plane.flatten(1).T.contiguous()
 
-    def _interpolate(self, plane: Tensor, y: Tensor, x: Tensor) -> Tensor:
-        """Return the logits ``(K, N)`` of N voxels of the slice, rounded as stock would."""
-        width = self.logits.shape[3]
+    def interpolate(self, index: int, y: Tensor, x: Tensor) -> Tensor:
+        """Return the values ``(K, N)`` of N voxels of a slice that was entered, rounded as stock would."""
+        if not len(self.plane):
+            self.plane = self._plane(self.z_low[index], self.z_high[index], self.z_weight[index])
+        width = self.values.shape[3]
         wy, wx = self.y.weight[y], self.x.weight[x]
         rows = self.y.low[y] * width, self.y.high[y] * width
         columns = self.x.low[x], self.x.high[x]
@@ -262,5 +282,46 @@ class _Slices:
             [rows[0] + columns[0], rows[0] + columns[1], rows[1] + columns[0], rows[1] + columns[1]], 1
         )
         weights = torch.stack([(1 - wy) * (1 - wx), (1 - wy) * wx, wy * (1 - wx), wy * wx], 1)
-        mixed = torch.nn.functional.embedding_bag(corners, plane, per_sample_weights=weights, mode="sum")
+        mixed = torch.nn.functional.embedding_bag(corners, self.plane, per_sample_weights=weights, mode="sum")
         return mixed.T.to(self.type)
+
+
+@torch.inference_mode()
+def mixed_slices(parts: Sequence[Slices], weights: Sequence[float]) -> Iterator[np.ndarray]:
+    """Yield the decisions ``(Y, X)`` on a weighted sum of values of one or several grids, slice after slice.
+
+    Args:
+        parts: Values, all of one shape of the result, and with one way to decide.
+        weights: Weight of each, 1 in all; where all of them lead to the same decision, so must their sum.
+
+    Raises:
+        ValueError: If the shapes of the results differ.
+    """
+    first = parts[0]
+    if any(part.new_shape != first.new_shape for part in parts):
+        raise ValueError(f"all parts must have one shape, got {[part.new_shape for part in parts]}")
+    cells: list[Any] = []
+    filled = open_y = open_x = torch.empty(0)
+    step = max(1, BUFFER_VALUES // first.values.shape[0])
+    for index in range(first.new_shape[0]):
+        for part in parts:
+            part.enter(index)
+        if cells != [part.cell for part in parts]:
+            cells = [part.cell for part in parts]
+            filled, known = first.filled, first.known
+            for part in parts[1:]:
+                known = known & part.known & (part.filled == filled)
+            open_y, open_x = torch.nonzero(~known, as_tuple=True)
+        result = filled.clone()
+        for start in range(0, len(open_y), step):
+            y, x = open_y[start : start + step], open_x[start : start + step]
+            values = [part.interpolate(index, y, x) for part in parts]
+            result[y, x] = first.decide(values[0] if len(parts) == 1 else _weighted_sum(values, weights))
+        yield result.cpu().numpy()
+
+
+def _weighted_sum(values: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
+    total = weights[0] * values[0].float()
+    for weight, value in zip(weights[1:], values[1:], strict=True):
+        total += weight * value.float()
+    return total

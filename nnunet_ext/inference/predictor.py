@@ -184,7 +184,7 @@ class Predictor(nnUNetPredictor):
         call = {key: value for key, value in locals().items() if key not in ("self", "__class__")}
         if self._leaves_the_loop_to_stock:
             return super().predict_from_list_of_npy_arrays(**call)
-        self._check_preprocessor()
+        self.check_preprocessor()
         images, properties = _as_list(image_or_list_of_images), _as_list(properties_or_list_of_properties)
         previous = _as_list(segs_from_prev_stage_or_list_of_segs_from_prev_stage) or [None] * len(images)
         outputs = _as_list(truncated_ofname) or [None] * len(images)
@@ -205,7 +205,7 @@ class Predictor(nnUNetPredictor):
         call = {key: value for key, value in locals().items() if key not in ("self", "__class__")}
         if self._leaves_the_loop_to_stock:
             return super().predict_single_npy_array(**call)
-        self._check_preprocessor()
+        self.check_preprocessor()
         source = (input_image, image_properties)
         prepared = prepare(source, segmentation_previous_stage, self.rule, self.model_of_cases)
         logits = self.predict_logits(prepared)
@@ -273,7 +273,7 @@ class Predictor(nnUNetPredictor):
             )
         if previous is not None and not Path(previous).is_dir():
             raise BadInputError(f"there is no folder {previous} of the previous stage's predictions; name it")
-        self._check_preprocessor()
+        self.check_preprocessor()
         if not 0 <= part[0] < part[1]:
             raise BadInputError(f"part_id must lie in 0 to {part[1] - 1} (num_parts - 1), got {part[0]}")
 
@@ -283,7 +283,12 @@ class Predictor(nnUNetPredictor):
         except FileNotFoundError as error:
             raise BadInputError(str(error)) from error
 
-    def _check_preprocessor(self) -> None:
+    def check_preprocessor(self) -> None:
+        """Refuse a preprocessor with a way of its own to read a case, which preparing cases one by one passes by.
+
+        Raises:
+            BadInputError: If the plans have one.
+        """
         kind = self.configuration_manager.preprocessor_class
         if kind.run_case is not DefaultPreprocessor.run_case:
             raise BadInputError(

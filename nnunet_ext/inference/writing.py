@@ -77,7 +77,7 @@ def why_not_fast(
         return "probabilities are wanted"
     if type(model.plans.get_label_manager(model.dataset_json)) is not LabelManager:
         return f"the plans have a label manager of their own ({model.plans.plans.get('label_manager')})"
-    if _interpolation(model, prepared, shape) is None:
+    if interpolation_of(model, prepared, shape) is None:
         name = model.configuration.configuration.get("resampling_fn_probabilities")
         return f"the plans' resampling of probabilities ({name}) is not linear"
     return None
@@ -132,7 +132,7 @@ def export(
     return result
 
 
-def _interpolation(model: Model, prepared: Prepared, logits_shape: Sequence[int]) -> Interpolation | None:
+def interpolation_of(model: Model, prepared: Prepared, logits_shape: Sequence[int]) -> Interpolation | None:
     """Return how stock would resample the logits of a case, None if not linearly; its arguments are as in stock."""
     properties = prepared.properties
     spacing = [properties["spacing"][axis] for axis in model.plans.transpose_forward]
@@ -143,7 +143,7 @@ def _interpolation(model: Model, prepared: Prepared, logits_shape: Sequence[int]
 
 
 def _export_fast(logits: Logits, prepared: Prepared, model: Model, device: torch.device | None) -> np.ndarray:
-    interpolation = _interpolation(model, prepared, logits.shape[1:])
+    interpolation = interpolation_of(model, prepared, logits.shape[1:])
     if interpolation is None:
         raise ValueError("these logits are not resampled linearly; see why_not_fast")
     labels = model.plans.get_label_manager(model.dataset_json)

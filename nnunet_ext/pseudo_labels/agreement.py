@@ -1,8 +1,8 @@
 """How much networks agree about a scan, class by class.
 
 Pham et al., "Semi-supervised organ segmentation with Mask Propagation Refinement and Uncertainty Estimation for CT
-Volume Labeling" (FLARE 2022), Eq. 1: the mean Dice of each network's mask with their consensus. The paper takes it slice
-by slice; of a whole volume it says more about small organs, which are absent from most slices.
+Volume Labeling" (FLARE 2022), Eq. 1: the mean Dice of each network's mask with their consensus. The paper takes it
+slice by slice; of a whole volume it says more about small organs, which are absent from most slices.
 """
 
 from __future__ import annotations
@@ -35,12 +35,14 @@ class Agreement:
         self.regions = dict(regions)
         # of each class, network and slice: voxels of the network, of the consensus, and of both
         self._counts = np.zeros((len(self.regions), members, slices, 3), dtype=np.int64)
+        self._labels = [[region] if isinstance(region, int) else list(region) for region in self.regions.values()]
+        self._size = max((label for inside in self._labels for label in inside), default=0) + 2
 
     def add(self, consensus: np.ndarray, labels: Sequence[np.ndarray], first: int = 0) -> None:
         """Take in a slab.
 
         Args:
-            consensus: Label map of the consensus, ``(S_0, ...)`` integers.
+            consensus: Label map of the consensus, ``(S_0, ...)`` integers, none negative.
             labels: Label map of each network, like ``consensus``.
             first: Number of the slab's first slice.
 
@@ -52,13 +54,25 @@ class Agreement:
                 f"a slab needs {self._counts.shape[1]} label maps of shape {consensus.shape}, got "
                 f"{[one.shape for one in labels]}"
             )
-        place = slice(first, first + len(consensus))
-        for counts, region in zip(self._counts, self.regions.values(), strict=True):
-            agreed = _mask(consensus, region)
-            for of_member, one in zip(counts, labels, strict=True):
-                own = _mask(one, region)
-                for column, mask in enumerate((own, agreed, own & agreed)):
-                    of_member[place, column] += mask.reshape(len(mask), -1).sum(1)
+        for number, agreed in enumerate(consensus):
+            for member, one in enumerate(labels):
+                joint = self._joint(agreed, one[number])
+                of_member, of_consensus = joint.sum(0), joint.sum(1)
+                for counts, inside in zip(self._counts, self._labels, strict=True):
+                    both = joint[np.ix_(inside, inside)].sum()
+                    counts[member, first + number] += (of_member[inside].sum(), of_consensus[inside].sum(), both)
+
+    def _joint(self, consensus: np.ndarray, labels: np.ndarray) -> np.ndarray:
+        """Return how many voxels have each pair of labels, ``(L, L)``: one pass, however many classes there are."""
+        size = self._size
+        if not consensus.any() and not labels.any():
+            joint = np.zeros((size, size), np.int64)
+            joint[0, 0] = consensus.size
+            return joint
+        # what is no label of a class counts as one more
+        pairs = np.minimum(consensus.astype(np.intp), size - 1).ravel() * size
+        pairs += np.minimum(labels.astype(np.intp), size - 1).ravel()
+        return np.bincount(pairs, minlength=size * size).reshape(size, size)
 
     def class_scores(self, kind: str = "volume") -> dict[str, float]:
         """Return the score of each class, 0 to 1; NaN for a class that neither any network nor the consensus has.
@@ -86,7 +100,3 @@ def mean_score(class_scores: Mapping[str, float]) -> float:
     """Return the mean over the classes that are there; NaN where there is none, for which there is no score."""
     there = [score for score in class_scores.values() if not math.isnan(score)]
     return float(np.mean(there)) if there else math.nan
-
-
-def _mask(labels: np.ndarray, region: Region) -> np.ndarray:
-    return labels == region if isinstance(region, int) else np.isin(labels, region)

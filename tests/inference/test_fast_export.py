@@ -93,10 +93,10 @@ def test_a_class_that_is_nowhere_the_largest_can_win_between_voxels():
 
 def test_only_blocks_whose_corners_disagree_are_interpolated(monkeypatch):
     interpolated = []
-    original = fast_export._Slices._interpolate
+    original = fast_export.Slices.interpolate
     monkeypatch.setattr(
-        fast_export._Slices,
-        "_interpolate",
+        fast_export.Slices,
+        "interpolate",
         lambda self, p, y, x: interpolated.append(len(y)) or original(self, p, y, x),
     )
     logits = np.zeros((2, 10, 10, 10), np.float16)
@@ -110,13 +110,43 @@ def test_the_buffers_are_bounded(monkeypatch):
     logits = logits_of(3, 5, (6, 8, 8), smooth=0.3)
     expected = label_map(logits, (12, 20, 20), LINEAR)
     sizes = []
-    original = fast_export._Slices._interpolate
+    original = fast_export.Slices.interpolate
     monkeypatch.setattr(fast_export, "BUFFER_VALUES", 50)
     monkeypatch.setattr(
-        fast_export._Slices, "_interpolate", lambda self, p, y, x: sizes.append(len(y)) or original(self, p, y, x)
+        fast_export.Slices, "interpolate", lambda self, p, y, x: sizes.append(len(y)) or original(self, p, y, x)
     )
     np.testing.assert_array_equal(label_map(logits, (12, 20, 20), LINEAR), expected)
     assert max(sizes) == 10
+
+
+def sure(values, least=0.6):
+    """The largest of two values, or a negative number where it is below a threshold."""
+    best = values.max(0)
+    return torch.where(best.values >= least, best.indices, -1 - best.indices)
+
+
+@pytest.mark.parametrize("number", [1, 3])
+def test_grids_of_several_sizes_are_mixed_as_if_all_were_interpolated(number):
+    new_shape, parts, naive = (13, 20, 22), [], 0
+    weights = [0.5, 0.2, 0.3][:number] if number > 1 else [1.0]
+    for seed, shape in zip(range(number), ((6, 9, 10), (7, 12, 8), new_shape), strict=False):
+        values = torch.from_numpy(logits_of(seed, 3, shape, dtype=np.float32)).softmax(0)
+        how = plan_interpolation(SCIPY, shape, new_shape, (1, 1, 1), (1, 1, 1))
+        parts.append(fast_export.Slices(values, new_shape, how, sure))
+        naive += weights[seed] * SCIPY(values.numpy(), new_shape, (1, 1, 1), (1, 1, 1))
+    found = np.stack(list(fast_export.mixed_slices(parts, weights)))
+    expected = sure(torch.from_numpy(naive)).numpy()
+    assert (found < 0).any()
+    assert (found >= 0).any()
+    assert (found != expected).mean() < 1e-3  # ties
+    saved = sum(int(part.known.sum()) for part in parts)
+    assert saved > 0
+
+
+def test_grids_of_other_results_are_not_mixed():
+    parts = [fast_export.Slices(torch.zeros(2, 3, 3, 3), shape, LINEAR, sure) for shape in ((4, 4, 4), (4, 4, 5))]
+    with pytest.raises(ValueError, match=r"one shape, got \[\(4, 4, 4\), \(4, 4, 5\)\]"):
+        next(fast_export.mixed_slices(parts, [0.5, 0.5]))
 
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float32])
