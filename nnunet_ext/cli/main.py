@@ -19,6 +19,7 @@ COMMANDS = {
     "prune": "compare the depths of an ANU-Net on its validation cases, and write a pruned model",
     "contours": "draw the contours that the contour-weighted loss finds in label files",
     "export": "write a trained model that plain nnU-Net predicts with",
+    "pseudo_label": "label unlabelled scans by what several networks agree about, and make a dataset of them",
     "profile": "predict in several ways and compare time, memory and accuracy",
     "demo": "generate phantoms, train supervised and CPS with the stock commands, and compare",
 }

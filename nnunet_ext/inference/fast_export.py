@@ -184,12 +184,14 @@ class CoarseGrid(Protocol):
     """Values ``(K, *S)`` that are asked for one slice at a time, as a tensor gives them, or a file.
 
     Attributes:
-        shape: ``(K, *S)``.
         dtype: Type that interpolated values may be rounded to.
     """
 
-    shape: Sequence[int]
     dtype: torch.dtype
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """``(K, *S)``."""
 
     def __getitem__(self, place: tuple[slice, int], /) -> Tensor:
         """Return the slice ``(K, Y, X)`` at ``[:, index]``."""
@@ -221,7 +223,8 @@ class Slices:
         device: torch.device | None = None,
     ) -> None:
         self.values, self.new_shape, self.decide = values, tuple(new_shape), decide
-        self.device: torch.device = device or getattr(values, "device", torch.device("cpu"))
+        of_values = values.device if isinstance(values, Tensor) else torch.device("cpu")
+        self.device = of_values if device is None else device
         rounded = interpolation.rounded and not all(mode == SAME for mode in interpolation.modes)
         self.type = values.dtype if rounded else torch.float32
         self.z, self.y, self.x = (

@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from nnunet_ext.evaluation.metrics import Region
+if TYPE_CHECKING:  # imports torch
+    from nnunet_ext.evaluation.metrics import Region
 
 SCORES = ("volume", "slice")
 
