@@ -14,6 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
 
 from nnunet_ext.figures.style import save_figure
 
@@ -76,6 +77,7 @@ def draw_scores(
         for value, style, text in zip(thresholds, ("--", ":"), ("least score", "least of a class"), strict=True):
             ranked.axhline(value, color="black", linestyle=style, linewidth=0.9, label=f"{text}: {value:g}")
     ranked.set(xlabel="scans, the best first", ylabel="agreement", ylim=(-0.03, 1.03))
+    ranked.xaxis.set_major_locator(MaxNLocator(integer=True))
     ranked.legend(fontsize=7, frameon=False, ncols=max(1, math.ceil((len(classes) + 4) / 8)), loc="lower left")
     _draw_classes(by_class, classes, None if thresholds is None else thresholds[1])
     for axes in (ranked, by_class):
@@ -96,11 +98,7 @@ def _draw_classes(axes: Axes, classes: Mapping[str, Sequence[float]], threshold:
             axes.plot([np.median(own)] * 2, [place - 0.3, place + 0.3], color=_REJECTED, linewidth=2)
     labels = [f"{name} ({len(own)})" for name, own in zip(names, values, strict=True)]
     axes.set_yticks(places, labels)
-    axes.set(
-        xlim=(-0.03, 1.03),
-        ylim=(0.4, len(names) + 0.6),
-        xlabel="agreement by class (scans that have it), and its median",
-    )
+    axes.set(xlim=(-0.03, 1.03), ylim=(0.4, len(names) + 0.6), xlabel="agreement by class (scans), and median")
     if threshold is not None:
         axes.axvline(threshold, color="black", linestyle=":", linewidth=0.9)
 
@@ -115,7 +113,7 @@ def draw_contact_sheet(path: Path, rows: Mapping[str, Sequence[OneCase]]) -> Non
     columns = min(_COLUMNS, max(len(cases) for cases in rows.values()))
     heights = [math.ceil(len(cases) / columns) for cases in rows.values()]
     inches = 2.5
-    size = (max(inches * columns, 5) + 0.2, (inches + 0.6) * sum(heights) + 0.35 * len(rows) + 0.3)
+    size = (max(inches * columns, 5) + 0.2, (inches + 0.4) * sum(heights) + 0.25 * len(rows) + 0.3)
     figure = Figure(figsize=size, layout="constrained", facecolor="white")
     FigureCanvasAgg(figure)
     parts: Any = figure.subfigures(len(rows), 1, height_ratios=heights, squeeze=False)[:, 0]

@@ -170,9 +170,15 @@ def label_map(
     if out.shape != tuple(new_shape):
         raise ValueError(f"expected an array of shape {tuple(new_shape)} to write into, got {out.shape}")
     values = None if labels is None else np.array([0, *labels], out.dtype)
-    work = Slices(logits, new_shape, interpolation, partial(winners, regions=labels is not None), device)
-    for index, winner in enumerate(mixed_slices([work], [1.0])):
-        out[index] = winner if values is None else values[winner]
+    decide = partial(winners, regions=labels is not None)
+    work = Slices(logits, new_shape, interpolation, decide, device)
+    with torch.inference_mode():
+        for index, filled, open_y, open_x in open_voxels([work]):
+            result = filled.clone()
+            for y, x in chunks(open_y, open_x, len(logits)):
+                result[y, x] = decide(work.interpolate(index, y, x))
+            winner = result.cpu().numpy()
+            out[index] = winner if values is None else values[winner]
     return out
 
 
@@ -289,13 +295,15 @@ class Slices:
         return mixed.T.to(self.type)
 
 
-@torch.inference_mode()
-def mixed_slices(parts: Sequence[Slices], weights: Sequence[float]) -> Iterator[np.ndarray]:
-    """Yield the decisions ``(Y, X)`` on a weighted sum of values of one or several grids, slice after slice.
+def open_voxels(parts: Sequence[Slices]) -> Iterator[tuple[int, Tensor, Tensor, Tensor]]:
+    """Yield, slice after slice of a result, what is known of it, and which voxels have to be interpolated.
 
     Args:
-        parts: Values, all of one shape of the result, and with one way to decide.
-        weights: Weight of each, 1 in all; where all of them lead to the same decision, so must their sum.
+        parts: Values on one or several grids, all of one shape of the result.
+
+    Yields:
+        Number of the slice; the decision ``(Y, X)`` where it is the same and known of all parts, anything elsewhere;
+        rows and columns of the other voxels. The parts have entered the slice.
 
     Raises:
         ValueError: If the shapes of the results differ.
@@ -304,27 +312,21 @@ def mixed_slices(parts: Sequence[Slices], weights: Sequence[float]) -> Iterator[
     if any(part.new_shape != first.new_shape for part in parts):
         raise ValueError(f"all parts must have one shape, got {[part.new_shape for part in parts]}")
     cells: list[Any] = []
-    filled = open_y = open_x = torch.empty(0)
-    step = max(1, BUFFER_VALUES // first.values.shape[0])
+    open_y = open_x = torch.empty(0)
     for index in range(first.new_shape[0]):
         for part in parts:
             part.enter(index)
         if cells != [part.cell for part in parts]:
             cells = [part.cell for part in parts]
-            filled, known = first.filled, first.known
+            known = first.known
             for part in parts[1:]:
-                known = known & part.known & (part.filled == filled)
+                known = known & part.known & (part.filled == first.filled)
             open_y, open_x = torch.nonzero(~known, as_tuple=True)
-        result = filled.clone()
-        for start in range(0, len(open_y), step):
-            y, x = open_y[start : start + step], open_x[start : start + step]
-            values = [part.interpolate(index, y, x) for part in parts]
-            result[y, x] = first.decide(values[0] if len(parts) == 1 else _weighted_sum(values, weights))
-        yield result.cpu().numpy()
+        yield index, first.filled, open_y, open_x
 
 
-def _weighted_sum(values: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
-    total = weights[0] * values[0].float()
-    for weight, value in zip(weights[1:], values[1:], strict=True):
-        total += weight * value.float()
-    return total
+def chunks(y: Tensor, x: Tensor, channels: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield rows and columns of voxels, as many at a time as the buffer holds values of."""
+    step = max(1, BUFFER_VALUES // channels)
+    for start in range(0, len(y), step):
+        yield y[start : start + step], x[start : start + step]

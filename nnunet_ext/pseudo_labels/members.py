@@ -56,7 +56,7 @@ class Member:
     def name(self) -> str:
         """Name for messages."""
         which = {"": "", "1": ", network 1", "2": ", network 2"}.get(self.network, f", {self.network}")
-        return f"{self.model.name} fold {self.fold}{which}"
+        return f"{self.model.parent.name}/{self.model.name} fold {self.fold}{which}"
 
     @property
     def identity(self) -> list[str]:
