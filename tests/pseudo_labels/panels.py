@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from data.tiny_dataset import TinyDataset, set_environment, write_image
 from inference.tiny_model import LABELS, TinyModel, make_model, smooth_image
 
-from nnunet_ext.pseudo_labels.panel import Panel, Settings
+from nnunet_ext.pseudo_labels.panel import Settings
 from nnunet_ext.training.checkpoints import SECOND_NETWORK, TEACHING
 
-CPU = Settings(device="cpu")
+CPU = Settings(device="cpu", step_size=1.0)
+SHAPE = (12, 18, 18)  # of the scans, small enough for a few patches
 
 
 def change_weights(weights: dict[str, Any], seed: int, share: float = 0.03) -> dict[str, Any]:
@@ -61,10 +60,6 @@ def make_folds(root: Path, *folds: int, share: float = 0.03, **arguments: Any) -
     return add_folds(make_model(root, **arguments), *folds, share=share)
 
 
-def small_panel(members: Sequence[Any]) -> Panel:
-    return Panel(members, CPU)
-
-
 def make_source(
     root: Path, monkeypatch: Any, unlabelled: int = 3, labels: dict[str, Any] | None = None, **more: Any
 ) -> TinyDataset:
@@ -72,7 +67,9 @@ def make_source(
     dataset = set_environment(monkeypatch, root)
     dataset.write_dataset_json(labels=labels or LABELS, channel_names={"0": "CT"}, numTraining=5, **more)
     for number in range(5):
-        write_image(dataset.raw / "imagesTr" / f"case_{number}_0000.nii.gz", smooth_image(number), (3.0, 1.0, 1.0))
+        write_image(
+            dataset.raw / "imagesTr" / f"case_{number}_0000.nii.gz", smooth_image(number, SHAPE), (3.0, 1.0, 1.0)
+        )
         label = dataset.raw / "labelsTr" / f"case_{number}.nii.gz"
         label.parent.mkdir(exist_ok=True)
         label.write_bytes(b"whoever opens this fails")
@@ -83,7 +80,7 @@ def make_source(
 
 def add_scan(dataset: TinyDataset, name: str, seed: int) -> Path:
     path = dataset.raw / "imagesUnlabeled" / f"{name}_0000.nii.gz"
-    return write_image(path, smooth_image(seed), (3.0, 1.0, 1.0))
+    return write_image(path, smooth_image(seed, SHAPE), (3.0, 1.0, 1.0))
 
 
 def read_json(path: Path) -> Any:
@@ -93,7 +90,3 @@ def read_json(path: Path) -> Any:
 def copy_model(model: TinyModel, target: Path) -> TinyModel:
     shutil.copytree(model.folder, target)
     return TinyModel(target, model.images, model.ending, model.configuration)
-
-
-def share_of(differs: np.ndarray) -> float:
-    return float(np.mean(differs))

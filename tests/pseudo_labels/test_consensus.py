@@ -41,7 +41,7 @@ def panel_of(root, kind, share=0.1):
         for number, arguments in enumerate(KINDS[kind])
     ]
     members = find_members([model.folder for model in models])
-    scan = models[0].add("a", 1, shape=(14, 22, 24))
+    scan = models[0].add("a", 1, shape=(12, 18, 20))
     return Panel(members, CPU), (str(scan),)
 
 
@@ -105,5 +105,5 @@ def test_features_are_of_the_scan_and_not_of_the_grid(tmp_path):
     panel, images = panel_of(tmp_path, "turned")
     features = features_of(prepare_for_all(images, panel.models)[0], panel.groups[0].model)
     assert features["spacing_mm"] == pytest.approx([3.0, 1.0, 1.0])
-    assert features["size_mm"] == pytest.approx([42.0, 22.0, 24.0])
+    assert features["size_mm"] == pytest.approx([36.0, 18.0, 20.0])
     assert np.all(np.diff(features["percentiles"]) > 0)

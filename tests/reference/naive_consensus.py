@@ -16,7 +16,9 @@ def full_size_probabilities(member, images):
         member: The network.
         images: Files of the scan.
     """
-    predictor = nnUNetPredictor(device=torch.device("cpu"), allow_tqdm=False, perform_everything_on_device=False)
+    predictor = nnUNetPredictor(
+        device=torch.device("cpu"), allow_tqdm=False, perform_everything_on_device=False, tile_step_size=1.0
+    )
     predictor.initialize_from_trained_model_folder(str(member.model), (member.fold,), member.checkpoint)
     predictor.list_of_parameters = [member.weights()]
     plans, configuration, labels = predictor.plans_manager, predictor.configuration_manager, predictor.label_manager
