@@ -19,6 +19,7 @@ GROUPS = {
     "integration/test_export_without_plugin.py": "trained",
     "integration/test_prediction_options.py": "trained",
     "integration/test_profile.py": "trained",
+    "integration/test_pseudo_labels.py": "trained",
     "integration/test_nested_networks.py": "prepared",
     "integration/test_unchanged_stock.py": "prepared",
     "integration/test_planning_unlabelled.py::TestRealData": "real data",

@@ -237,9 +237,10 @@ class _Comparison:
         empty = np.zeros((self.members, *self.labels.shape[1:]), self.labels.dtype)
         for index in (*range(first), *range(self.inside[0].stop, len(self.labels))):  # which no network saw
             self._take(index, empty)
+        seen = (slice(None), *self.inside[1:])
         for index, code, own in self._slices():
             members = empty.copy()
-            members[(slice(None), *self.inside[1:])] = own
+            members[seen] = own
             self.labels[first + index][self.inside[1:]] = self._label(np.where(code < 0, -1 - code, code))
             self.uncertain[first + index][self.inside[1:]] = code < 0
             self._take(first + index, members)
@@ -257,7 +258,7 @@ class _Comparison:
                 for member, part in enumerate(self.parts):
                     logits = part.interpolate(index, y, x)
                     winner = winners(logits, self.regions).cpu().numpy()
-                    own[(member, *place)] = np.array([0, *self.order])[winner] if self.regions else winner
+                    own[member][place] = np.array([0, *self.order])[winner] if self.regions else winner
                     values = self.nonlin(logits)
                     total = values if total is None else total.add_(values)
                 if total is not None:
