@@ -20,6 +20,7 @@ KINDS = {
     "regions": [{"labels": REGIONS}],
     "2d": [{"configuration": "2d"}],
     "turned": [TURNED],
+    "turned, thick slices": [TURNED],
     "cubic": [{"change": CUBIC}],
     "two plans": [{}, {"change": {"spacing": [2.5, 1.2, 1.6]}} | TURNED],
     "two plans, regions": [{"labels": REGIONS}, {"labels": REGIONS, "configuration": "2d"}],
@@ -41,7 +42,9 @@ def panel_of(root, kind, share=0.1):
         for number, arguments in enumerate(KINDS[kind])
     ]
     members = find_members([model.folder for model in models])
-    scan = models[0].add("a", 1, shape=(12, 18, 20))
+    # thicker than three times the pixels: nnU-Net then takes the nearest slice
+    spacing = (5.0, 1.0, 1.0) if "thick" in kind else (3.0, 1.0, 1.0)
+    scan = models[0].add("a", 1, spacing, shape=(12, 18, 20))
     return Panel(members, CPU), (str(scan),)
 
 
