@@ -8,8 +8,10 @@ kept when the command is run again, also with other thresholds.
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from nnunet_ext.cli.values import (
     add_checkpoint,
@@ -20,6 +22,9 @@ from nnunet_ext.cli.values import (
     number,
     positive_int,
 )
+
+if TYPE_CHECKING:
+    from nnunet_ext.pseudo_labels.run import Outcome
 
 _LISTED = 10  # scans to annotate that are printed; all are in the file
 
@@ -153,7 +158,7 @@ def run(arguments: argparse.Namespace) -> int:
     return 1 if outcome.failures or outcome.dataset is None else 0
 
 
-def _print(outcome) -> None:  # type: ignore[no-untyped-def]  # its type is imported late
+def _print(outcome: Outcome) -> None:
     from nnunet_ext.pseudo_labels import report
 
     selection = outcome.selection
@@ -168,9 +173,10 @@ def _print(outcome) -> None:  # type: ignore[no-untyped-def]  # its type is impo
         print(f"No network finds anything in: {', '.join(case.name for case in selection.empty)}")
     if outcome.annotate:
         print("Annotate these first:")
+        of_several = len({cluster for _, cluster in outcome.annotate}) > 1
         for rank, (case, cluster) in enumerate(outcome.annotate[:_LISTED], 1):
-            score = f"{case.score:.3f}" if case.score == case.score else "no class found"
-            print(f"  {rank}. {case.name}: {score}, cluster {cluster}")
+            score = "no class found" if math.isnan(case.score) else f"{case.score:.3f}"
+            print(f"  {rank}. {case.name}: {score}{f', cluster {cluster}' if of_several else ''}")
     place = outcome.dataset or outcome.report
     names = (report.SCORES, report.SCORES_PICTURE, report.SHEET, report.ANNOTATE)
     print(f"In {place}: {', '.join(name for name in names if (place / name).is_file())}.")
