@@ -22,6 +22,7 @@ from pseudo_labels.panels import (
 )
 
 from nnunet_ext import files
+from nnunet_ext.data.unlabeled import find_unlabeled_cases
 from nnunet_ext.pseudo_labels import dataset as dataset_module
 from nnunet_ext.pseudo_labels import run as run_module
 from nnunet_ext.pseudo_labels.consensus import MemberFailedError
@@ -84,6 +85,9 @@ def test_what_is_made_of_a_dataset(tiny, model):
     }
     rest = ({"scan_0", "scan_1", "scan_2"} - set(accepted)).pop()
     assert content["unlabeled"] == {rest: {"images": [f"../Dataset777_Tiny/imagesUnlabeled/{rest}_0000.nii.gz"]}}
+    unlabelled, problems = find_unlabeled_cases(folder, content)  # as semi-supervised trainers do
+    assert list(unlabelled) == [rest]
+    assert problems == []
     splits = read_json(tiny.root / "preprocessed" / folder.name / "splits_final.json")
     assert sorted(name for split in splits for name in split["val"]) == [f"case_{n}" for n in range(5)]
     for split in splits:
