@@ -112,8 +112,7 @@ def draw_contact_sheet(path: Path, rows: Mapping[str, Sequence[OneCase]]) -> Non
     """
     columns = min(_COLUMNS, max(len(cases) for cases in rows.values()))
     heights = [math.ceil(len(cases) / columns) for cases in rows.values()]
-    inches = 2.5
-    size = (max(inches * columns, 5) + 0.2, (inches + 0.4) * sum(heights) + 0.25 * len(rows) + 0.3)
+    size = (max(2.5 * columns, 5) + 0.2, 2.5 * sum(heights) + 0.25 * len(rows) + 0.3)
     figure = Figure(figsize=size, layout="constrained", facecolor="white")
     FigureCanvasAgg(figure)
     parts: Any = figure.subfigures(len(rows), 1, height_ratios=heights, squeeze=False)[:, 0]
@@ -140,7 +139,8 @@ def _draw_case(axes: Axes, case: OneCase, colours: Sequence[Any]) -> None:
     _outline(axes, case.consensus[box], "white", 1.8)
     for labels, colour in zip(case.members, colours, strict=False):
         _outline(axes, labels[box], colour, 0.9)
-    axes.set(xticks=[], yticks=[])
+    height, width = image.shape
+    axes.set(xticks=[], yticks=[], xlim=(-0.5, width - 0.5), ylim=(height - 0.5, -0.5))  # outlines reach beyond
     axes.set_title(case.title, fontsize=7)
 
 
