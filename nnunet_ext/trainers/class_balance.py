@@ -7,10 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nnunet_ext.data.class_voxels import cache_file, class_voxels
 from nnunet_ext.trainers._mixin import TrainerMixin
 from nnunet_ext.training.class_balance import ClassBalance, classes_without_labels, labelled_counts
 from nnunet_ext.training.criteria import summed_counts
+from nnunet_ext.training.labelled_scans import network_outputs, voxels_of_training_cases
 from nnunet_ext.training.semi_supervised import class_names
 
 
@@ -44,17 +44,10 @@ class ClassBalancePart(TrainerMixin):
 
     def _labelled_counts(self) -> Tensor:
         """Return the voxels of each class in the labelled cases; 0 where a training is only validated without them."""
-        labels = self.label_manager
-        outputs: list[Any] = list(labels.foreground_regions if labels.has_regions else labels.all_labels)
+        labels, outputs = self.label_manager, network_outputs(self)
         if getattr(self, "only_validates", False):
             return torch.zeros((2, len(outputs)) if labels.has_regions else len(outputs))
-        file = cache_file(self.preprocessed_dataset_folder_base, self.configuration_manager.data_identifier)
-        cases, _ = self.get_tr_and_val_datasets()
-        counts = labelled_counts(
-            class_voxels(cases, file, self.local_rank == 0).values(),
-            [tuple(output) if isinstance(output, (list, tuple)) else int(output) for output in outputs],
-            labels.ignore_label,
-        )
+        counts = labelled_counts(voxels_of_training_cases(self), outputs, labels.ignore_label)
         names = class_names(self)
         missing = [names[output] for output in classes_without_labels(counts)]
         if missing:

@@ -409,5 +409,24 @@ def test_a_teacher_that_sees_nothing_is_warned_of(make_trainer, kind):
 def test_a_guard_says_nothing_of_sparse_labels(make_trainer):
     trainer = make_trainer("nnUNetTrainerMeanTeacher_Confidence_4epochs_2iterations", kind="ignore")
     trainer.confidence_guard = True
-    with pytest.raises(ValueError, match="confidence_guard compares with the share of each class in labelled patches"):
+    with pytest.raises(
+        ValueError, match="confidence_guard compares with the share of each class in the labelled scans"
+    ):
         trainer.initialize()
+
+
+@pytest.mark.parametrize(
+    ("kind", "expected"), [("labels", [1 - 128 / 5184, *[64 / 5184] * 2]), ("regions", [128 / 5184, 64 / 5184])]
+)
+def test_a_guard_compares_with_whole_scans(make_trainer, kind, expected):
+    """Of 18 x 16 x 18 voxels each class has a box of 4 x 4 x 4; the patches hold more of them."""
+    trainer = make_trainer("nnUNetTrainerMeanTeacher_Confidence_4epochs_2iterations", kind=kind)
+    trainer.confidence_guard = True
+    trainer, loader = ready(trainer)
+    assert trainer.gate.labelled_share.tolist() == pytest.approx(expected)
+    trainer.train_step(next(loader))
+    assert not trainer.gate.missing().any()  # after one step nothing is known
+    validating = make_trainer("nnUNetTrainerMeanTeacher_Confidence_4epochs_2iterations", kind=kind)
+    validating.confidence_guard = validating.only_validates = True
+    validating.initialize()
+    assert not validating.gate.labelled_share.any()
