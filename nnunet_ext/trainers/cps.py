@@ -20,7 +20,8 @@ from nnunet_ext.training.cps_step import CPSStep, make_step
 from nnunet_ext.training.cps_views_step import CPSViewsStep, make_views_step
 from nnunet_ext.training.criteria import CrossPseudoCriterion, cross_pseudo_criterion
 from nnunet_ext.training.schedules import PlateauScheduler, linear_ramp
-from nnunet_ext.training.seeds import derived_seed, seed_everything
+from nnunet_ext.training.second_geometry import patch_turner
+from nnunet_ext.training.seeds import BOXES, TURNS, seed_everything
 from nnunet_ext.training.validation import compare_validations, validate_networks
 
 _VIEWS = ("same", "weak_strong")
@@ -41,6 +42,8 @@ class CPSPart(TrainerMixin):
             ``"weak_strong"`` with ``CutMix``, ``Confidence`` or ``ClassBalance``.
         pseudo_on: ``"both"``: pseudo-labels are learnt on labelled and unlabelled patches, as in 3D-CPS; or
             ``"unlabelled"``. None takes ``"both"`` for the same views without boxes, else ``"unlabelled"``.
+        second_geometry: Whether strong views are mirrored and turned by 90 degrees once more, with their labels, alike
+            for both networks: along the axes that may be mirrored, and in planes of equal size and spacing.
         missing_class_patience: Epochs after which a class that is missing from the pseudo-labels is warned of.
         validate_second_network: Whether network 2 and the average of both get a final validation, too.
         number_of_networks: Number of networks that are trained, for those who ask what a training takes.
@@ -60,6 +63,7 @@ class CPSPart(TrainerMixin):
         self.use_unlabeled = True
         self.views: str | None = None
         self.pseudo_on: str | None = None
+        self.second_geometry = False
         self.missing_class_patience = 3
         self.validate_second_network = True
 
@@ -75,6 +79,11 @@ class CPSPart(TrainerMixin):
             raise ValueError(
                 "pseudo_on 'both' and views 'weak_strong' exclude each other: labelled patches have one view; set "
                 "pseudo_on to 'unlabelled' or views to 'same'"
+            )
+        if self.second_geometry and views == "same":
+            raise ValueError(
+                "second_geometry turns strong views, of which there are none with views 'same': set views to "
+                "'weak_strong' or second_geometry to False"
             )
         if pseudo_on == "both" and self._exchanges_boxes():
             raise ValueError(
@@ -118,7 +127,8 @@ class CPSPart(TrainerMixin):
                 "'both', no CutMix, Confidence or ClassBalance); with CWCD leave contour_pseudo_labels False"
             )
         self.print_to_log_file(f"CPS with views {views!r}, pseudo-labels learnt on {pseudo_on!r}")
-        return make_views_step(self, pseudo_on == "both", gates, mixer, balance)
+        turner = patch_turner(self) if self.second_geometry else None
+        return make_views_step(self, pseudo_on == "both", gates, mixer, balance, turner)
 
     def views_and_halves(self) -> tuple[str, str]:
         """Return ``views`` and ``pseudo_on``, where they are None by the parts of the trainer."""
@@ -148,6 +158,7 @@ class CPSPart(TrainerMixin):
             "use_unlabeled",
             "views",
             "pseudo_on",
+            "second_geometry",
             "missing_class_patience",
             "validate_second_network",
         )
@@ -243,8 +254,7 @@ class CPSPart(TrainerMixin):
         self.monitor.load_state(saved["monitor"])
         if isinstance(self.cps_step, CPSViewsStep):
             self.cps_step.load_state_dict(saved.get("step", {}))
-            if self.cps_step.mixer is not None and self.local_rank > 0:  # the checkpoint is that of rank 0
-                self.cps_step.mixer.reseed(derived_seed(self.seed, 200, self.local_rank, self.current_epoch))
+            semi_supervised.draw_apart(self, {BOXES: self.cps_step.mixer, TURNS: self.cps_step.turner})
         curves.register(self.logger, cps_monitor.KEYS)
 
     def after_pretrained_weights(self, filename: str) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 from nnunet_ext.trainers._mixin import TrainerMixin
 from nnunet_ext.training.mean_teacher_step import Mixer
 from nnunet_ext.training.mixing import BoxMixer
-from nnunet_ext.training.seeds import derived_seed
+from nnunet_ext.training.seeds import BOXES, derived_seed
 
 _SHAPES = ("box", "slab")
 
@@ -49,7 +49,7 @@ class CutMixPart(TrainerMixin):
                 "of 1 (a process): nothing is mixed. Plan a smaller patch, or use a trainer without CutMix."
             )
             return super().make_mixer()
-        seed = derived_seed(self.seed, 200, self.local_rank)
+        seed = derived_seed(self.seed, BOXES, self.local_rank)
         return BoxMixer(self.cutmix_share, self.cutmix_probability, self.cutmix_shape, seed)
 
     def hyperparameters(self) -> dict[str, Any]:

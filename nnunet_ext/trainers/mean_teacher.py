@@ -13,7 +13,8 @@ from nnunet_ext.training.checkpoints import TEACHING, plain_module
 from nnunet_ext.training.drift import DriftAlarm
 from nnunet_ext.training.mean_teacher_step import MeanTeacherStep
 from nnunet_ext.training.schedules import check_schedule, ramped_weight
-from nnunet_ext.training.seeds import derived_seed, seed_everything
+from nnunet_ext.training.second_geometry import patch_turner
+from nnunet_ext.training.seeds import BOXES, TURNS, seed_everything
 from nnunet_ext.training.teacher import Teacher, decay_for_length
 from nnunet_ext.training.unlabelled import unlabelled_criterion
 from nnunet_ext.training.validation import compare_validations, validate_networks
@@ -34,6 +35,8 @@ class MeanTeacherPart(TrainerMixin):
         ramp_down_end: Share of the weight that the last epoch has.
         ema_decay: Decay of the running mean a step; None takes a window of 2 % of the steps, 0.99 to 0.9995.
         use_unlabeled: Whether to train on unlabelled patches, too.
+        second_geometry: Whether strong views are mirrored and turned by 90 degrees once more, with their labels: along
+            the axes that may be mirrored, and in planes of equal size and spacing.
         missing_class_patience: Epochs after which a class that is missing from the pseudo-labels is warned of.
         validate_student: Whether the student gets a final validation, too.
         has_teacher: Whether a teacher stands beside the network, for those who ask what a training takes.
@@ -52,6 +55,7 @@ class MeanTeacherPart(TrainerMixin):
         self.ramp_down_end = 0.1
         self.ema_decay: float | None = None
         self.use_unlabeled = True
+        self.second_geometry = False
         self.missing_class_patience = 3
         self.validate_student = True
 
@@ -83,6 +87,7 @@ class MeanTeacherPart(TrainerMixin):
         self.monitor = teacher_monitor.TeacherMonitor(semi_supervised.first_class(self), self.missing_class_patience)
         self.drift = DriftAlarm(semi_supervised.first_class(self))
         self.gate, self.mixer, self.balance = self.make_gate(), self.make_mixer(), self.make_balance()
+        self.turner = patch_turner(self) if self.second_geometry else None
         self.teaching_step = MeanTeacherStep(
             self.network,
             self.optimizer,
@@ -97,6 +102,7 @@ class MeanTeacherPart(TrainerMixin):
             self.mixer,
             self.balance,
             self.grad_scaler,
+            turner=self.turner,
         )
         curves.register(self.logger, teacher_monitor.KEYS)
 
@@ -110,6 +116,7 @@ class MeanTeacherPart(TrainerMixin):
             "ramp_down_end",
             "ema_decay",
             "use_unlabeled",
+            "second_geometry",
             "missing_class_patience",
             "validate_student",
         )
@@ -230,12 +237,11 @@ class MeanTeacherPart(TrainerMixin):
                 part.load_state_dict(saved[name])
             else:
                 self.print_to_log_file(f"The checkpoint has no {name} of pseudo-labels: a new one begins")
-        if self.mixer is not None and self.local_rank > 0:  # the checkpoint is that of rank 0
-            self.mixer.reseed(derived_seed(self.seed, 200, self.local_rank, self.current_epoch))
+        semi_supervised.draw_apart(self, {BOXES: self.mixer, TURNS: self.turner})
         curves.register(self.logger, teacher_monitor.KEYS)
 
     def _stateful_parts(self) -> dict[str, Any]:
-        parts = {"gate": self.gate, "mixer": self.mixer, "balance": self.balance}
+        parts = {"gate": self.gate, "mixer": self.mixer, "balance": self.balance, "turner": self.turner}
         return {name: part for name, part in parts.items() if part is not None}
 
     def after_pretrained_weights(self, filename: str) -> None:

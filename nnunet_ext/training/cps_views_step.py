@@ -49,6 +49,8 @@ class CPSViewsStep:
         balance: Weighs the classes by the pseudo-labels of both networks, or None.
         grad_scaler: Scaler of the gradients for fp16, or None.
         clip: Largest norm of the gradients of one network.
+        turner: Gives the views that are learnt a second geometry, the same for both networks, with labels and masks,
+            before they are mixed, or None.
     """
 
     networks: tuple[nn.Module, nn.Module]
@@ -65,6 +67,7 @@ class CPSViewsStep:
     balance: ClassBalance | None = None
     grad_scaler: Any = None
     clip: float = 12.0
+    turner: Mixer | None = None
 
     def __call__(self, batch: dict[str, Any], weight: float) -> dict[str, Any]:
         """Train both networks on one batch.
@@ -123,9 +126,10 @@ class CPSViewsStep:
             labels.append(own)
             kept.append(valid.expand_as(confidence) if gate is None else gate(logits, own, confidence, valid, target))
         counts = self._counts(labels, valid, 0 if batch.get("unlabeled") is None else len(batch["unlabeled"]))
-        if self.mixer is not None:
-            *mixed, valid = self.mixer(*views, *labels, *kept, valid)
-            views, labels, kept = mixed[:2], mixed[2:4], mixed[4:]
+        for move in (self.turner, self.mixer):
+            if move is not None:
+                *moved, valid = move(*views, *labels, *kept, valid)
+                views, labels, kept = moved[:2], moved[2:4], moved[4:]
         first, second = (PseudoLabelled(views[n], labels[1 - n], kept[1 - n], valid) for n in (0, 1))
         return (first, second), counts
 
@@ -141,7 +145,7 @@ class CPSViewsStep:
 
     def _stateful(self) -> dict[str, Any]:
         first, second = self.gates
-        parts = {"gate": first, "gate_2": second, "mixer": self.mixer, "balance": self.balance}
+        parts = {"gate": first, "gate_2": second, "mixer": self.mixer, "balance": self.balance, "turner": self.turner}
         return {name: part for name, part in parts.items() if part is not None}
 
     def _views(self, batch: dict[str, Any]) -> tuple[Tensor, list[Tensor], Tensor]:
@@ -176,6 +180,7 @@ def make_views_step(
     gates: tuple[Gate | None, Gate | None],
     mixer: Mixer | None,
     balance: ClassBalance | None,
+    turner: Mixer | None = None,
 ) -> CPSViewsStep:
     """Make the step from a trainer's networks, optimisers and losses.
 
@@ -185,6 +190,7 @@ def make_views_step(
         gates: Choose the pseudo-labels of each network that count.
         mixer: Exchanges parts of the patches.
         balance: Weighs the classes.
+        turner: Gives what is learnt a second geometry.
     """
     return CPSViewsStep(
         networks=(trainer.network, trainer.network_2),
@@ -200,4 +206,5 @@ def make_views_step(
         mixer=mixer,
         balance=balance,
         grad_scaler=trainer.grad_scaler,
+        turner=turner,
     )

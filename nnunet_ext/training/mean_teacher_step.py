@@ -43,7 +43,10 @@ class Gate(Protocol):
 
 
 class Mixer(Protocol):
-    """Exchanges parts of patches; :class:`~nnunet_ext.training.mixing.BoxMixer` is one."""
+    """Moves voxels; :class:`~nnunet_ext.training.mixing.BoxMixer` exchanges parts of patches.
+
+    :class:`~nnunet_ext.training.second_geometry.PatchTurner` mirrors and turns them.
+    """
 
     def __call__(self, *tensors: Tensor) -> tuple[Tensor, ...]:
         """Return tensors ``(B, C, *S)`` that are mixed alike, out of place."""
@@ -101,6 +104,7 @@ class MeanTeacherStep:
         balance: Weighs the classes of the pseudo-labels, or None.
         grad_scaler: Scaler of the gradients for fp16, or None.
         clip: Largest norm of the gradients.
+        turner: Gives the strong views a second geometry, with their labels and masks, before they are mixed, or None.
     """
 
     network: nn.Module
@@ -117,6 +121,7 @@ class MeanTeacherStep:
     balance: ClassBalance | None = None
     grad_scaler: Any = None
     clip: float = 12.0
+    turner: Mixer | None = None
 
     def __call__(self, batch: dict[str, Any], weight: float) -> dict[str, Any]:
         """Train the student on one batch.
@@ -168,6 +173,8 @@ class MeanTeacherStep:
         kept = (
             valid.expand_as(confidence) if self.gate is None else self.gate(logits, labels, confidence, valid, target)
         )
+        if self.turner is not None:
+            strong, labels, kept, valid = self.turner(strong, labels, kept, valid)
         if self.mixer is not None:
             strong, labels, kept, valid = self.mixer(strong, labels, kept, valid)
         return PseudoLabelled(strong, labels, kept, valid)

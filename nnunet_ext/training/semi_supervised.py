@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Protocol
 
 from nnunet_ext.data.host import Trainer
 from nnunet_ext.data.splits import hidden_cases_of_fold
 from nnunet_ext.training.checkpoints import TEACHING
+from nnunet_ext.training.host import ExtTrainer
+from nnunet_ext.training.seeds import derived_seed
 
 
 class RampTrainer(Trainer, Protocol):
@@ -48,6 +51,18 @@ def refuse_cascade(trainer: Trainer) -> None:
             "of the cascade's previous stage. Train 3d_fullres instead."
         )
     hidden_cases_of_fold(trainer.preprocessed_dataset_folder_base, trainer.fold)
+
+
+def draw_apart(trainer: ExtTrainer, moves: Mapping[int, Any]) -> None:
+    """Let other processes than the first go on with draws of their own: the checkpoint is that of the first.
+
+    Args:
+        trainer: A trainer that has taken in a checkpoint.
+        moves: What draws, by the purpose of its seeds; None for what is not there.
+    """
+    for purpose, move in moves.items():
+        if move is not None and trainer.local_rank > 0:
+            move.reseed(derived_seed(trainer.seed, purpose, trainer.local_rank, trainer.current_epoch))
 
 
 def teaching_of(trainer: Trainer, checkpoint: dict[str, Any]) -> dict[str, Any]:
