@@ -24,6 +24,8 @@ class ConfidencePart(TrainerMixin):
         confidence_keep: Share of each class that ``"per_class"`` keeps at least.
         confidence_guard: Whether background labels that may be a class that is being lost are left out. A class is
             lost where the pseudo-labels of late have less than a fifth of its share in the labelled scans.
+        confidence_agree: Whether a label counts only where both networks of CPS have it, or its probability is 0.95 or
+            more.
     """
 
     def set_defaults(self) -> None:
@@ -33,6 +35,7 @@ class ConfidencePart(TrainerMixin):
         self.confidence_threshold: float | None = None
         self.confidence_keep = 0.8
         self.confidence_guard = False
+        self.confidence_agree = False
 
     def refuse_unsupported(self) -> None:
         """Refuse settings that make no sense."""
@@ -45,6 +48,11 @@ class ConfidencePart(TrainerMixin):
             raise ValueError(
                 "confidence_guard compares with the share of each class in the labelled scans, which says nothing "
                 "where most voxels have the ignore label; set confidence_guard to False"
+            )
+        if self.confidence_agree and getattr(self, "number_of_networks", 1) < 2:
+            raise ValueError(
+                f"confidence_agree compares the labels of two networks, but {type(self).__name__} has one that labels: "
+                "set confidence_agree to False, or take a trainer with CPS"
             )
         if not 0 < self.confidence_keep <= 1:
             raise ValueError(f"confidence_keep must lie in (0, 1], got {self.confidence_keep}")
@@ -70,5 +78,5 @@ class ConfidencePart(TrainerMixin):
 
     def hyperparameters(self) -> dict[str, Any]:
         """Add the settings of the gate."""
-        names = ("confidence_gate", "confidence_threshold", "confidence_keep", "confidence_guard")
+        names = ("confidence_gate", "confidence_threshold", "confidence_keep", "confidence_guard", "confidence_agree")
         return super().hyperparameters() | {name: getattr(self, name) for name in names}

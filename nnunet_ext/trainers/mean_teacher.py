@@ -10,12 +10,12 @@ from nnunet_ext.data.training_cases import unlabeled_dataset
 from nnunet_ext.trainers._mixin import TrainerMixin
 from nnunet_ext.training import cps_monitor, curves, next_stage, second_network, semi_supervised, teacher_monitor
 from nnunet_ext.training.checkpoints import TEACHING, plain_module
-from nnunet_ext.training.drift import DriftAlarm
+from nnunet_ext.training.drift import DriftAlarm, warn_of_drift
 from nnunet_ext.training.mean_teacher_step import MeanTeacherStep
-from nnunet_ext.training.schedules import check_schedule, ramped_weight
+from nnunet_ext.training.schedules import SCHEDULE, check_schedule, ramped_weight
 from nnunet_ext.training.second_geometry import patch_turner
 from nnunet_ext.training.seeds import BOXES, TURNS, seed_everything
-from nnunet_ext.training.teacher import Teacher, decay_for_length
+from nnunet_ext.training.teacher import Teacher, check_decay, teacher_of
 from nnunet_ext.training.unlabelled import unlabelled_criterion
 from nnunet_ext.training.validation import compare_validations, validate_networks
 
@@ -49,10 +49,7 @@ class MeanTeacherPart(TrainerMixin):
         """Set the weight of the pseudo-labels, its schedule, and the teacher's decay."""
         super().set_defaults()
         self.unlabeled_weight = 0.5
-        self.warmup_fraction = 0.1
-        self.ramp_fraction = 0.4
-        self.ramp_down_fraction = 0.15
-        self.ramp_down_end = 0.1
+        self.warmup_fraction, self.ramp_fraction, self.ramp_down_fraction, self.ramp_down_end = SCHEDULE
         self.ema_decay: float | None = None
         self.use_unlabeled = True
         self.second_geometry = False
@@ -63,8 +60,7 @@ class MeanTeacherPart(TrainerMixin):
         """Refuse the cascade, and settings that make no sense."""
         super().refuse_unsupported()
         semi_supervised.refuse_cascade(self)
-        if self.ema_decay is not None and not 0 <= self.ema_decay < 1:
-            raise ValueError(f"ema_decay must be None or lie in [0, 1), got {self.ema_decay}")
+        check_decay(self.ema_decay)
         check_schedule(
             self.num_epochs,
             self.unlabeled_weight,
@@ -77,8 +73,7 @@ class MeanTeacherPart(TrainerMixin):
     def build_networks(self) -> None:
         """Build the network, and the teacher from it."""
         super().build_networks()
-        steps = self.num_epochs * self.num_iterations_per_epoch
-        self.teacher = Teacher(self.network, decay_for_length(steps) if self.ema_decay is None else self.ema_decay)
+        self.teacher = teacher_of(self.network, self.ema_decay, self.num_epochs * self.num_iterations_per_epoch)
         self._supervise_teacher_deeply(False)
 
     def initialize(self) -> None:
@@ -173,11 +168,7 @@ class MeanTeacherPart(TrainerMixin):
         curves.log(self.logger, values, self.current_epoch)
         teacher_monitor.log_epoch(self, values)
         if weight:
-            ramped = self.current_epoch + 1 >= round(self.ramp_fraction * self.num_epochs)
-            drifting = self.drift.observe(values["pseudo_label_share"], ramped)
-            if drifting:
-                names = semi_supervised.class_names(self)
-                self.print_to_log_file(self.drift.warning(drifting, names, self.current_epoch))
+            warn_of_drift(self, values["pseudo_label_share"])
 
     def on_validation_epoch_start(self) -> None:
         """Set the student to evaluation, and let the teacher have the outputs that nnU-Net's step expects."""
@@ -246,9 +237,7 @@ class MeanTeacherPart(TrainerMixin):
 
     def after_pretrained_weights(self, filename: str) -> None:
         """Let the teacher begin with the pretrained weights that the student has taken."""
-        self.teacher.restart()
-        self.teacher.update(self.network)  # the first update copies
-        self.teacher.restart()
+        self.teacher.begin_with(self.network)
 
     def perform_actual_validation(self, save_probabilities: bool = False) -> None:
         """Validate the student, then the teacher, whose results are nnU-Net's."""

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from nnunet_ext.training.class_balance import ClassBalance
 from nnunet_ext.training.confidence import label_and_confidence
 from nnunet_ext.training.counting import class_counts
+from nnunet_ext.training.second_geometry import PatchTurner
 
 
 class Gate(Protocol):
@@ -43,10 +44,7 @@ class Gate(Protocol):
 
 
 class Mixer(Protocol):
-    """Moves voxels; :class:`~nnunet_ext.training.mixing.BoxMixer` exchanges parts of patches.
-
-    :class:`~nnunet_ext.training.second_geometry.PatchTurner` mirrors and turns them.
-    """
+    """Exchanges parts of patches; :class:`~nnunet_ext.training.mixing.BoxMixer` is one."""
 
     def __call__(self, *tensors: Tensor) -> tuple[Tensor, ...]:
         """Return tensors ``(B, C, *S)`` that are mixed alike, out of place."""
@@ -121,7 +119,7 @@ class MeanTeacherStep:
     balance: ClassBalance | None = None
     grad_scaler: Any = None
     clip: float = 12.0
-    turner: Mixer | None = None
+    turner: PatchTurner | None = None
 
     def __call__(self, batch: dict[str, Any], weight: float) -> dict[str, Any]:
         """Train the student on one batch.
@@ -133,7 +131,8 @@ class MeanTeacherStep:
         Returns:
             ``loss`` (supervised) and ``unlabeled_loss`` as floats; ``counts`` ``(3, K)``, hard labels of the teacher,
             of the student and of both on the strong views; ``kept_counts`` ``(K,)``, those that count, by the
-            teacher's label; ``labelled_counts`` ``(K,)``.
+            teacher's label; ``labelled_counts`` ``(K,)``; ``nothing_kept``, 1 where there were pseudo-labels and none
+            of them counts, else 0.
         """
         target = to_device(batch["target"], self.device)
         labelled = to_device(batch["data"], self.device)
@@ -204,11 +203,13 @@ class MeanTeacherStep:
         classes = self.number_of_outputs
         true = self._classes(full[:, :classes] if self.regions else full, None)
         counts, kept = true.new_zeros((3, classes)), true.new_zeros(classes)
+        nothing = true.new_zeros(())
         if learned is not None and student is not None:
             counts, kept = self._counts(learned, student)
+            nothing = ~learned.kept.any()
         # One copy to the host a step, as nnU-Net's own step does for its loss: of integers, the losses by their bits.
         losses = torch.stack([loss.detach(), unlabelled.detach()]).float().view(torch.int32).long()
-        flat = torch.cat([losses, *(part.flatten().long() for part in (counts, kept, true))]).cpu().numpy()
+        flat = torch.cat([losses, *(part.flatten().long() for part in (counts, kept, true, nothing))]).cpu().numpy()
         supervised, pseudo = flat[:2].astype(np.int32).view(np.float32)
         voxels = flat[2:].astype(float)
         return {
@@ -216,7 +217,8 @@ class MeanTeacherStep:
             "unlabeled_loss": float(pseudo),
             "counts": voxels[: 3 * classes].reshape(3, classes),
             "kept_counts": voxels[3 * classes : 4 * classes],
-            "labelled_counts": voxels[4 * classes :],
+            "labelled_counts": voxels[4 * classes : -1],
+            "nothing_kept": int(voxels[-1]),
         }
 
     def _counts(self, learned: PseudoLabelled, student: Tensor) -> tuple[Tensor, Tensor]:

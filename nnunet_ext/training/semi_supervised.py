@@ -9,6 +9,7 @@ from nnunet_ext.data.host import Trainer
 from nnunet_ext.data.splits import hidden_cases_of_fold
 from nnunet_ext.training.checkpoints import TEACHING
 from nnunet_ext.training.host import ExtTrainer
+from nnunet_ext.training.schedules import check_schedule
 from nnunet_ext.training.seeds import derived_seed
 
 
@@ -17,11 +18,17 @@ class RampTrainer(Trainer, Protocol):
 
     Attributes:
         lr_schedule: Course of the learning rate, ``"poly"`` or ``"plateau"``.
-        ramp_fraction: Share of the epochs over which the weight rises, from 0 to 1.
+        warmup_fraction: Share of the epochs in which the weight is 0.
+        ramp_fraction: Share of the epochs after which the weight is reached.
+        ramp_down_fraction: Share of the epochs, the last ones, in which the weight falls again.
+        ramp_down_end: Share of the weight that the last epoch has.
     """
 
     lr_schedule: str
+    warmup_fraction: float
     ramp_fraction: float
+    ramp_down_fraction: float
+    ramp_down_end: float
 
 
 def refuse_unsupported(trainer: RampTrainer) -> None:
@@ -34,8 +41,13 @@ def refuse_unsupported(trainer: RampTrainer) -> None:
     refuse_cascade(trainer)
     if trainer.lr_schedule not in ("poly", "plateau"):
         raise ValueError(f"lr_schedule must be 'poly' or 'plateau', got {trainer.lr_schedule!r}")
-    if not 0 <= trainer.ramp_fraction <= 1:
-        raise ValueError(f"ramp_fraction must lie between 0 and 1, got {trainer.ramp_fraction}")
+    check_schedule(
+        trainer.num_epochs,
+        warmup_fraction=trainer.warmup_fraction,
+        ramp_fraction=trainer.ramp_fraction,
+        ramp_down_fraction=trainer.ramp_down_fraction,
+        ramp_down_end=trainer.ramp_down_end,
+    )
 
 
 def refuse_cascade(trainer: Trainer) -> None:

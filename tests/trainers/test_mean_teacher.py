@@ -129,6 +129,7 @@ def test_a_gate_that_keeps_nothing_leaves_the_labels_alone(make_trainer):
     report = trainer.train_step(next(loader))
     assert report["unlabeled_loss"] == 0
     assert report["kept_counts"].sum() == 0
+    assert report["nothing_kept"] == 1
     assert report["counts"][0].sum() > 0
 
 
@@ -430,3 +431,27 @@ def test_a_guard_compares_with_whole_scans(make_trainer, kind, expected):
     validating.confidence_guard = validating.only_validates = True
     validating.initialize()
     assert not validating.gate.labelled_share.any()
+
+
+def test_steps_that_kept_nothing_are_counted(make_trainer):
+    trainer, loader = ready(make_trainer(PLAIN))
+    assert trainer.train_step(next(loader))["nothing_kept"] == 0
+    one = {"loss": 1.0, "unlabeled_loss": 1.0, "kept_counts": np.ones(3), "labelled_counts": np.ones(3)}
+    one["counts"] = np.ones((3, 3))
+    trainer.on_train_epoch_end([one | {"nothing_kept": n} for n in (1, 0, 1)])
+    assert "steps in which no pseudo-label counted: 2" in Path(trainer.log_file).read_text()
+    assert trainer.monitor.epoch([one], 0.5, False)["nothing_kept"] == 0
+    assert np.isnan(trainer.monitor.epoch([one], 0.0, False)["nothing_kept"])
+
+
+@pytest.mark.parametrize("kind", ["regions", "labels"])
+def test_kept_background_is_something(make_trainer, kind):
+    """A teacher that sees no foreground still teaches where none is."""
+    trainer, loader = ready(make_trainer(PLAIN, kind=kind))
+    background = torch.full((1, trainer.label_manager.num_segmentation_heads, 1, 1, 1), -9.0)
+    if kind == "labels":
+        background[:, 0] = 9.0
+    trainer.teaching_step.teacher = lambda images: background.expand(len(images), -1, *images.shape[2:])
+    report = trainer.train_step(next(loader))
+    assert report["counts"][0][trainer.monitor.first_class :].sum() == 0
+    assert report["nothing_kept"] == 0
