@@ -8,6 +8,7 @@ from typing import Any
 from torch import nn
 
 from nnunet_ext.data.loaders import in_background, two_stream_loader, validation_loader
+from nnunet_ext.data.unlabelled_steps import refuse_senseless_steps, unlabelled_steps
 from nnunet_ext.trainers._mixin import TrainerMixin
 from nnunet_ext.training import cps_monitor, curves, next_stage, second_network, semi_supervised, teacher_monitor
 from nnunet_ext.training.checkpoints import TEACHING, plain_module
@@ -35,6 +36,8 @@ class MeanTeacherPart(TrainerMixin):
         ramp_down_end: Share of the weight that the last epoch has.
         ema_decay: Decay of the running mean a step; None takes a window of 2 % of the steps, 0.99 to 0.9995.
         use_unlabeled: Whether to train on unlabelled patches, too.
+        unlabeled_every: Steps from one with unlabelled patches to the next; the others learn from labels alone.
+        unlabeled_batch_size: Unlabelled patches of a step, over all processes; None for as many as labelled ones.
         missing_class_patience: Epochs after which a class that is missing from the pseudo-labels is warned of.
         validate_student: Whether the student gets a final validation, too.
         has_teacher: Whether a teacher stands beside the network, for those who ask what a training takes.
@@ -53,6 +56,8 @@ class MeanTeacherPart(TrainerMixin):
         self.ramp_down_end = 0.1
         self.ema_decay: float | None = None
         self.use_unlabeled = True
+        self.unlabeled_every = 1
+        self.unlabeled_batch_size: int | None = None
         self.missing_class_patience = 3
         self.validate_student = True
 
@@ -60,6 +65,7 @@ class MeanTeacherPart(TrainerMixin):
         """Refuse the cascade, and settings that make no sense."""
         super().refuse_unsupported()
         semi_supervised.refuse_cascade(self)
+        refuse_senseless_steps(self)
         if self.ema_decay is not None and not 0 <= self.ema_decay < 1:
             raise ValueError(f"ema_decay must be None or lie in [0, 1), got {self.ema_decay}")
         check_schedule(
@@ -111,6 +117,8 @@ class MeanTeacherPart(TrainerMixin):
             "ramp_down_end",
             "ema_decay",
             "use_unlabeled",
+            "unlabeled_every",
+            "unlabeled_batch_size",
             "missing_class_patience",
             "validate_student",
         )
@@ -122,7 +130,9 @@ class MeanTeacherPart(TrainerMixin):
         pin = self.device.type == "cuda"
         seed = self.loading_seed()
         seed_everything(seed)
-        train = in_background(two_stream_loader(self, unlabelled, strong_views=1), pin, True, seed)
+        train = in_background(
+            two_stream_loader(self, unlabelled, strong_views=1, steps=unlabelled_steps(self)), pin, True, seed
+        )
         val = in_background(validation_loader(self), pin, False, seed + 1)
         next(train), next(val)
         return train, val
