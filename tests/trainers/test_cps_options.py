@@ -79,6 +79,24 @@ def test_running_means_follow_the_networks_also_where_labels_alone_teach(make_tr
             torch.testing.assert_close(value, mean[key], rtol=1e-5, atol=1e-6)
 
 
+def test_the_network_that_labels_is_a_mean(make_trainer):
+    """Whoever looks for classes in whole scans asks for it."""
+    (means, _), (alone, _) = ready(make_trainer(VIEWS), peer_ema=True), ready(make_trainer(VIEWS))
+    assert means.label_maker() == (means.cps_step.teachers[0].network, 0.5)
+    assert alone.label_maker() == (alone.network, 0.5)
+
+
+def test_running_means_follow_steps_without_unlabelled_patches(make_trainer):
+    trainer, loader = ready(make_trainer(VIEWS), peer_ema=True, unlabeled_every=2)
+    kept = [trainer.train_step(next(loader)).get("kept_counts") for _ in range(2)]
+    assert sum(counts is None for counts in kept) == 1
+    assert [teacher.t for teacher in trainer.cps_step.teachers] == [2, 2]
+    reports = [trainer.train_step(next(loader)) for _ in range(2)]
+    values = trainer.monitor.epoch(reports, 0.5, False)
+    assert values["nothing_kept"] == 0
+    assert 0 < values["kept_share"][0] <= 1
+
+
 def test_means_of_the_last_step_label_as_the_networks_do(make_trainer):
     """With a decay of 0 a mean is its network: the same steps as without means, but for the mode of the layers."""
     (means, loader), (alone, _) = ready(make_trainer(VIEWS), peer_ema=True, ema_decay=0.0), ready(make_trainer(VIEWS))
