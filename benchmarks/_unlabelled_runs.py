@@ -91,6 +91,7 @@ TASKS = {
         {1: "liver", 2: "right kidney", 3: "left kidney", 4: "spleen"},
         tolerance_mm=2.5,
         patch=[16, 80, 80],
+        mirroring=False,
         few=4,
         hidden=10,
         tests=6,
