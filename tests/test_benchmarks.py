@@ -248,6 +248,18 @@ class TestAgainstControls:
         assert not [line for line in lines if line.startswith(("| ceiling", "| supervised |"))]
 
 
+class TestCases:
+    def test_every_case_where_there_are_few(self, work):
+        record(work, "multiorgan4_supervised_seed0", np.array([0.9, 0.3, 0.8, 0.2])[:, None])
+        lines = list(tables.cases_table(tables.Results(listed.RUNS), "multiorgan4"))
+        assert cells(lines, "multiorgan4, Dice of every case", "seed")[2:] == [f"case_{i}" for i in range(4)]
+        assert cells(lines, "supervised")[1:] == ["0", "0.900", "0.300", "0.800", "0.200"]
+
+    def test_not_where_there_are_many(self, work):
+        record(work, "phantoms4_supervised_seed0", 0.5)
+        assert list(tables.cases_table(tables.Results(listed.RUNS), "phantoms4")) == []
+
+
 class TestOwed:
     def test_commands_and_times(self, work, monkeypatch):
         monkeypatch.setenv("NNUNET_EXT_BENCH", "/some where")
@@ -386,6 +398,16 @@ class TestOrder:
         unlabelled.done_file(self.RUNS[0]).write_text("{}")
         assert unlabelled.run_all(self.RUNS, 1, begin) == []
         assert "begin c" not in self.events
+
+    def test_data_that_is_missing_is_told_before_anything_is_trained(self, begin, monkeypatch):
+        def prepare(task):
+            if task == "multiorgan4":
+                raise SystemExit("the dataset is missing")
+
+        monkeypatch.setattr(unlabelled, "prepare", prepare)
+        with pytest.raises(SystemExit, match="the dataset is missing"):
+            unlabelled.run_all([*self.RUNS, listed.Run("d", "", "multiorgan4")], 2, begin)
+        assert self.events == []
 
     def test_others_go_on_where_one_fails(self, begin):
         runs = [listed.Run("fails", "", "phantoms4"), *self.RUNS]
