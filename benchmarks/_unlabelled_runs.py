@@ -166,7 +166,7 @@ class Run:
     def ceiling(self) -> tuple[str, str] | None:
         """Task and method of the training with all labels that has the same length, None where there is none."""
         task = TASKS[self.task].ceiling_of or self.task
-        return (task, "ceiling") if TASKS[task].ceiling and not self._length else None
+        return (task, f"ceiling{self._length}") if TASKS[task].ceiling else None
 
     @property
     def _length(self) -> str:
@@ -206,7 +206,10 @@ def _methods(task: str) -> list[Run]:
 def _runs() -> list[Run]:
     on_steps = [task for task in TASKS if task != "atrium8"]
     runs = [replace(run, seed=seed) for seed in (0, 1) for task in on_steps for run in _methods(task)]
-    runs += [Run(f"{parts or 'supervised'}_long", parts, "hippocampus5", epochs=LONG) for parts in ("", BEST)]
+    for task in ("hippocampus5", "phantoms4"):
+        runs += [Run(f"{parts or 'supervised'}_long", parts, task, epochs=LONG) for parts in ("", BEST)]
+    # After 5,000 steps the network with all labels of the phantoms may not have met their smallest organ yet.
+    runs.append(Run("ceiling_long", "", "phantoms4", epochs=LONG, all_labels=True))
     runs = [replace(run, name=f"{run.task}_{run.name}_seed{run.seed}") for run in runs]
     for name, parts, trainer in (("supervised", "", SUPERVISED), ("semi", "Semi", SEMI)):
         run = Run(f"atrium8_{name}_seed0", parts, "atrium8", device="cuda", trainer_name=trainer)

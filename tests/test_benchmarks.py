@@ -96,7 +96,7 @@ class TestList:
             (f"phantoms4_{TEACHER}_seed0", "supervised", ("phantoms4", "ceiling")),
             ("hippocampus10_supervised_seed1", "supervised", ("hippocampus5", "ceiling")),
             (f"multiorgan4_{TEACHER}_seed0", "supervised", None),
-            (f"hippocampus5_{TEACHER}_long_seed0", "supervised_long", None),
+            (f"phantoms4_{TEACHER}_long_seed0", "supervised_long", ("phantoms4", "ceiling_long")),
             ("atrium8_semi_600s_seed0", "supervised_600s", None),
         ],
     )
@@ -166,6 +166,21 @@ class TestScores:
         pooled = cells(tables.scores_table(results, "phantoms4"), TEACHER, "network 1", "0 and 1, pooled")
         assert pooled[7] == "0.750 [0.750, 0.750]"
         assert pooled[9] == "+0.100 [+0.100, +0.100]"
+
+    def test_longer_trainings_have_a_ceiling_of_their_own(self, work, results):
+        record(work, "phantoms4_supervised_long_seed0", 0.7)
+        record(work, f"phantoms4_{TEACHER}_long_seed0", 0.8)
+        row = cells(tables.scores_table(results, "phantoms4"), f"{TEACHER}_long")
+        assert row[8:11] == ["+0.100 [+0.100, +0.100]", "+0.100 [+0.100, +0.100]", ""]
+        record(work, "phantoms4_ceiling_long_seed0", 0.9)
+        assert cells(tables.scores_table(results, "phantoms4"), f"{TEACHER}_long")[10] == "+0.50 of 0.200"
+
+    def test_classes_that_were_never_learned_are_named(self, work, results):
+        assert list(tables.never_learned(results, "phantoms4")) == []
+        record(work, "phantoms4_ceiling_seed0", [0.9, 0.9, 0.9, 0.9, 0.05, 0])
+        assert list(tables.never_learned(results, "phantoms4")) == [
+            "Never learned (Dice below 0.1): pancreas and gallbladder by ceiling with seed 0."
+        ]
 
     def test_other_cases_are_no_pairs(self):
         first, second = (tables.Table((case,), np.ones((1, 2))) for case in "ab")
