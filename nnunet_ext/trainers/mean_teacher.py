@@ -151,6 +151,11 @@ class MeanTeacherPart(TrainerMixin):
             self.ramp_down_end,
         )
 
+    def labels_teach_alone(self) -> bool:
+        """Whether this epoch is one of the warm-up, before the first pseudo-labels."""
+        warms_up = self.current_epoch < round(self.warmup_fraction * self.num_epochs)
+        return super().labels_teach_alone() or bool(self.use_unlabeled and self.unlabeled_weight and warms_up)
+
     def train_step(self, batch: dict[str, Any]) -> dict[str, Any]:
         """Train the student on one batch of the two-stream loader, then move the teacher."""
         weight = self.current_unlabeled_weight() if batch.get("unlabeled") is not None else 0.0
