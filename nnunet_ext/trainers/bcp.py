@@ -6,7 +6,7 @@ import math
 from typing import Any
 
 from nnunet_ext.trainers._mixin import TrainerMixin
-from nnunet_ext.training.bcp import BCPCriterion, BCPMixer
+from nnunet_ext.training.copy_paste import BCPCriterion, BCPMixer
 from nnunet_ext.training.criteria import compiles_losses
 from nnunet_ext.training.mean_teacher_step import Mixer
 from nnunet_ext.training.seeds import derived_seed

@@ -9,8 +9,8 @@ import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from reference import tiny
 
-from nnunet_ext.training.bcp import CopyPasted
 from nnunet_ext.training.checkpoints import SECOND_NETWORK, TEACHING
+from nnunet_ext.training.copy_paste import CopyPasted
 
 LENGTH = "_4epochs_2iterations"
 METHODS = pytest.mark.parametrize("method", ["MeanTeacher", "CPS"])

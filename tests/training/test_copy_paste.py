@@ -10,9 +10,9 @@ from batchgeneratorsv2.transforms.utils.deep_supervision_downsampling import Dow
 from torch import nn
 
 from nnunet_ext.losses import bcp_loss
-from nnunet_ext.training.bcp import BCPCriterion, BCPMixer, CopyPasted
 from nnunet_ext.training.class_balance import ClassBalance
 from nnunet_ext.training.confidence import label_and_confidence
+from nnunet_ext.training.copy_paste import BCPCriterion, BCPMixer, CopyPasted
 from nnunet_ext.training.cps_views_step import CPSViewsStep
 from nnunet_ext.training.mean_teacher_step import MeanTeacherStep, PseudoLabelled
 from nnunet_ext.training.unlabelled import UnlabelledCriterion
