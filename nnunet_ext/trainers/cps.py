@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 from nnunet_ext.data.loaders import in_background, two_stream_loader, validation_loader
-from nnunet_ext.data.training_cases import unlabeled_dataset
+from nnunet_ext.data.unlabelled_steps import refuse_senseless_steps, unlabelled_steps
 from nnunet_ext.networks.averaging import AverageOfNetworks
 from nnunet_ext.trainers._mixin import TrainerMixin
 from nnunet_ext.trainers.bcp import BCPPart
@@ -37,6 +37,9 @@ class CPSPart(TrainerMixin):
         lr_schedule: Course of the learning rate: ``"poly"`` (nnU-Net's, and the released code's) or ``"plateau"`` (the
             paper's table).
         use_unlabeled: Whether to train on unlabelled patches, too.
+        unlabeled_every: Steps from one with unlabelled patches to the next; the others learn from labels alone. Above 1
+            only where pseudo-labels are learnt on unlabelled patches alone.
+        unlabeled_batch_size: Unlabelled patches of a step, over all processes; None for as many as labelled ones.
         views: ``"same"``: both networks see what they label, as in 3D-CPS; ``"weak_strong"``: they label weak views of
             unlabelled patches, and each learns strong views of its own. None takes ``"same"`` for CPS alone, and
             ``"weak_strong"`` with ``CutMix``, ``BCP``, ``Confidence`` or ``ClassBalance``.
@@ -59,6 +62,8 @@ class CPSPart(TrainerMixin):
         self.ramp_fraction = 0.5
         self.lr_schedule = "poly"
         self.use_unlabeled = True
+        self.unlabeled_every = 1
+        self.unlabeled_batch_size: int | None = None
         self.views: str | None = None
         self.pseudo_on: str | None = None
         self.missing_class_patience = 3
@@ -68,6 +73,7 @@ class CPSPart(TrainerMixin):
         """Refuse the cascade, as unlabelled cases have no prediction of its previous stage, and what does not fit."""
         super().refuse_unsupported()
         semi_supervised.refuse_unsupported(self)
+        refuse_senseless_steps(self)
         for name, value, known in (("views", self.views, _VIEWS), ("pseudo_on", self.pseudo_on, _PSEUDO_ON)):
             if value is not None and value not in known:
                 raise ValueError(f"{name} must be None or one of {', '.join(known)}, got {value!r}")
@@ -82,6 +88,11 @@ class CPSPart(TrainerMixin):
             raise ValueError(
                 f"pseudo_on 'both' goes without {part}, which exchanges boxes of unlabelled patches alone: set "
                 f"pseudo_on to 'unlabelled' or {setting}_probability to 0"
+            )
+        if pseudo_on == "both" and self.unlabeled_every > 1:
+            raise ValueError(
+                f"unlabeled_every {self.unlabeled_every} needs pseudo_on 'unlabelled', as pseudo_on 'both' learns the "
+                "peer's labels in every step: set unlabeled_every to 1, or views to 'weak_strong'"
             )
         if pseudo_on == "unlabelled" and not self.use_unlabeled:
             raise ValueError(
@@ -150,6 +161,8 @@ class CPSPart(TrainerMixin):
             "ramp_fraction",
             "lr_schedule",
             "use_unlabeled",
+            "unlabeled_every",
+            "unlabeled_batch_size",
             "views",
             "pseudo_on",
             "missing_class_patience",
@@ -159,12 +172,14 @@ class CPSPart(TrainerMixin):
 
     def get_dataloaders(self) -> tuple[Any, Any]:
         """Return the two-stream training loader and nnU-Net's validation loader."""
-        unlabelled = unlabeled_dataset(self) if self.use_unlabeled else None
+        unlabelled = self.unlabelled_cases() if self.use_unlabeled else None
         pin = self.device.type == "cuda"
         seed = self.loading_seed()
         seed_everything(seed)
         strong_views = 2 if self.views_and_halves()[0] == "weak_strong" else 0  # one a network
-        train = in_background(two_stream_loader(self, unlabelled, strong_views), pin, True, seed)
+        train = in_background(
+            two_stream_loader(self, unlabelled, strong_views, steps=unlabelled_steps(self)), pin, True, seed
+        )
         val = in_background(validation_loader(self), pin, False, seed + 1)
         next(train), next(val)
         return train, val
@@ -181,6 +196,10 @@ class CPSPart(TrainerMixin):
     def current_cps_weight(self) -> float:
         """Return lambda of the current epoch."""
         return linear_ramp(self.current_epoch, self.num_epochs, self.cps_weight, self.ramp_fraction)
+
+    def label_maker(self) -> tuple[nn.Module, float]:
+        """Return a network that labels, and the weight that its labels have in this epoch."""
+        return plain_module(self.network), self.current_cps_weight()
 
     def on_train_epoch_start(self) -> None:
         """Prepare the second network as nnU-Net prepares the first."""

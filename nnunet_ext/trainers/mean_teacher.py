@@ -5,8 +5,10 @@ from __future__ import annotations
 from copy import deepcopy
 from typing import Any
 
+from torch import nn
+
 from nnunet_ext.data.loaders import in_background, two_stream_loader, validation_loader
-from nnunet_ext.data.training_cases import unlabeled_dataset
+from nnunet_ext.data.unlabelled_steps import refuse_senseless_steps, unlabelled_steps
 from nnunet_ext.trainers._mixin import TrainerMixin
 from nnunet_ext.training import cps_monitor, curves, next_stage, second_network, semi_supervised, teacher_monitor
 from nnunet_ext.training.checkpoints import TEACHING, plain_module
@@ -34,6 +36,8 @@ class MeanTeacherPart(TrainerMixin):
         ramp_down_end: Share of the weight that the last epoch has.
         ema_decay: Decay of the running mean a step; None takes a window of 2 % of the steps, 0.99 to 0.9995.
         use_unlabeled: Whether to train on unlabelled patches, too.
+        unlabeled_every: Steps from one with unlabelled patches to the next; the others learn from labels alone.
+        unlabeled_batch_size: Unlabelled patches of a step, over all processes; None for as many as labelled ones.
         missing_class_patience: Epochs after which a class that is missing from the pseudo-labels is warned of.
         validate_student: Whether the student gets a final validation, too.
         has_teacher: Whether a teacher stands beside the network, for those who ask what a training takes.
@@ -52,6 +56,8 @@ class MeanTeacherPart(TrainerMixin):
         self.ramp_down_end = 0.1
         self.ema_decay: float | None = None
         self.use_unlabeled = True
+        self.unlabeled_every = 1
+        self.unlabeled_batch_size: int | None = None
         self.missing_class_patience = 3
         self.validate_student = True
 
@@ -59,6 +65,7 @@ class MeanTeacherPart(TrainerMixin):
         """Refuse the cascade, and settings that make no sense."""
         super().refuse_unsupported()
         semi_supervised.refuse_cascade(self)
+        refuse_senseless_steps(self)
         if self.ema_decay is not None and not 0 <= self.ema_decay < 1:
             raise ValueError(f"ema_decay must be None or lie in [0, 1), got {self.ema_decay}")
         check_schedule(
@@ -110,6 +117,8 @@ class MeanTeacherPart(TrainerMixin):
             "ramp_down_end",
             "ema_decay",
             "use_unlabeled",
+            "unlabeled_every",
+            "unlabeled_batch_size",
             "missing_class_patience",
             "validate_student",
         )
@@ -117,11 +126,13 @@ class MeanTeacherPart(TrainerMixin):
 
     def get_dataloaders(self) -> tuple[Any, Any]:
         """Return the two-stream training loader with two views, and nnU-Net's validation loader."""
-        unlabelled = unlabeled_dataset(self) if self.use_unlabeled and self.unlabeled_weight else None
+        unlabelled = self.unlabelled_cases() if self.use_unlabeled and self.unlabeled_weight else None
         pin = self.device.type == "cuda"
         seed = self.loading_seed()
         seed_everything(seed)
-        train = in_background(two_stream_loader(self, unlabelled, strong_views=1), pin, True, seed)
+        train = in_background(
+            two_stream_loader(self, unlabelled, strong_views=1, steps=unlabelled_steps(self)), pin, True, seed
+        )
         val = in_background(validation_loader(self), pin, False, seed + 1)
         next(train), next(val)
         return train, val
@@ -155,6 +166,10 @@ class MeanTeacherPart(TrainerMixin):
         """Whether this epoch is one of the warm-up, before the first pseudo-labels."""
         warms_up = self.current_epoch < round(self.warmup_fraction * self.num_epochs)
         return super().labels_teach_alone() or bool(self.use_unlabeled and self.unlabeled_weight and warms_up)
+
+    def label_maker(self) -> tuple[nn.Module, float]:
+        """Return the network that labels, and the weight that its labels have in this epoch."""
+        return self.teacher.network, self.current_unlabeled_weight()
 
     def train_step(self, batch: dict[str, Any]) -> dict[str, Any]:
         """Train the student on one batch of the two-stream loader, then move the teacher."""

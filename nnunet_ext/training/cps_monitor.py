@@ -79,7 +79,8 @@ class CPSMonitor:
             weight: Weight of the CPS loss in this epoch.
             ddp: Whether to average over the processes.
         """
-        losses = np.array([[o["loss"], o["loss_2"], o["cps"]] for o in outputs]).mean(0)
+        losses = np.array([np.mean([o["loss"] for o in outputs]), np.mean([o["loss_2"] for o in outputs])])
+        losses = np.append(losses, mean_of_taught(outputs, "cps"))
         counts = np.sum([o["counts"] for o in outputs], 0)
         labelled = np.sum([o["labelled_counts"] for o in outputs], 0)
         if ddp:
@@ -115,6 +116,17 @@ class CPSMonitor:
     def load_state(self, state: list[int] | None) -> None:
         """Restore a state."""
         self._missing_for = None if state is None else np.array(state, int)
+
+
+def mean_of_taught(outputs: list[dict[str, Any]], key: str) -> float:
+    """Return the mean of a loss of pseudo-labels over the steps that had some; NaN where none had.
+
+    Args:
+        outputs: Reports of the steps.
+        key: Of the loss, which is None where a step had no pseudo-labels.
+    """
+    losses = [o[key] for o in outputs if o[key] is not None]
+    return float(np.mean(losses)) if losses else float("nan")
 
 
 class MonitoredTrainer(ExtTrainer, Protocol):

@@ -23,6 +23,7 @@ from nnunet_ext.training.cps_step import report_of, update_both
 from nnunet_ext.training.host import TwoNetworkTrainer
 from nnunet_ext.training.mean_teacher_step import Gate, Mixer, PseudoLabelled, to_device
 from nnunet_ext.training.second_network import without_deep_supervision
+from nnunet_ext.training.supervised_pair import supervised_pair
 from nnunet_ext.training.unlabelled import unlabelled_criterion
 
 
@@ -71,7 +72,8 @@ class CPSViewsStep:
 
         Args:
             batch: Batch of :class:`~nnunet_ext.data.loaders.TwoStreamLoader`, with two strong views of unlabelled
-                patches or with none; without them both networks learn the views that are labelled.
+                patches or with none; without them both networks learn the views that are labelled. Where it has no
+                unlabelled patches and pseudo-labels are learnt on those alone, both networks learn labels.
             weight: Weight of the loss of pseudo-labels, lambda.
 
         Returns:
@@ -79,6 +81,8 @@ class CPSViewsStep:
             patches before they are mixed.
         """
         target, labelled = (to_device(batch[key], self.device) for key in ("target", "data"))
+        if batch.get("unlabeled") is None and not self.both_halves:
+            return supervised_pair(self, labelled, target)
         batch = batch | {"data": labelled, "target": target}  # those on the device
         learned, counts = self.pseudo_labelled(batch, target[0] if isinstance(target, list) else target)
         class_weights = self._class_weights(learned)

@@ -145,9 +145,10 @@ class MeanTeacherStep:
             weight: Weight of the loss of pseudo-labels, lambda; with 0 only the labelled half is looked at.
 
         Returns:
-            ``loss`` (supervised) and ``unlabeled_loss`` as floats; ``counts`` ``(3, K)``, hard labels of the teacher,
-            of the student and of both on the strong views, where there are pseudo-labels; ``kept_counts`` ``(K,)``,
-            those that count, by the teacher's label; ``labelled_counts`` ``(K,)``.
+            ``loss`` (supervised) and ``unlabeled_loss`` (None where no pseudo-labels were made) as floats; ``counts``
+            ``(3, K)``, hard labels of the teacher, of the student and of both on the strong views, where there are
+            pseudo-labels; ``kept_counts`` ``(K,)``, those that count, by the teacher's label; ``labelled_counts``
+            ``(K,)``.
         """
         target = to_device(batch["target"], self.device)
         labelled = to_device(batch["data"], self.device)
@@ -225,7 +226,7 @@ class MeanTeacherStep:
         voxels = flat[2:].astype(float)
         return {
             "loss": float(supervised),
-            "unlabeled_loss": float(pseudo),
+            "unlabeled_loss": None if learned is None else float(pseudo),
             "counts": voxels[: 3 * classes].reshape(3, classes),
             "kept_counts": voxels[3 * classes : 4 * classes],
             "labelled_counts": voxels[4 * classes :],

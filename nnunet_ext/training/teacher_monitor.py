@@ -9,7 +9,7 @@ import numpy as np
 import torch.distributed as dist
 
 from nnunet_ext.training import curves
-from nnunet_ext.training.cps_monitor import CPSMonitor
+from nnunet_ext.training.cps_monitor import CPSMonitor, mean_of_taught
 from nnunet_ext.training.curves import Panel
 from nnunet_ext.training.host import ExtTrainer
 from nnunet_ext.training.semi_supervised import class_names
@@ -77,7 +77,7 @@ class TeacherMonitor(CPSMonitor):
             weight: Weight of the loss of pseudo-labels in this epoch.
             ddp: Whether to average over the processes.
         """
-        losses = np.array([[o["loss"], o["unlabeled_loss"]] for o in outputs]).mean(0)
+        losses = np.array([np.mean([o["loss"] for o in outputs]), mean_of_taught(outputs, "unlabeled_loss")])
         sums = [np.sum([o[key] for o in outputs], 0) for key in ("counts", "kept_counts", "labelled_counts")]
         if ddp:
             everyone: list[Any] = [None] * dist.get_world_size()
