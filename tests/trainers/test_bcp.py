@@ -284,6 +284,26 @@ def test_a_batch_of_one_takes_turns(make_trainer):
 
 
 @METHODS
+def test_steps_with_one_unlabelled_patch_now_and_then(make_trainer, method):
+    """Its turns are those of the steps that have it; between, labelled patches stay as they are."""
+    trainer = make_trainer(f"nnUNetTrainer{method}_BCP_4epochs_4iterations")
+    trainer.unlabeled_every, trainer.unlabeled_batch_size = 2, 1
+    trainer, loader = ready(trainer)
+    seen = images_of_each_step(trainer.network)
+    shares = []
+    for step in range(8):
+        batch = next(loader)
+        report = trainer.train_step(batch)
+        assert torch.equal(seen[-1][:2], batch["data"])
+        assert (report[LOSSES[method][-1]] is None) == (step % 2 == 1)
+        if step % 2 == 0:
+            assert len(seen[-1]) == 3
+            shares.append((seen[-1][2] == batch["data"][0]).float().mean().item())
+    assert shares == pytest.approx([1 - 800 / 3072, 800 / 3072] * 2, abs=0.05)
+    assert trainer.copy_paste.steps == 4
+
+
+@METHODS
 def test_unmixed_steps_have_the_loss_of_unmixed_patches(make_trainer, method):
     parts, alone = (make_trainer(f"nnUNetTrainer{method}{part}_Confidence{LENGTH}") for part in ("_BCP", ""))
     parts.bcp_probability = 1e-9
