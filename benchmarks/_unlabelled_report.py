@@ -16,6 +16,8 @@ from _unlabelled_data import ATRIUM, describe
 from _unlabelled_runs import CONTROLS, EPOCHS, ITERATIONS, TASKS, Run, cost, step_cost
 
 HEADROOM = 0.01  # between supervised and ceiling, below which a task cannot show anything
+NOTHING = 0.1  # Dice of a class below which it was not learned
+FEW_TESTS = 10  # test cases up to which each is listed
 # What a method must keep to: more Dice than the best control, and no class and no worst case much below supervised.
 LEAST_GAIN, MOST_CLASS_LOSS, MOST_WORST_LOSS = 0.005, 0.01, 0.02
 RULE = (
@@ -106,10 +108,12 @@ def report(runs: Sequence[Run]) -> None:
     for name, task in TASKS.items():
         if results.methods(name):
             print(f"\n**{describe(name, task)}**")
-            for table in (scores_table, equal_cost_table, classes_table):
+            for table in (scores_table, equal_cost_table, classes_table, cases_table):
                 lines = list(table(results, name))
                 if len(lines) > 2:
                     print("\n" + "\n".join(lines))
+            for line in never_learned(results, name):
+                print(f"\n{line}")
     print(f"\n{RULE}")
     print("\n" + "\n".join(owed(runs)))
 
@@ -310,6 +314,32 @@ def classes_table(results: Results, task: str) -> Iterator[str]:
             lost = lost_classes(difference, classes)
             means = [f"{mean:+.3f}" for mean in np.nanmean(difference.values, 0)]
             yield _row([method, _seeds(seeds), *means, f"no: {', '.join(lost)}" if lost else "yes"])
+
+
+def cases_table(results: Results, task: str) -> Iterator[str]:
+    """Yield the lines of the table of every test case, where there are too few for intervals to say much."""
+    if TASKS[task].tests > FEW_TESTS:
+        return
+    for number, (method, runs) in enumerate(results.methods(task).items()):
+        for seeds in groups_of_seeds(runs):
+            dice = results.mean(task, method, seeds, "dsc")
+            if dice is not None:
+                if not number and seeds == groups_of_seeds(runs)[0]:
+                    yield from _head([f"{task}, Dice of every case", "seed", *dice.cases])
+                yield _row([method, _seeds(seeds), *(f"{value:.3f}" for value in dice.of_cases)])
+
+
+def never_learned(results: Results, task: str) -> Iterator[str]:
+    """Yield a line for each run that has not learned a class: means and gaps then say little of the others."""
+    classes = list(TASKS[task].classes.values())
+    for method, runs in results.methods(task).items():
+        for run in runs:
+            table = table_of(run, "dsc")
+            means = np.full(len(classes), np.nan) if table is None else np.nanmean(table.values, 0)
+            missed = [name for name, mean in zip(classes, means, strict=True) if mean < NOTHING]
+            if missed:
+                names = " and ".join(missed)
+                yield f"Never learned (Dice below {NOTHING:g}): {names} by {method} with seed {run.seed}."
 
 
 def owed(runs: Sequence[Run]) -> Iterator[str]:

@@ -10,6 +10,9 @@ PLANS, FULL, SMALL = "SemiSupervisedPlans", "3d_fullres", "3d_small"
 EPOCHS, ITERATIONS = 20, 250
 EQUAL_COST = 47  # epochs of supervised training with as many passes as 20 of a mean teacher: 1 + 1 + 1/3 steps
 LONG = 60
+# Where the usual length is too short for a ceiling: after 5,000 steps on the labels of all phantoms no gallbladder is
+# found yet, on those of four it is.
+LONG_CEILINGS = {("phantoms4", "_long")}
 TIMED_SECONDS = 600
 # To be set by what is measured: what is trained on the other tasks and for longer, and what has cheaper variants.
 TWO_BEST = ("MeanTeacher_CutMix_Confidence", "MeanTeacher_CutMix")
@@ -91,6 +94,7 @@ TASKS = {
         {1: "liver", 2: "right kidney", 3: "left kidney", 4: "spleen"},
         tolerance_mm=2.5,
         patch=[16, 80, 80],
+        mirroring=False,
         few=4,
         hidden=10,
         tests=6,
@@ -165,7 +169,8 @@ class Run:
     def ceiling(self) -> tuple[str, str] | None:
         """Task and method of the training with all labels that has the same length, None where there is none."""
         task = TASKS[self.task].ceiling_of or self.task
-        return (task, "ceiling") if TASKS[task].ceiling and not self._length else None
+        known = TASKS[task].ceiling and (not self._length or (task, self._length) in LONG_CEILINGS)
+        return (task, f"ceiling{self._length}") if known else None
 
     @property
     def _length(self) -> str:
@@ -205,7 +210,10 @@ def _methods(task: str) -> list[Run]:
 def _runs() -> list[Run]:
     on_steps = [task for task in TASKS if task != "atrium8"]
     runs = [replace(run, seed=seed) for seed in (0, 1) for task in on_steps for run in _methods(task)]
-    runs += [Run(f"{parts or 'supervised'}_long", parts, "hippocampus5", epochs=LONG) for parts in ("", BEST)]
+    for task in ("hippocampus5", "phantoms4"):
+        runs += [Run(f"{parts or 'supervised'}_long", parts, task, epochs=LONG) for parts in ("", BEST)]
+        if (task, "_long") in LONG_CEILINGS:
+            runs.append(Run("ceiling_long", "", task, epochs=LONG, all_labels=True))
     runs = [replace(run, name=f"{run.task}_{run.name}_seed{run.seed}") for run in runs]
     for name, parts, trainer in (("supervised", "", SUPERVISED), ("semi", "Semi", SEMI)):
         run = Run(f"atrium8_{name}_seed0", parts, "atrium8", device="cuda", trainer_name=trainer)

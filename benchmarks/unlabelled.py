@@ -254,13 +254,14 @@ def run_all(runs: Sequence[Run], jobs: int, begin: Callable[[Run], subprocess.Po
         jobs: How many processes train side by side.
         begin: Begins a run in a process.
     """
-    waiting, active = deque(runs), {}
+    waiting, active = deque(run for run in runs if not done_file(run).is_file()), {}
+    for task in dict.fromkeys(run.task for run in waiting):
+        prepare(task)  # all of them first: what is missing is told before hours of training
     try:
         while waiting or active:
             while waiting and len(active) < jobs:
                 run = waiting.popleft()
-                if not done_file(run).is_file():
-                    prepare(run.task)
+                if not done_file(run).is_file():  # nor meanwhile by another process
                     print(f"=== {run.name}", flush=True)
                     active[run.name] = begin(run)
             ended = [name for name, process in active.items() if process.poll() is not None]

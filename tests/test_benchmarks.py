@@ -96,7 +96,7 @@ class TestList:
             (f"phantoms4_{TEACHER}_seed0", "supervised", ("phantoms4", "ceiling")),
             ("hippocampus10_supervised_seed1", "supervised", ("hippocampus5", "ceiling")),
             (f"multiorgan4_{TEACHER}_seed0", "supervised", None),
-            (f"hippocampus5_{TEACHER}_long_seed0", "supervised_long", None),
+            (f"phantoms4_{TEACHER}_long_seed0", "supervised_long", ("phantoms4", "ceiling_long")),
             ("atrium8_semi_600s_seed0", "supervised_600s", None),
         ],
     )
@@ -166,6 +166,21 @@ class TestScores:
         pooled = cells(tables.scores_table(results, "phantoms4"), TEACHER, "network 1", "0 and 1, pooled")
         assert pooled[7] == "0.750 [0.750, 0.750]"
         assert pooled[9] == "+0.100 [+0.100, +0.100]"
+
+    def test_longer_trainings_have_a_ceiling_of_their_own(self, work, results):
+        record(work, "phantoms4_supervised_long_seed0", 0.7)
+        record(work, f"phantoms4_{TEACHER}_long_seed0", 0.8)
+        row = cells(tables.scores_table(results, "phantoms4"), f"{TEACHER}_long")
+        assert row[8:11] == ["+0.100 [+0.100, +0.100]", "+0.100 [+0.100, +0.100]", ""]
+        record(work, "phantoms4_ceiling_long_seed0", 0.9)
+        assert cells(tables.scores_table(results, "phantoms4"), f"{TEACHER}_long")[10] == "+0.50 of 0.200"
+
+    def test_classes_that_were_never_learned_are_named(self, work, results):
+        assert list(tables.never_learned(results, "phantoms4")) == []
+        record(work, "phantoms4_ceiling_seed0", [0.9, 0.9, 0.9, 0.9, 0.05, 0])
+        assert list(tables.never_learned(results, "phantoms4")) == [
+            "Never learned (Dice below 0.1): pancreas and gallbladder by ceiling with seed 0."
+        ]
 
     def test_other_cases_are_no_pairs(self):
         first, second = (tables.Table((case,), np.ones((1, 2))) for case in "ab")
@@ -246,6 +261,18 @@ class TestAgainstControls:
         assert cells(lines, "CPS")[1:] == ["0", "+0.100", "-0.011", "no: posterior"]
         assert cells(lines, "supervised_strong")[4] == "yes"
         assert not [line for line in lines if line.startswith(("| ceiling", "| supervised |"))]
+
+
+class TestCases:
+    def test_every_case_where_there_are_few(self, work):
+        record(work, "multiorgan4_supervised_seed0", np.array([0.9, 0.3, 0.8, 0.2])[:, None])
+        lines = list(tables.cases_table(tables.Results(listed.RUNS), "multiorgan4"))
+        assert cells(lines, "multiorgan4, Dice of every case", "seed")[2:] == [f"case_{i}" for i in range(4)]
+        assert cells(lines, "supervised")[1:] == ["0", "0.900", "0.300", "0.800", "0.200"]
+
+    def test_not_where_there_are_many(self, work):
+        record(work, "phantoms4_supervised_seed0", 0.5)
+        assert list(tables.cases_table(tables.Results(listed.RUNS), "phantoms4")) == []
 
 
 class TestOwed:
@@ -386,6 +413,16 @@ class TestOrder:
         unlabelled.done_file(self.RUNS[0]).write_text("{}")
         assert unlabelled.run_all(self.RUNS, 1, begin) == []
         assert "begin c" not in self.events
+
+    def test_data_that_is_missing_is_told_before_anything_is_trained(self, begin, monkeypatch):
+        def prepare(task):
+            if task == "multiorgan4":
+                raise SystemExit("the dataset is missing")
+
+        monkeypatch.setattr(unlabelled, "prepare", prepare)
+        with pytest.raises(SystemExit, match="the dataset is missing"):
+            unlabelled.run_all([*self.RUNS, listed.Run("d", "", "multiorgan4")], 2, begin)
+        assert self.events == []
 
     def test_others_go_on_where_one_fails(self, begin):
         runs = [listed.Run("fails", "", "phantoms4"), *self.RUNS]
