@@ -22,6 +22,7 @@ from nnunet_ext.training import checkpoints, pretrained
 from nnunet_ext.training.cases import refuse_unfit_cases
 from nnunet_ext.training.class_balance import ClassBalance
 from nnunet_ext.training.criteria import nnunet_weights
+from nnunet_ext.training.host_memory import keep_freed_memory
 from nnunet_ext.training.mean_teacher_step import Gate, Mixer
 from nnunet_ext.training.nesting import refuse_without_part
 from nnunet_ext.training.precision import ENVIRONMENT as BF16_ENVIRONMENT
@@ -95,6 +96,8 @@ class ExtPart(StockTrainer):
         if self.local_rank == 0:
             checkpoints.sweep(self.output_folder)
         self.warn_of_slow_bf16()
+        if self.device.type == "cpu":
+            keep_freed_memory()
         compat.set_batch_size(self)
         self.num_input_channels = determine_num_input_channels(
             self.plans_manager, self.configuration_manager, self.dataset_json

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from nnunet_ext.losses.cross_pseudo import pseudo_labels
 from nnunet_ext.training.class_balance import ClassBalance
 from nnunet_ext.training.confidence import label_and_confidence
 from nnunet_ext.training.counting import class_counts
@@ -217,7 +218,7 @@ class MeanTeacherStep:
         if self.regions:
             guess, both = student > 0, labels & (student > 0)
         else:
-            guess = student.argmax(1, keepdim=True)
+            guess = pseudo_labels(student)
             both = torch.where(labels == guess, labels, -1)
         counts = torch.stack([self._classes(part, valid) for part in (labels, guess, both)])
         return counts, self._classes(labels, learned.kept)
