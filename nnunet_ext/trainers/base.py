@@ -129,7 +129,8 @@ class ExtPart(StockTrainer):
             ).to(self.device)
         if compat.compiles(self):
             self.print_to_log_file("Using torch.compile...")
-            network = cast(nn.Module, torch.compile(network))
+            # one graph for each size of batch: one for all of them, where unlabelled patches come later, is slower
+            network = cast(nn.Module, torch.compile(network, dynamic=False))
         with self.using_network(network):
             optimizer, scheduler = self.configure_optimizers()
         if self.is_ddp:

@@ -102,6 +102,7 @@ class MeanTeacherStep:
         balance: Weighs the classes of the pseudo-labels, or None.
         grad_scaler: Scaler of the gradients for fp16, or None.
         clip: Largest norm of the gradients.
+        labelling: Makes the context of the teacher's forward pass; None takes that of the student's.
     """
 
     network: nn.Module
@@ -118,6 +119,7 @@ class MeanTeacherStep:
     balance: ClassBalance | None = None
     grad_scaler: Any = None
     clip: float = 12.0
+    labelling: Callable[[], AbstractContextManager] | None = None
 
     def __call__(self, batch: dict[str, Any], weight: float) -> dict[str, Any]:
         """Train the student on one batch.
@@ -160,7 +162,7 @@ class MeanTeacherStep:
             target: Labels of the labelled patches at full resolution, with which a gate may compare.
         """
         weak, strong = to_device(batch["unlabeled"], self.device), to_device(batch["unlabeled_strong"], self.device)
-        with self.autocast():
+        with (self.labelling or self.autocast)():
             logits = self.teacher(weak)
         labels, confidence = label_and_confidence(logits, self.regions)
         valid = torch.ones_like(labels[:, :1], dtype=torch.bool)
