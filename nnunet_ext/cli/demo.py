@@ -1,6 +1,6 @@
-"""Generates abdominal-CT-like phantoms, trains a supervised baseline and CPS with the stock commands, and compares.
+"""Generates abdominal-CT-like phantoms, trains with and without unlabelled scans by the stock commands, and compares.
 
-Takes under 20 minutes on two cores. A demo that was stopped continues when it is started again.
+Takes under 15 minutes on two cores. A demo that was stopped continues when it is started again.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ import argparse
 import json
 from itertools import groupby
 
-from nnunet_ext.trainers.names import COMMON, PARTS, summary_of
+from nnunet_ext.trainers.names import COMMON, PARTS, RECOMMENDED, summary_of
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -16,10 +16,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def trainers_and_parts() -> dict[str, list[dict[str, str]]]:
-    """Return names and one-line summaries of the trainers that are listed, and of the parts."""
+    """Return what is recommended and for which case, and one-line summaries of all trainers listed and of the parts."""
+    recommended = [{"name": name, "summary": case} for name, case in RECOMMENDED]
     trainers = [{"name": name, "summary": summary_of(name)} for name in COMMON]
     parts = [{"name": part.name, "kind": part.kind, "summary": part.summary} for part in PARTS]
-    return {"trainers": trainers, "parts": parts}
+    return {"recommended": recommended, "trainers": trainers, "parts": parts}
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -28,16 +29,19 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print(json.dumps(listing, indent=1))
         return 0
-    shown = ["parts", "trainers"] if arguments.all else ["parts"]
+    shown = ["recommended", "parts", "trainers"] if arguments.all else ["recommended", "parts"]
     width = max(len(row["name"]) for name in shown for row in listing[name])
-    print("Parts of a trainer name, in their order:")
+    print("Recommended:")
+    for row in listing["recommended"]:
+        print(f"  {row['name']:<{width}}  {row['summary']}")
+    print("\nParts of a trainer name, in their order:")
     for kind, rows in groupby(listing["parts"], lambda row: row["kind"]):
         print(f"{kind}")
         for row in rows:
             print(f"  {row['name']:<{width}}  {row['summary']}")
     print(
         "\nA name is nnUNetTrainer plus parts, the first joined directly, the others by '_', e.g. "
-        "nnUNetTrainerCPS_20epochs_50iterations;\na length alone is joined by '_' too: "
+        "nnUNetTrainerSemi_20epochs_50iterations;\na length alone is joined by '_' too: "
         "nnUNetTrainer_20epochs_50iterations. Give it to nnUNetv2_train after -tr."
     )
     if not arguments.all:

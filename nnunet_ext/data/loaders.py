@@ -184,11 +184,11 @@ def two_stream_loader(
             initial_patch_size,
             patch_size,
             labels,
-            oversample_foreground_percent=0.0 if unlabelled else trainer.oversample_foreground_percent,
+            oversample_foreground_percent=dataset.class_share if unlabelled else trainer.oversample_foreground_percent,
             sampling_probabilities=None,
             pad_sides=None,
             transforms=with_validity(transforms, unlabelled),
-            probabilistic_oversampling=not unlabelled and trainer.probabilistic_oversampling,
+            probabilistic_oversampling=dataset.class_share > 0 if unlabelled else trainer.probabilistic_oversampling,
         )
         again = f"remove {{case}}.json there and run: {unlabelled_command(trainer)}"
         result.remedy = again if unlabelled else f"run: {labelled_command(trainer)}"

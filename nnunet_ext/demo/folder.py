@@ -42,7 +42,7 @@ class DemoSettings:
 
     def trainer(self, method: str) -> str:
         """Name after ``-tr``: the same length for both methods."""
-        first = {"supervised": "nnUNetTrainer", "cps": "nnUNetTrainerCPS"}[method]
+        first = {"supervised": "nnUNetTrainer", "semi": "nnUNetTrainerSemi"}[method]
         return f"{first}_{self.epochs}epochs_{self.iterations}iterations"
 
 

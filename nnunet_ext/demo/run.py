@@ -134,7 +134,7 @@ class _Demo:
             ("phantoms", self._phantoms),
             ("plan", self._plan),
         ]
-        for method in ("supervised", "cps"):
+        for method in ("supervised", "semi"):
             self.stages += [
                 (f"train_{method}", self._train),
                 (f"predict_{method}", self._predict),
@@ -165,7 +165,7 @@ class _Demo:
 
     def _title(self, name: str) -> str:
         names = [stage for stage, _ in self.stages]
-        return f"[{names.index(name) + 1}/{len(names) + 1}] {name.replace('_', ' ').replace('cps', 'CPS')}"
+        return f"[{names.index(name) + 1}/{len(names) + 1}] {name.replace('_', ' ').replace('semi', 'Semi')}"
 
     def _call(self, name: str, usage: Usage, bar: StageBar, *arguments: str) -> None:
         environment = dict(self.environment)
@@ -252,7 +252,7 @@ class _Demo:
 
     def _report(self) -> None:
         methods = []
-        for method, title in (("supervised", "supervised"), ("cps", "CPS")):
+        for method, title in (("supervised", "supervised"), ("semi", "Semi")):
             trainer = self.settings.trainer(method)
             record = self._record(f"train_{method}")
             methods.append(

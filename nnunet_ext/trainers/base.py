@@ -14,7 +14,8 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from nnunet_ext.data.loaders import naming_damaged_cases, workers_that_end_with_this_process
-from nnunet_ext.data.training_cases import naming_damaged_validation
+from nnunet_ext.data.training_cases import naming_damaged_validation, unlabeled_dataset
+from nnunet_ext.data.unlabeled_store import UnlabeledDataset
 from nnunet_ext.model_sharing.private import for_inference, without_private_keys
 from nnunet_ext.plugin import compat
 from nnunet_ext.trainers._stock import StockTrainer
@@ -184,6 +185,10 @@ class ExtPart(StockTrainer):
         """Return the loss against pseudo-labels; the part that makes them has one."""
         raise NotImplementedError(f"{type(self).__name__} has no pseudo-labels")
 
+    def label_maker(self) -> tuple[nn.Module, float]:
+        """Return the network that labels, and the weight of its labels in this epoch; a part has one."""
+        raise NotImplementedError(f"{type(self).__name__} has no pseudo-labels")
+
     def make_gate(self) -> Gate | None:
         """Return what chooses the pseudo-labels that count, None for all; a part has one."""
         return None
@@ -195,6 +200,10 @@ class ExtPart(StockTrainer):
     def make_balance(self) -> ClassBalance | None:
         """Return the weights of classes among the pseudo-labels, None for 1; a part has some."""
         return None
+
+    def unlabelled_cases(self) -> UnlabeledDataset:
+        """Return the preprocessed unlabelled cases; a part may say which of their patches are drawn."""
+        return unlabeled_dataset(self)
 
     def hyperparameters(self) -> dict[str, Any]:
         """Return the settings that are logged; parts extend it."""

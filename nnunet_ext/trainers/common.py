@@ -8,6 +8,11 @@ from nnunet_ext.trainers.base import ExtPart
 from nnunet_ext.trainers.cps import CPSPart
 from nnunet_ext.trainers.cwcd import CWCDPart
 from nnunet_ext.trainers.length import epochs_part
+from nnunet_ext.trainers.semi import SemiPart
+
+
+class nnUNetTrainerSemi(SemiPart, ExtPart, nnUNetTrainer):
+    """For a few labelled scans and many without labels: a mean teacher, boxes exchanged, sure pseudo-labels alone."""
 
 
 class nnUNetTrainerCPS(CPSPart, ExtPart, nnUNetTrainer):

@@ -8,7 +8,6 @@ from typing import Any
 from torch import nn
 
 from nnunet_ext.data.loaders import in_background, two_stream_loader, validation_loader
-from nnunet_ext.data.training_cases import unlabeled_dataset
 from nnunet_ext.data.unlabelled_steps import refuse_senseless_steps, unlabelled_steps
 from nnunet_ext.networks.averaging import AverageOfNetworks
 from nnunet_ext.trainers._mixin import TrainerMixin
@@ -169,7 +168,7 @@ class CPSPart(TrainerMixin):
 
     def get_dataloaders(self) -> tuple[Any, Any]:
         """Return the two-stream training loader and nnU-Net's validation loader."""
-        unlabelled = unlabeled_dataset(self) if self.use_unlabeled else None
+        unlabelled = self.unlabelled_cases() if self.use_unlabeled else None
         pin = self.device.type == "cuda"
         seed = self.loading_seed()
         seed_everything(seed)
@@ -193,6 +192,10 @@ class CPSPart(TrainerMixin):
     def current_cps_weight(self) -> float:
         """Return lambda of the current epoch."""
         return linear_ramp(self.current_epoch, self.num_epochs, self.cps_weight, self.ramp_fraction)
+
+    def label_maker(self) -> tuple[nn.Module, float]:
+        """Return a network that labels, and the weight that its labels have in this epoch."""
+        return plain_module(self.network), self.current_cps_weight()
 
     def on_train_epoch_start(self) -> None:
         """Prepare the second network as nnU-Net prepares the first."""

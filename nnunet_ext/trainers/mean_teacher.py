@@ -5,8 +5,9 @@ from __future__ import annotations
 from copy import deepcopy
 from typing import Any
 
+from torch import nn
+
 from nnunet_ext.data.loaders import in_background, two_stream_loader, validation_loader
-from nnunet_ext.data.training_cases import unlabeled_dataset
 from nnunet_ext.data.unlabelled_steps import refuse_senseless_steps, unlabelled_steps
 from nnunet_ext.plugin import compat
 from nnunet_ext.trainers._mixin import TrainerMixin
@@ -134,7 +135,7 @@ class MeanTeacherPart(TrainerMixin):
 
     def get_dataloaders(self) -> tuple[Any, Any]:
         """Return the two-stream training loader with two views, and nnU-Net's validation loader."""
-        unlabelled = unlabeled_dataset(self) if self.use_unlabeled and self.unlabeled_weight else None
+        unlabelled = self.unlabelled_cases() if self.use_unlabeled and self.unlabeled_weight else None
         pin = self.device.type == "cuda"
         seed = self.loading_seed()
         seed_everything(seed)
@@ -169,6 +170,10 @@ class MeanTeacherPart(TrainerMixin):
             self.ramp_down_fraction,
             self.ramp_down_end,
         )
+
+    def label_maker(self) -> tuple[nn.Module, float]:
+        """Return the network that labels, and the weight that its labels have in this epoch."""
+        return self.teacher.network, self.current_unlabeled_weight()
 
     def train_step(self, batch: dict[str, Any]) -> dict[str, Any]:
         """Train the student on one batch of the two-stream loader, then move the teacher."""

@@ -53,6 +53,13 @@ class Part:
 SUPERVISION, LOSS, NETWORK, LENGTH = "supervision", "loss", "network", "length"
 PARTS = (
     Part(
+        "Semi",
+        "nnunet_ext.trainers.semi:SemiPart",
+        0,
+        SUPERVISION,
+        "the recommended recipe for unlabelled scans: MeanTeacher with CutMix and Confidence",
+    ),
+    Part(
         "CPS",
         "nnunet_ext.trainers.cps:CPSPart",
         0,
@@ -149,6 +156,13 @@ def canonical_name(parts: Sequence[tuple[Part, int]]) -> str:
     return BASE + joint + "_".join(_word(part, number) for part, number in parts)
 
 
+# What is named first to those who ask, with the case that it is for.
+RECOMMENDED = (
+    ("nnUNetTrainerSemi", "a few scans have labels, more have none"),
+    ("nnUNetTrainerSemi_100epochs", "the same in 100 epochs instead of 1000; any length goes"),
+    ("nnUNetTrainerCWCD", "all scans have labels, and organs differ much in size"),
+)
+
 # What is listed, and found by those who look for classes that exist: import, and nnU-Net's search of a folder.
 COMMON = (
     *(canonical_name([(part, 0) for part in parts]) for parts in _combinations()),
@@ -232,7 +246,7 @@ def _grammar() -> str:
     known = ", ".join(part.name for part in PARTS)
     return (
         f"Known parts, in their order: {known}; the first one follows {BASE} directly (a length after '_'), the "
-        f"others are joined by '_', e.g. {BASE}CPS_20epochs_50iterations. See nnUNetv2_ext trainers."
+        f"others are joined by '_', e.g. {BASE}Semi_20epochs_50iterations. See nnUNetv2_ext trainers."
     )
 
 

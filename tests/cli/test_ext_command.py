@@ -14,7 +14,7 @@ from data.tiny_dataset import LABELS, TinyDataset, make_plans
 from nnunet_ext import __version__, discovery_folder
 from nnunet_ext.cli.main import COMMANDS, main
 from nnunet_ext.cli.values import natural, positive_int
-from nnunet_ext.trainers.names import COMMON, PARTS
+from nnunet_ext.trainers.names import COMMON, PARTS, RECOMMENDED
 from nnunet_ext.training.architecture import build
 
 Command = Callable[..., tuple[int, str, str]]
@@ -122,6 +122,8 @@ def test_values():
 def test_trainers(command: Command):
     status, out, error = command("trainers")
     assert (status, error) == (0, "")
+    first = [line.split()[0] for line in out.splitlines()[1 : 1 + len(RECOMMENDED)]]
+    assert first == [name for name, _ in RECOMMENDED]
     for part in PARTS:
         assert re.search(rf"^{part.kind}\n(  .*\n)*  {re.escape(part.name)} +\S", out, re.MULTILINE)
     assert f"There are {len(COMMON)} combinations" in out

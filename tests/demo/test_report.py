@@ -29,7 +29,10 @@ def _summary(path: Path, dice: dict[str, float]) -> Path:
         {
             "prediction_file": f"/somewhere/{case}.nii.gz",
             "metrics": {
-                str(LABELS[organ]): {"Dice": value / 2 if organ == "pancreas" else value, "IoU": 0.0}
+                str(LABELS[organ]): {
+                    "Dice": value / 2 if organ == "pancreas" else value,
+                    "n_ref": 5 if organ == "aorta" else 1000,
+                }
                 for organ in ORGANS
             },
         }
@@ -87,6 +90,8 @@ def test_table_holds_the_means_of_the_summaries(report: Path) -> None:
     assert _row(page, "pancreas")[1:3] == ["0.250", "0.350"]
     # five organs in full, one half: 0.5 * 5.5 / 6 and 0.7 * 5.5 / 6
     assert _row(page, "mean")[1:3] == ["0.458", "0.642"]
+    assert _row(page, "worst case")[1:] == ["0.367", "0.458", "+0.092"]  # 0.4 and 0.5 times 5.5 / 6
+    assert _row(page, "aorta (smallest)")[1:3] == ["0.500", "0.700"]
     assert _row(page, "training time")[1:] == ["1 min 00 s", "4 min 00 s", "4.0 times"]
     assert _row(page, "peak host memory")[1:] == ["1.50 GB", "1.50 GB", "+0.00 GB"]
 
@@ -98,7 +103,10 @@ def test_json_holds_the_same_numbers(report: Path) -> None:
     assert content["difference"]["organs"]["liver"]["mean"] == pytest.approx(0.2)
     assert content["difference"]["mean"]["low"] > 0
     assert content["setup"]["iterations"] == 3
+    assert content["methods"]["CPS"]["worst_case_dice"] == pytest.approx(0.5 * 5.5 / 6)
+    assert content["smallest_organ"] == "aorta"
     assert "was better" in content["verdict"]
+    assert "worst case 0.367 to 0.458; smallest organ, aorta, 0.500 to 0.700" in content["verdict"]
 
 
 def test_what_is_printed_names_folder_and_files(

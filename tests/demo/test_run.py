@@ -99,7 +99,7 @@ def test_the_demo_drives_the_stock_commands_in_order(output: Path, commands: Sto
         *("901", "3d_demo", "0", "-p", "SemiSupervisedPlans"),
         *("-tr", "nnUNetTrainer_2epochs_3iterations", "-device", "cpu"),
     ]
-    assert semi_supervised[7] == "nnUNetTrainerCPS_2epochs_3iterations"
+    assert semi_supervised[7] == "nnUNetTrainerSemi_2epochs_3iterations"
     assert {commands.environment[name] for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")} == {
         str(output / name) for name in ("raw", "preprocessed", "results")
     }
@@ -119,7 +119,7 @@ def test_a_finished_demo_only_reports(output: Path, commands: StockCommands) -> 
 
 
 def test_a_failed_stage_is_done_again_and_a_training_goes_on(output: Path, commands: StockCommands) -> None:
-    commands.fail_at = "CPS_2epochs"
+    commands.fail_at = "Semi_2epochs"
     with pytest.raises(DemoError, match="nnUNetv2_train failed"):
         run_stages(output, SETTINGS)
     commands.calls.clear()
@@ -127,7 +127,7 @@ def test_a_failed_stage_is_done_again_and_a_training_goes_on(output: Path, comma
     run_stages(output, SETTINGS)
     assert commands.names() == ["nnUNetv2_train", "nnUNetv2_predict", "nnUNetv2_evaluate_folder"]
     assert commands.calls[0][-1] == "--c"
-    record = json.loads((output / "stages" / "train_cps.json").read_text(encoding="utf-8"))
+    record = json.loads((output / "stages" / "train_semi.json").read_text(encoding="utf-8"))
     assert record == {"seconds": 20, "peak_memory_mb": 500, "finished": True}  # both parts of the training count
 
 
@@ -234,8 +234,8 @@ def test_a_damaged_record_of_the_settings_is_named(output: Path, content: str) -
 
 def test_a_damaged_record_of_a_stage_is_named(output: Path, commands: StockCommands) -> None:
     run_stages(output, SETTINGS)
-    (output / "stages" / "train_cps.json").write_text("{", encoding="utf-8")
-    with pytest.raises(DemoError, match=r"train_cps\.json is no JSON .*; remove it: the stage is then done again"):
+    (output / "stages" / "train_semi.json").write_text("{", encoding="utf-8")
+    with pytest.raises(DemoError, match=r"train_semi\.json is no JSON .*; remove it: the stage is then done again"):
         run_stages(output, SETTINGS)
 
 
@@ -249,7 +249,7 @@ def test_what_a_killed_claim_left_is_no_foreign_file(output: Path) -> None:
 @pytest.mark.parametrize("folder", ["stages", f"preprocessed/{DATASET_NAME}"])
 def test_what_a_killed_demo_left_half_written_is_swept(output: Path, folder: str) -> None:
     claim_folder(output, SETTINGS, overwrite=False)
-    left = output / folder / f"{files.PREFIX}{files._machine()}_999999999_0_train_cps.json"
+    left = output / folder / f"{files.PREFIX}{files._machine()}_999999999_0_train_semi.json"
     left.parent.mkdir(parents=True)
     left.touch()
     claim_folder(output, SETTINGS, overwrite=False)

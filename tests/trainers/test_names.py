@@ -43,7 +43,7 @@ def test_other_names_are_not_ours(name):
     [
         (
             "nnUNetTrainerCPS_foo",
-            "unknown part 'foo'.*Known parts, in their order: CPS, MeanTeacher, CutMix, Confidence, ClassBalance",
+            "unknown part 'foo'.*Known parts, in their order: Semi, CPS, MeanTeacher, CutMix, Confidence, ClassBalance",
         ),
         ("nnUNetTrainerCPSX", "unknown part 'CPSX'"),
         ("nnUNetTrainercps", "unknown part 'cps'"),
@@ -60,6 +60,8 @@ def test_other_names_are_not_ours(name):
         ("nnUNetTrainerCutMix", "has CutMix, which needs CPS or MeanTeacher, e.g. nnUNetTrainerCPS_CutMix"),
         ("nnUNetTrainerConfidence_CWCD", "Confidence, which needs CPS or MeanTeacher, e.g. nnUNetTrainerCPS_Conf"),
         ("nnUNetTrainerCPS_Confidence_CutMix", "use -tr nnUNetTrainerCPS_CutMix_Confidence$"),
+        ("nnUNetTrainerSemi_CutMix", "has CutMix, which needs CPS or MeanTeacher"),
+        ("nnUNetTrainerSemi_MeanTeacher", "has Semi and MeanTeacher, of which only one can be chosen"),
         ("nnUNetTrainerCutMix_MeanTeacher", "use -tr nnUNetTrainerMeanTeacher_CutMix$"),
     ],
 )
@@ -80,13 +82,14 @@ def test_every_combination_without_a_length_is_listed_once():
                     for method in ("CPS", "MeanTeacher")
                     for chosen in itertools.product((False, True), repeat=3)
                 ),
+                "Semi",
             ),
             ("", "CWCD", "GDL", "DWCE"),
             ("", "ANUNet", "IFECurvature", "IFEEntropy"),
         )
     } - {"nnUNetTrainer"}
     assert set(COMMON) == expected | {"nnUNetTrainerCPS_100epochs", "nnUNetTrainerCPS_250epochs"}
-    assert len(COMMON) == len(set(COMMON)) == 273
+    assert len(COMMON) == len(set(COMMON)) == 289
 
 
 def test_the_list_follows_the_table_of_parts(monkeypatch):

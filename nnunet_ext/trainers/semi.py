@@ -1,0 +1,15 @@
+"""The part ``Semi``: the recipe that is recommended for a few labelled scans and many without labels."""
+
+from __future__ import annotations
+
+from nnunet_ext.trainers.confidence import ConfidencePart
+from nnunet_ext.trainers.cut_mix import CutMixPart
+from nnunet_ext.trainers.mean_teacher import MeanTeacherPart
+
+
+class SemiPart(ConfidencePart, CutMixPart, MeanTeacherPart):
+    """A mean teacher with boxes exchanged and sure pseudo-labels alone, with the settings that measurements recommend.
+
+    A name stands for one recipe: should measurements recommend another one, that gets a name of its own (``Semi2``),
+    and models that were trained under this one stay what they are.
+    """
