@@ -9,11 +9,13 @@ from torch import nn
 
 from nnunet_ext.data.loaders import in_background, two_stream_loader, validation_loader
 from nnunet_ext.data.unlabelled_steps import refuse_senseless_steps, unlabelled_steps
+from nnunet_ext.plugin import compat
 from nnunet_ext.trainers._mixin import TrainerMixin
 from nnunet_ext.training import cps_monitor, curves, next_stage, second_network, semi_supervised, teacher_monitor
 from nnunet_ext.training.checkpoints import TEACHING, plain_module
 from nnunet_ext.training.drift import DriftAlarm
 from nnunet_ext.training.mean_teacher_step import MeanTeacherStep
+from nnunet_ext.training.precision import labelling_context, refuse_unknown_precision
 from nnunet_ext.training.schedules import check_schedule, ramped_weight
 from nnunet_ext.training.seeds import derived_seed, seed_everything
 from nnunet_ext.training.teacher import Teacher, decay_for_length
@@ -38,6 +40,7 @@ class MeanTeacherPart(TrainerMixin):
         use_unlabeled: Whether to train on unlabelled patches, too.
         unlabeled_every: Steps from one with unlabelled patches to the next; the others learn from labels alone.
         unlabeled_batch_size: Unlabelled patches of a step, over all processes; None for as many as labelled ones.
+        teacher_precision: ``"bf16"`` or ``"fp16"`` (GPUs), in which the teacher labels; None takes the student's.
         missing_class_patience: Epochs after which a class that is missing from the pseudo-labels is warned of.
         validate_student: Whether the student gets a final validation, too.
         has_teacher: Whether a teacher stands beside the network, for those who ask what a training takes.
@@ -58,6 +61,7 @@ class MeanTeacherPart(TrainerMixin):
         self.use_unlabeled = True
         self.unlabeled_every = 1
         self.unlabeled_batch_size: int | None = None
+        self.teacher_precision: str | None = None
         self.missing_class_patience = 3
         self.validate_student = True
 
@@ -66,6 +70,7 @@ class MeanTeacherPart(TrainerMixin):
         super().refuse_unsupported()
         semi_supervised.refuse_cascade(self)
         refuse_senseless_steps(self)
+        refuse_unknown_precision(self.teacher_precision, self.device)
         if self.ema_decay is not None and not 0 <= self.ema_decay < 1:
             raise ValueError(f"ema_decay must be None or lie in [0, 1), got {self.ema_decay}")
         check_schedule(
@@ -83,6 +88,8 @@ class MeanTeacherPart(TrainerMixin):
         steps = self.num_epochs * self.num_iterations_per_epoch
         self.teacher = Teacher(self.network, decay_for_length(steps) if self.ema_decay is None else self.ema_decay)
         self._supervise_teacher_deeply(False)
+        if compat.compiles(self):
+            self.teacher.network.compile(dynamic=False)
 
     def initialize(self) -> None:
         """Initialise as nnU-Net does, then make the step from what is there."""
@@ -104,6 +111,7 @@ class MeanTeacherPart(TrainerMixin):
             self.mixer,
             self.balance,
             self.grad_scaler,
+            labelling=labelling_context(self.teacher_precision, self.device, self.autocast),
         )
         curves.register(self.logger, teacher_monitor.KEYS)
 
@@ -119,6 +127,7 @@ class MeanTeacherPart(TrainerMixin):
             "use_unlabeled",
             "unlabeled_every",
             "unlabeled_batch_size",
+            "teacher_precision",
             "missing_class_patience",
             "validate_student",
         )

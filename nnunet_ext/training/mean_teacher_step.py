@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from nnunet_ext.losses.cross_pseudo import pseudo_labels
 from nnunet_ext.training.class_balance import ClassBalance
 from nnunet_ext.training.confidence import label_and_confidence
 from nnunet_ext.training.counting import class_counts
@@ -120,6 +121,7 @@ class MeanTeacherStep:
         balance: Weighs the classes of the pseudo-labels, or None.
         grad_scaler: Scaler of the gradients for fp16, or None.
         clip: Largest norm of the gradients.
+        labelling: Makes the context of the teacher's forward pass; None takes that of the student's.
     """
 
     network: nn.Module
@@ -136,6 +138,7 @@ class MeanTeacherStep:
     balance: ClassBalance | None = None
     grad_scaler: Any = None
     clip: float = 12.0
+    labelling: Callable[[], AbstractContextManager] | None = None
 
     def __call__(self, batch: dict[str, Any], weight: float) -> dict[str, Any]:
         """Train the student on one batch.
@@ -179,7 +182,7 @@ class MeanTeacherStep:
             target: Labels of the labelled patches at full resolution, with which a gate may compare.
         """
         weak, strong = to_device(batch["unlabeled"], self.device), to_device(batch["unlabeled_strong"], self.device)
-        with self.autocast():
+        with (self.labelling or self.autocast)():
             logits = self.teacher(weak)
         labels, confidence = label_and_confidence(logits, self.regions)
         valid = torch.ones_like(labels[:, :1], dtype=torch.bool)
@@ -237,7 +240,7 @@ class MeanTeacherStep:
         if self.regions:
             guess, both = student > 0, labels & (student > 0)
         else:
-            guess = student.argmax(1, keepdim=True)
+            guess = pseudo_labels(student)
             both = torch.where(labels == guess, labels, -1)
         counts = torch.stack([self._classes(part, valid) for part in (labels, guess, both)])
         return counts, self._classes(labels, learned.of_pseudo_labels(learned.kept))
