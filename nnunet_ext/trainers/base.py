@@ -23,6 +23,7 @@ from nnunet_ext.training import checkpoints, pretrained
 from nnunet_ext.training.cases import refuse_unfit_cases
 from nnunet_ext.training.class_balance import ClassBalance
 from nnunet_ext.training.criteria import nnunet_weights
+from nnunet_ext.training.host_memory import keep_freed_memory
 from nnunet_ext.training.mean_teacher_step import Gate, Mixer
 from nnunet_ext.training.nesting import refuse_without_part
 from nnunet_ext.training.precision import ENVIRONMENT as BF16_ENVIRONMENT
@@ -96,6 +97,8 @@ class ExtPart(StockTrainer):
         if self.local_rank == 0:
             checkpoints.sweep(self.output_folder)
         self.warn_of_slow_bf16()
+        if self.device.type == "cpu":
+            keep_freed_memory()
         compat.set_batch_size(self)
         self.num_input_channels = determine_num_input_channels(
             self.plans_manager, self.configuration_manager, self.dataset_json
@@ -127,7 +130,8 @@ class ExtPart(StockTrainer):
             ).to(self.device)
         if compat.compiles(self):
             self.print_to_log_file("Using torch.compile...")
-            network = cast(nn.Module, torch.compile(network))
+            # one graph for each size of batch: one for all of them, where unlabelled patches come later, is slower
+            network = cast(nn.Module, torch.compile(network, dynamic=False))
         with self.using_network(network):
             optimizer, scheduler = self.configure_optimizers()
         if self.is_ddp:
@@ -192,6 +196,10 @@ class ExtPart(StockTrainer):
     def make_mixer(self) -> Mixer | None:
         """Return what mixes unlabelled patches, None for nothing; a part has one."""
         return None
+
+    def labels_teach_alone(self) -> bool:
+        """Whether pseudo-labels will count in this training, but do not yet; a part with a warm-up says so."""
+        return False
 
     def make_balance(self) -> ClassBalance | None:
         """Return the weights of classes among the pseudo-labels, None for 1; a part has some."""

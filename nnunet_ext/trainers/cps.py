@@ -11,6 +11,7 @@ from nnunet_ext.data.loaders import in_background, two_stream_loader, validation
 from nnunet_ext.data.unlabelled_steps import refuse_senseless_steps, unlabelled_steps
 from nnunet_ext.networks.averaging import AverageOfNetworks
 from nnunet_ext.trainers._mixin import TrainerMixin
+from nnunet_ext.trainers.bcp import BCPPart
 from nnunet_ext.trainers.class_balance import ClassBalancePart
 from nnunet_ext.trainers.confidence import ConfidencePart
 from nnunet_ext.trainers.cut_mix import CutMixPart
@@ -36,8 +37,8 @@ class CPSPart(TrainerMixin):
 
     Attributes:
         cps_weight: Weight of the CPS loss after the ramp.
-        warmup_fraction: Share of the epochs in which the labels alone teach: 0; 0.1 with ``CutMix``, ``Confidence`` or
-            ``ClassBalance``.
+        warmup_fraction: Share of the epochs in which the labels alone teach: 0; 0.1 with ``CutMix``, ``BCP``,
+            ``Confidence`` or ``ClassBalance``.
         ramp_fraction: Share of the epochs after which the weight is reached, linearly from the warm-up on; 0.5, with
             those parts 0.4; 0 for no ramp.
         ramp_down_fraction: Share of the epochs, the last ones, in which the weight falls again: 0, with parts 0.15.
@@ -50,7 +51,7 @@ class CPSPart(TrainerMixin):
         unlabeled_batch_size: Unlabelled patches of a step, over all processes; None for as many as labelled ones.
         views: ``"same"``: both networks see what they label, as in 3D-CPS; ``"weak_strong"``: they label weak views of
             unlabelled patches, and each learns strong views of its own. None takes ``"same"`` for CPS alone, and
-            ``"weak_strong"`` with ``CutMix``, ``Confidence`` or ``ClassBalance``.
+            ``"weak_strong"`` with ``CutMix``, ``BCP``, ``Confidence`` or ``ClassBalance``.
         pseudo_on: ``"both"``: pseudo-labels are learnt on labelled and unlabelled patches, as in 3D-CPS; or
             ``"unlabelled"``. None takes ``"both"`` for the same views without boxes, else ``"unlabelled"``.
         second_geometry: Whether strong views are mirrored and turned by 90 degrees once more, with their labels, alike
@@ -106,9 +107,10 @@ class CPSPart(TrainerMixin):
                 "'weak_strong' or second_geometry to False"
             )
         if pseudo_on == "both" and self._exchanges_boxes():
+            part, setting = ("BCP", "bcp") if isinstance(self, BCPPart) else ("CutMix", "cutmix")
             raise ValueError(
-                "pseudo_on 'both' goes without CutMix, which exchanges boxes of unlabelled patches alone: set "
-                "pseudo_on to 'unlabelled' or cutmix_probability to 0"
+                f"pseudo_on 'both' goes without {part}, which exchanges boxes of unlabelled patches alone: set "
+                f"pseudo_on to 'unlabelled' or {setting}_probability to 0"
             )
         if pseudo_on == "both" and self.unlabeled_every > 1:
             raise ValueError(
@@ -158,7 +160,7 @@ class CPSPart(TrainerMixin):
         if criterion is not CrossPseudoCriterion:
             raise ValueError(
                 f"the loss of pseudo-labels {criterion.__name__} goes with plain CPS alone (views 'same', pseudo_on "
-                "'both', no CutMix, Confidence or ClassBalance); with CWCD leave contour_pseudo_labels False"
+                "'both', no CutMix, BCP, Confidence or ClassBalance); with CWCD leave contour_pseudo_labels False"
             )
         self.print_to_log_file(f"CPS with views {views!r}, pseudo-labels learnt on {pseudo_on!r}")
         turner = patch_turner(self) if self.second_geometry else None
@@ -173,7 +175,7 @@ class CPSPart(TrainerMixin):
         )
 
     def _has_parts(self) -> bool:
-        return isinstance(self, (CutMixPart, ConfidencePart, ClassBalancePart))
+        return isinstance(self, (CutMixPart, BCPPart, ConfidencePart, ClassBalancePart))
 
     def _has_views_step(self) -> bool:
         return isinstance(self.cps_step, CPSViewsStep)
@@ -188,6 +190,8 @@ class CPSPart(TrainerMixin):
         return views, self.pseudo_on or ("both" if plain else "unlabelled")
 
     def _exchanges_boxes(self) -> bool:
+        if isinstance(self, BCPPart):
+            return self.bcp_probability != 0
         return isinstance(self, CutMixPart) and self.cutmix_probability != 0
 
     def pseudo_criterion(self) -> nn.Module:
@@ -255,6 +259,11 @@ class CPSPart(TrainerMixin):
             self.ramp_down_fraction,
             self.ramp_down_end,
         )
+
+    def labels_teach_alone(self) -> bool:
+        """Whether this epoch is one of the warm-up, before the first pseudo-labels."""
+        warms_up = self.current_epoch < round(self.warmup_fraction * self.num_epochs)
+        return super().labels_teach_alone() or bool(self.use_unlabeled and self.cps_weight and warms_up)
 
     def label_maker(self) -> tuple[nn.Module, float]:
         """Return a network that labels, and the weight that its labels have in this epoch."""

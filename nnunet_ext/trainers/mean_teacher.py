@@ -9,11 +9,13 @@ from torch import nn
 
 from nnunet_ext.data.loaders import in_background, two_stream_loader, validation_loader
 from nnunet_ext.data.unlabelled_steps import refuse_senseless_steps, unlabelled_steps
+from nnunet_ext.plugin import compat
 from nnunet_ext.trainers._mixin import TrainerMixin
 from nnunet_ext.training import cps_monitor, curves, next_stage, second_network, semi_supervised, teacher_monitor
 from nnunet_ext.training.checkpoints import TEACHING, plain_module
 from nnunet_ext.training.drift import DriftAlarm, warn_of_drift
 from nnunet_ext.training.mean_teacher_step import MeanTeacherStep
+from nnunet_ext.training.precision import labelling_context, refuse_unknown_precision
 from nnunet_ext.training.schedules import SCHEDULE, check_schedule, ramped_weight
 from nnunet_ext.training.second_geometry import patch_turner
 from nnunet_ext.training.seeds import BOXES, TURNS, seed_everything
@@ -41,6 +43,7 @@ class MeanTeacherPart(TrainerMixin):
             the axes that may be mirrored, and in planes of equal size and spacing.
         unlabeled_every: Steps from one with unlabelled patches to the next; the others learn from labels alone.
         unlabeled_batch_size: Unlabelled patches of a step, over all processes; None for as many as labelled ones.
+        teacher_precision: ``"bf16"`` or ``"fp16"`` (GPUs), in which the teacher labels; None takes the student's.
         missing_class_patience: Epochs after which a class that is missing from the pseudo-labels is warned of.
         validate_student: Whether the student gets a final validation, too.
         has_teacher: Whether a teacher stands beside the network, for those who ask what a training takes.
@@ -59,6 +62,7 @@ class MeanTeacherPart(TrainerMixin):
         self.second_geometry = False
         self.unlabeled_every = 1
         self.unlabeled_batch_size: int | None = None
+        self.teacher_precision: str | None = None
         self.missing_class_patience = 3
         self.validate_student = True
 
@@ -68,6 +72,7 @@ class MeanTeacherPart(TrainerMixin):
         semi_supervised.refuse_cascade(self)
         check_decay(self.ema_decay)
         refuse_senseless_steps(self)
+        refuse_unknown_precision(self.teacher_precision, self.device)
         check_schedule(
             self.num_epochs,
             self.unlabeled_weight,
@@ -82,6 +87,8 @@ class MeanTeacherPart(TrainerMixin):
         super().build_networks()
         self.teacher = teacher_of(self.network, self.ema_decay, self.num_epochs * self.num_iterations_per_epoch)
         self._supervise_teacher_deeply(False)
+        if compat.compiles(self):
+            self.teacher.network.compile(dynamic=False)
 
     def initialize(self) -> None:
         """Initialise as nnU-Net does, then make the step from what is there."""
@@ -105,6 +112,7 @@ class MeanTeacherPart(TrainerMixin):
             self.balance,
             self.grad_scaler,
             turner=self.turner,
+            labelling=labelling_context(self.teacher_precision, self.device, self.autocast),
         )
         curves.register(self.logger, teacher_monitor.KEYS)
 
@@ -121,6 +129,7 @@ class MeanTeacherPart(TrainerMixin):
             "second_geometry",
             "unlabeled_every",
             "unlabeled_batch_size",
+            "teacher_precision",
             "missing_class_patience",
             "validate_student",
         )
@@ -163,6 +172,11 @@ class MeanTeacherPart(TrainerMixin):
             self.ramp_down_fraction,
             self.ramp_down_end,
         )
+
+    def labels_teach_alone(self) -> bool:
+        """Whether this epoch is one of the warm-up, before the first pseudo-labels."""
+        warms_up = self.current_epoch < round(self.warmup_fraction * self.num_epochs)
+        return super().labels_teach_alone() or bool(self.use_unlabeled and self.unlabeled_weight and warms_up)
 
     def label_maker(self) -> tuple[nn.Module, float]:
         """Return the network that labels, and the weight that its labels have in this epoch."""

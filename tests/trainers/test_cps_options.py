@@ -213,12 +213,44 @@ def lambdas(trainer):
     return found
 
 
-@pytest.mark.parametrize("part", ["CutMix", "Confidence", "ClassBalance"])
+@pytest.mark.parametrize("part", ["CutMix", "BCP", "Confidence", "ClassBalance"])
 def test_with_a_part_the_weight_has_the_schedule_of_all_parts(make_trainer, part):
     """Warm-up 2, ramp to 8, ramp-down from 17 of 20 epochs."""
     ramp = [number / 12 for number in range(1, 7)]
     expected = [0, 0, *ramp, *[0.5] * 9, 0.35, 0.2, 0.05]
     assert lambdas(make_trainer(f"nnUNetTrainerCPS_{part}_20epochs")) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "epochs"),
+    [
+        ("nnUNetTrainerCPS_BCP_20epochs", {}, 2),
+        ("nnUNetTrainerCPS_BCP_20epochs", {"cps_weight": 0.0}, 0),
+        ("nnUNetTrainerCPS_20epochs", {}, 0),
+    ],
+)
+def test_labels_teach_alone_in_the_warm_up(make_trainer, name, settings, epochs):
+    """So long BCP mixes labelled patches with each other."""
+    trainer, found = make_trainer(name), []
+    for setting, value in settings.items():
+        setattr(trainer, setting, value)
+    for epoch in range(20):
+        trainer.current_epoch = epoch
+        found.append(trainer.labels_teach_alone())
+    assert found == [True] * epochs + [False] * (20 - epochs)
+
+
+def test_steps_of_bcp_with_means_and_turns(make_trainer):
+    """In the warm-up, and after it."""
+    name = "nnUNetTrainerCPS_BCP_Confidence_20epochs_2iterations"
+    trainer, loader = ready(make_trainer(name), peer_ema=True, second_geometry=True)
+    for epoch in (0, 10):
+        trainer.current_epoch = epoch
+        report = trainer.train_step(next(loader))
+        assert np.isfinite([report["loss"], report["loss_2"], report["cps"]]).all()
+    trainer.cps_step.gates = (lambda logits, labels, *_: torch.zeros_like(labels, dtype=torch.bool), None)
+    report = trainer.train_step(next(loader))
+    assert report["nothing_kept"].tolist() == [0, 1]  # true labels beside them are none of pseudo-labels
 
 
 @pytest.mark.parametrize("length", [1, 2, 3, 4, 7, 20, 50])
