@@ -57,7 +57,14 @@ class TeacherBench(Bench):
         )
 
     def _gate(self) -> ConfidenceGate:
-        return ConfidenceGate(self.classes, 0.8, "per_class", guard=True, device=self.device)
+        return ConfidenceGate(
+            self.classes,
+            0.8,
+            "per_class",
+            guard=True,
+            device=self.device,
+            labelled_share=torch.full((self.classes,), 1 / self.classes),
+        )
 
     def _mixer(self) -> BoxMixer:
         return BoxMixer((0.1, 0.4), 0.8, "box", 1)
