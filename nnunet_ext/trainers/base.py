@@ -197,6 +197,10 @@ class ExtPart(StockTrainer):
         """Return what mixes unlabelled patches, None for nothing; a part has one."""
         return None
 
+    def labels_teach_alone(self) -> bool:
+        """Whether pseudo-labels will count in this training, but do not yet; a part with a warm-up says so."""
+        return False
+
     def make_balance(self) -> ClassBalance | None:
         """Return the weights of classes among the pseudo-labels, None for 1; a part has some."""
         return None

@@ -11,6 +11,7 @@ from nnunet_ext.data.loaders import in_background, two_stream_loader, validation
 from nnunet_ext.data.unlabelled_steps import refuse_senseless_steps, unlabelled_steps
 from nnunet_ext.networks.averaging import AverageOfNetworks
 from nnunet_ext.trainers._mixin import TrainerMixin
+from nnunet_ext.trainers.bcp import BCPPart
 from nnunet_ext.trainers.class_balance import ClassBalancePart
 from nnunet_ext.trainers.confidence import ConfidencePart
 from nnunet_ext.trainers.cut_mix import CutMixPart
@@ -41,7 +42,7 @@ class CPSPart(TrainerMixin):
         unlabeled_batch_size: Unlabelled patches of a step, over all processes; None for as many as labelled ones.
         views: ``"same"``: both networks see what they label, as in 3D-CPS; ``"weak_strong"``: they label weak views of
             unlabelled patches, and each learns strong views of its own. None takes ``"same"`` for CPS alone, and
-            ``"weak_strong"`` with ``CutMix``, ``Confidence`` or ``ClassBalance``.
+            ``"weak_strong"`` with ``CutMix``, ``BCP``, ``Confidence`` or ``ClassBalance``.
         pseudo_on: ``"both"``: pseudo-labels are learnt on labelled and unlabelled patches, as in 3D-CPS; or
             ``"unlabelled"``. None takes ``"both"`` for the same views without boxes, else ``"unlabelled"``.
         missing_class_patience: Epochs after which a class that is missing from the pseudo-labels is warned of.
@@ -83,9 +84,10 @@ class CPSPart(TrainerMixin):
                 "pseudo_on to 'unlabelled' or views to 'same'"
             )
         if pseudo_on == "both" and self._exchanges_boxes():
+            part, setting = ("BCP", "bcp") if isinstance(self, BCPPart) else ("CutMix", "cutmix")
             raise ValueError(
-                "pseudo_on 'both' goes without CutMix, which exchanges boxes of unlabelled patches alone: set "
-                "pseudo_on to 'unlabelled' or cutmix_probability to 0"
+                f"pseudo_on 'both' goes without {part}, which exchanges boxes of unlabelled patches alone: set "
+                f"pseudo_on to 'unlabelled' or {setting}_probability to 0"
             )
         if pseudo_on == "both" and self.unlabeled_every > 1:
             raise ValueError(
@@ -126,19 +128,21 @@ class CPSPart(TrainerMixin):
         if criterion is not CrossPseudoCriterion:
             raise ValueError(
                 f"the loss of pseudo-labels {criterion.__name__} goes with plain CPS alone (views 'same', pseudo_on "
-                "'both', no CutMix, Confidence or ClassBalance); with CWCD leave contour_pseudo_labels False"
+                "'both', no CutMix, BCP, Confidence or ClassBalance); with CWCD leave contour_pseudo_labels False"
             )
         self.print_to_log_file(f"CPS with views {views!r}, pseudo-labels learnt on {pseudo_on!r}")
         return make_views_step(self, pseudo_on == "both", gates, mixer, balance)
 
     def views_and_halves(self) -> tuple[str, str]:
         """Return ``views`` and ``pseudo_on``, where they are None by the parts of the trainer."""
-        with_parts = isinstance(self, (CutMixPart, ConfidencePart, ClassBalancePart))
+        with_parts = isinstance(self, (CutMixPart, BCPPart, ConfidencePart, ClassBalancePart))
         views = self.views or ("weak_strong" if with_parts else "same")
         plain = views == "same" and not self._exchanges_boxes()
         return views, self.pseudo_on or ("both" if plain else "unlabelled")
 
     def _exchanges_boxes(self) -> bool:
+        if isinstance(self, BCPPart):
+            return self.bcp_probability != 0
         return isinstance(self, CutMixPart) and self.cutmix_probability != 0
 
     def pseudo_criterion(self) -> nn.Module:

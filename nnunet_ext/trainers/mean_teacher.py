@@ -171,6 +171,11 @@ class MeanTeacherPart(TrainerMixin):
             self.ramp_down_end,
         )
 
+    def labels_teach_alone(self) -> bool:
+        """Whether this epoch is one of the warm-up, before the first pseudo-labels."""
+        warms_up = self.current_epoch < round(self.warmup_fraction * self.num_epochs)
+        return super().labels_teach_alone() or bool(self.use_unlabeled and self.unlabeled_weight and warms_up)
+
     def label_maker(self) -> tuple[nn.Module, float]:
         """Return the network that labels, and the weight that its labels have in this epoch."""
         return self.teacher.network, self.current_unlabeled_weight()

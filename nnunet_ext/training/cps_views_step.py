@@ -83,6 +83,7 @@ class CPSViewsStep:
         target, labelled = (to_device(batch[key], self.device) for key in ("target", "data"))
         if batch.get("unlabeled") is None and not self.both_halves:
             return supervised_pair(self, labelled, target)
+        batch = batch | {"data": labelled, "target": target}  # those on the device
         learned, counts = self.pseudo_labelled(batch, target[0] if isinstance(target, list) else target)
         class_weights = self._class_weights(learned)
         for optimizer in self.optimizers:
@@ -97,7 +98,7 @@ class CPSViewsStep:
                 loss = self.supervised(halves if isinstance(target, list) else halves[0], target)
                 with torch.set_grad_enabled(weight != 0):
                     taught = outputs if self.both_halves else [scale[len(labelled) :] for scale in outputs]
-                    pseudo = self.unlabelled(taught, own.labels, own.kept, own.valid, class_weights)
+                    pseudo = own.loss(self.unlabelled, taught, class_weights)
             total = loss + weight * pseudo if weight != 0 else loss
             (total if self.grad_scaler is None else self.grad_scaler.scale(total)).backward()
             supervised.append(loss.detach())
@@ -127,10 +128,8 @@ class CPSViewsStep:
             labels.append(own)
             kept.append(valid.expand_as(confidence) if gate is None else gate(logits, own, confidence, valid, target))
         counts = self._counts(labels, valid, 0 if batch.get("unlabeled") is None else len(batch["unlabeled"]))
-        if self.mixer is not None:
-            *mixed, valid = self.mixer(*views, *labels, *kept, valid)
-            views, labels, kept = mixed[:2], mixed[2:4], mixed[4:]
-        first, second = (PseudoLabelled(views[n], labels[1 - n], kept[1 - n], valid) for n in (0, 1))
+        learned = [PseudoLabelled(views[n], labels[1 - n], kept[1 - n], valid) for n in (0, 1)]
+        first, second = learned if self.mixer is None else self.mixer.mixed(learned, batch)
         return (first, second), counts
 
     def state_dict(self) -> dict[str, Any]:
@@ -169,7 +168,10 @@ class CPSViewsStep:
     def _class_weights(self, learned: tuple[PseudoLabelled, PseudoLabelled]) -> Tensor | None:
         if self.balance is None:
             return None
-        first, second = (class_counts(own.labels, own.valid, self.number_of_outputs, self.regions) for own in learned)
+        first, second = (
+            class_counts(own.labels, own.of_pseudo_labels(own.valid), self.number_of_outputs, self.regions)
+            for own in learned
+        )
         self.balance.observe(first + second)
         return self.balance.weights()
 

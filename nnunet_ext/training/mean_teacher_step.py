@@ -6,7 +6,7 @@ Perturbation and Model Stabilization for Semi-supervised Medical Image Segmentat
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -44,10 +44,15 @@ class Gate(Protocol):
 
 
 class Mixer(Protocol):
-    """Exchanges parts of patches; :class:`~nnunet_ext.training.mixing.BoxMixer` is one."""
+    """Exchanges parts of patches: :class:`~nnunet_ext.training.mixing.BoxMixer`, or ``BCPMixer`` beside it."""
 
-    def __call__(self, *tensors: Tensor) -> tuple[Tensor, ...]:
-        """Return tensors ``(B, C, *S)`` that are mixed alike, out of place."""
+    def mixed(self, learned: Sequence[PseudoLabelled], batch: dict[str, Any]) -> list[PseudoLabelled]:
+        """Return unlabelled patches, those of each network, mixed alike and out of place.
+
+        Args:
+            learned: Unlabelled patches with their labels.
+            batch: The batch, whose labelled patches may take part.
+        """
         ...
 
     def reseed(self, seed: int) -> None:
@@ -78,6 +83,20 @@ class PseudoLabelled:
     labels: Tensor
     kept: Tensor
     valid: Tensor
+
+    def loss(self, criterion: Callable[..., Tensor], outputs: list[Tensor], class_weights: Tensor | None) -> Tensor:
+        """Return what the student's outputs cost.
+
+        Args:
+            criterion: Loss of pseudo-labelled patches, ``(outputs, labels, kept, valid, class_weights) -> scalar``.
+            outputs: Logits of the student, highest resolution first.
+            class_weights: Weights of the classes, None for 1.
+        """
+        return criterion(outputs, self.labels, self.kept, self.valid, class_weights)
+
+    def of_pseudo_labels(self, mask: Tensor) -> Tensor:
+        """Return what of a mask, :attr:`kept` or :attr:`valid`, lies on pseudo-labels: here all of it."""
+        return mask
 
 
 @dataclass
@@ -130,12 +149,14 @@ class MeanTeacherStep:
 
         Returns:
             ``loss`` (supervised) and ``unlabeled_loss`` (None where no pseudo-labels were made) as floats; ``counts``
-            ``(3, K)``, hard labels of the teacher, of the student and of both on the strong views; ``kept_counts``
-            ``(K,)``, those that count, by the teacher's label; ``labelled_counts`` ``(K,)``.
+            ``(3, K)``, hard labels of the teacher, of the student and of both on the strong views, where there are
+            pseudo-labels; ``kept_counts`` ``(K,)``, those that count, by the teacher's label; ``labelled_counts``
+            ``(K,)``.
         """
         target = to_device(batch["target"], self.device)
         labelled = to_device(batch["data"], self.device)
         full = target[0] if isinstance(target, list) else target
+        batch = batch | {"data": labelled, "target": target}  # those on the device
         learned = self.pseudo_labelled(batch, full) if weight != 0 else None
         images = labelled if learned is None else torch.cat([labelled, learned.images])
         self.optimizer.zero_grad(set_to_none=True)
@@ -147,8 +168,7 @@ class MeanTeacherStep:
             unlabelled = torch.zeros_like(loss)
             if learned is not None:
                 half = [scale[len(labelled) :] for scale in outputs]
-                weights = self._class_weights(learned)
-                unlabelled = self.unlabelled(half, learned.labels, learned.kept, learned.valid, weights)
+                unlabelled = learned.loss(self.unlabelled, half, self._class_weights(learned))
         self._update(loss if learned is None else loss + weight * unlabelled)
         student = None if learned is None else outputs[0][len(labelled) :].detach()
         return self._report(loss, unlabelled, learned, student, full)
@@ -171,14 +191,14 @@ class MeanTeacherStep:
         kept = (
             valid.expand_as(confidence) if self.gate is None else self.gate(logits, labels, confidence, valid, target)
         )
-        if self.mixer is not None:
-            strong, labels, kept, valid = self.mixer(strong, labels, kept, valid)
-        return PseudoLabelled(strong, labels, kept, valid)
+        learned = PseudoLabelled(strong, labels, kept, valid)
+        return learned if self.mixer is None else self.mixer.mixed([learned], batch)[0]
 
     def _class_weights(self, learned: PseudoLabelled) -> Tensor | None:
         if self.balance is None:
             return None
-        self.balance.observe(class_counts(learned.labels, learned.valid, self.number_of_outputs, self.regions))
+        there = learned.of_pseudo_labels(learned.valid)
+        self.balance.observe(class_counts(learned.labels, there, self.number_of_outputs, self.regions))
         return self.balance.weights()
 
     def _update(self, loss: Tensor) -> None:
@@ -216,14 +236,14 @@ class MeanTeacherStep:
         }
 
     def _counts(self, learned: PseudoLabelled, student: Tensor) -> tuple[Tensor, Tensor]:
-        labels, valid = learned.labels, learned.valid > 0
+        labels, valid = learned.labels, learned.of_pseudo_labels(learned.valid) > 0
         if self.regions:
             guess, both = student > 0, labels & (student > 0)
         else:
             guess = pseudo_labels(student)
             both = torch.where(labels == guess, labels, -1)
         counts = torch.stack([self._classes(part, valid) for part in (labels, guess, both)])
-        return counts, self._classes(labels, learned.kept)
+        return counts, self._classes(labels, learned.of_pseudo_labels(learned.kept))
 
     def _classes(self, labels: Tensor, there: Tensor | None) -> Tensor:
         counts = class_counts(labels, there, self.number_of_outputs, self.regions)

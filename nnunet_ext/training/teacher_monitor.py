@@ -64,7 +64,10 @@ PANELS = (
 
 
 class TeacherMonitor(CPSMonitor):
-    """Collects the reports of the steps and turns them into curves once an epoch."""
+    """Collects the reports of the steps and turns them into curves once an epoch.
+
+    What is counted of pseudo-labels is counted where patches are pseudo-labelled: nowhere else in mixed patches.
+    """
 
     def epoch(self, outputs: list[dict[str, Any]], weight: float, ddp: bool) -> dict[str, Any]:
         """Return the curves of one training epoch; NaN where nothing was labelled by the teacher.
