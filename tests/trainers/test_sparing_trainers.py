@@ -111,7 +111,7 @@ def test_whole_training_with_fewer_steps_and_patches(make_trainer, name):
     assert {len(values) for values in curves.values()} == {4}
 
 
-@pytest.mark.parametrize("name", [TEACHER, PAIR, "nnUNetTrainerCPS" + LENGTH])
+@pytest.mark.parametrize("name", [TEACHER, PAIR, "nnUNetTrainerCPS" + LENGTH, "nnUNetTrainerMeanTeacher_BCP" + LENGTH])
 @pytest.mark.parametrize("size", [1, 3])
 def test_another_number_of_unlabelled_patches(make_trainer, name, size):
     trainer, loader = ready(make_trainer(name), unlabeled_batch_size=size)
