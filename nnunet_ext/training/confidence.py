@@ -139,7 +139,6 @@ class ConfidenceGate:
         labels: Tensor,
         confidence: Tensor,
         valid: Tensor | None = None,
-        target: Tensor | None = None,
     ) -> Tensor:
         """Take in the labels of a step, not yet mixed, and return which of them are kept.
 
@@ -148,7 +147,6 @@ class ConfidenceGate:
             labels: ``(B, 1, *S)`` int64; with regions ``(B, K, *S)`` bool.
             confidence: Like ``labels``.
             valid: ``(B, 1, *S)``, 0 in padding; ``None`` for no padding.
-            target: Labels of the labelled patches, for gates that look at them; this one does not.
 
         Returns:
             Bool, like ``labels``; False wherever ``valid`` is 0.

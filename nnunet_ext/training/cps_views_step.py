@@ -96,7 +96,7 @@ class CPSViewsStep:
         if batch.get("unlabeled") is None and not self.both_halves:
             return supervised_pair(self, labelled, target)
         batch = batch | {"data": labelled, "target": target}  # those on the device
-        learned, counts = self.pseudo_labelled(batch, target[0] if isinstance(target, list) else target)
+        learned, counts = self.pseudo_labelled(batch)
         class_weights = self._class_weights(learned)
         for optimizer in self.optimizers:
             optimizer.zero_grad(set_to_none=True)
@@ -121,14 +121,11 @@ class CPSViewsStep:
         return report_of(supervised, cross, counts[:3], target, self.regions, more)
 
     @torch.no_grad()
-    def pseudo_labelled(
-        self, batch: dict[str, Any], target: Tensor | None = None
-    ) -> tuple[tuple[PseudoLabelled, PseudoLabelled], Tensor]:
+    def pseudo_labelled(self, batch: dict[str, Any]) -> tuple[tuple[PseudoLabelled, PseudoLabelled], Tensor]:
         """Return what each network learns: its own views with the labels of its peer, gated and mixed.
 
         Args:
             batch: Batch of the two-stream loader.
-            target: Labels of the labelled patches at full resolution, with which a gate may compare.
 
         Returns:
             That of network 1 and of network 2, and the counts of the labels ``(5, K)``: of network 1, of network 2, of
@@ -141,7 +138,7 @@ class CPSViewsStep:
             own, confidence = label_and_confidence(logits, self.regions)
             labels.append(own)
             sure.append(confidence)
-            kept.append(valid.expand_as(confidence) if gate is None else gate(logits, own, confidence, valid, target))
+            kept.append(valid.expand_as(confidence) if gate is None else gate(logits, own, confidence, valid))
         if self.agree:
             kept = [kept[n] & agreeing(labels[n], labels[1 - n], sure[n]) for n in (0, 1)]
         counts = self._counts(labels, kept, valid, 0 if batch.get("unlabeled") is None else len(batch["unlabeled"]))

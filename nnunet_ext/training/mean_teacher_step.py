@@ -25,9 +25,7 @@ from nnunet_ext.training.second_geometry import PatchTurner
 class Gate(Protocol):
     """Decides which pseudo-labels count; :class:`~nnunet_ext.training.confidence.ConfidenceGate` is one."""
 
-    def __call__(
-        self, logits: Tensor, labels: Tensor, confidence: Tensor, valid: Tensor | None, target: Tensor | None
-    ) -> Tensor:
+    def __call__(self, logits: Tensor, labels: Tensor, confidence: Tensor, valid: Tensor | None) -> Tensor:
         """Return the mask of what is kept, as large as the labels."""
         ...
 
@@ -160,7 +158,7 @@ class MeanTeacherStep:
         labelled = to_device(batch["data"], self.device)
         full = target[0] if isinstance(target, list) else target
         batch = batch | {"data": labelled, "target": target}  # those on the device
-        learned = self.pseudo_labelled(batch, full) if weight != 0 else None
+        learned = self.pseudo_labelled(batch) if weight != 0 else None
         images = labelled if learned is None else torch.cat([labelled, learned.images])
         self.optimizer.zero_grad(set_to_none=True)
         with self.autocast():
@@ -177,12 +175,11 @@ class MeanTeacherStep:
         return self._report(loss, unlabelled, learned, student, full)
 
     @torch.no_grad()
-    def pseudo_labelled(self, batch: dict[str, Any], target: Tensor | None = None) -> PseudoLabelled:
+    def pseudo_labelled(self, batch: dict[str, Any]) -> PseudoLabelled:
         """Return the unlabelled half of a batch, labelled by the teacher on the weak views, then gated and mixed.
 
         Args:
             batch: Batch of the two-stream loader.
-            target: Labels of the labelled patches at full resolution, with which a gate may compare.
         """
         weak, strong = to_device(batch["unlabeled"], self.device), to_device(batch["unlabeled_strong"], self.device)
         with (self.labelling or self.autocast)():
@@ -191,9 +188,7 @@ class MeanTeacherStep:
         valid = torch.ones_like(labels[:, :1], dtype=torch.bool)
         if batch.get("valid") is not None:
             valid = to_device(batch["valid"], self.device)[-len(weak) :] > 0
-        kept = (
-            valid.expand_as(confidence) if self.gate is None else self.gate(logits, labels, confidence, valid, target)
-        )
+        kept = valid.expand_as(confidence) if self.gate is None else self.gate(logits, labels, confidence, valid)
         if self.turner is not None:
             strong, labels, kept, valid = self.turner(strong, labels, kept, valid)
         learned = PseudoLabelled(strong, labels, kept, valid)

@@ -163,7 +163,7 @@ def test_labels_of_the_mixed_patches(make_trainer, method):
         assert 0 < after.of_pseudo_labels(after.kept).sum() < after.of_pseudo_labels(after.valid).sum()
 
 
-def half_of_the_labels(logits, labels, confidence, valid, target):
+def half_of_the_labels(logits, labels, confidence, valid):
     """A gate without memory."""
     return valid & (confidence >= confidence.median())
 

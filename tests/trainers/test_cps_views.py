@@ -185,7 +185,7 @@ def test_with_the_same_views_both_networks_learn_what_is_labelled(make_trainer, 
     trainer, loader = ready(trainer)
     batch = next(loader)
     assert "unlabeled_strong" not in batch
-    (first, second), counts = trainer.cps_step.pseudo_labelled(batch, batch["target"][0])
+    (first, second), counts = trainer.cps_step.pseudo_labelled(batch)
     expected = torch.cat([batch["data"], batch["unlabeled"]]) if pseudo_on == "both" else batch["unlabeled"]
     assert torch.equal(first.images, expected)
     assert torch.equal(second.images, expected)
