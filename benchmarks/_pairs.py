@@ -11,26 +11,30 @@ import torch
 from tqdm import tqdm
 
 
-def interleaved(sides: dict[str, Callable[[], None]], repeats: int, warm_up: int = 2) -> dict[str, np.ndarray]:
+def interleaved(
+    sides: dict[str, Callable[[], None]], repeats: int, warm_up: int = 2, clock: Callable[[], float] | None = None
+) -> dict[str, np.ndarray]:
     """Time every side ``repeats`` times, in turn and in changing order.
 
     Args:
         sides: What to time, by name; each call does one step.
         repeats: Rounds.
         warm_up: Rounds before, not counted.
+        clock: Tells seconds; None for those of the wall.
 
     Returns:
         Seconds of each round, by name.
     """
+    now = clock or _now
     rng = np.random.default_rng(0)
     names = list(sides)
     seconds: dict[str, list[float]] = {name: [] for name in names}
     for i in tqdm(range(repeats + warm_up), "rounds"):
         for name in rng.permutation(names):
-            start = _now()
+            start = now()
             sides[name]()
             if i >= warm_up:
-                seconds[name].append(_now() - start)
+                seconds[name].append(now() - start)
     return {name: np.array(values) for name, values in seconds.items()}
 
 

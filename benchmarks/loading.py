@@ -1,6 +1,6 @@
-"""Share of a CPS training's time that is spent waiting for data, with two loader processes.
+"""Share of a training's time that is spent waiting for data, with two loader processes.
 
-    python benchmarks/loading.py [--iterations 20]
+    python benchmarks/loading.py [--iterations 20] [--trainer nnUNetTrainerMeanTeacher] [--every 2]
 
 Dataset904's own 3d_fullres plan (features 32 to 256, patch 40x56x40, batch 2 + 2), made by the preparation of
 benchmarks/accuracy.py; needs NNUNET_EXT_DATA.
@@ -20,6 +20,8 @@ def main() -> None:
     parser.add_argument("--iterations", type=int, default=20)
     parser.add_argument("--configuration", default="3d_fullres", choices=["3d_fullres", "3d_small"])
     parser.add_argument("--loaders", default="2")
+    parser.add_argument("--trainer", default="nnUNetTrainerCPS")
+    parser.add_argument("--every", type=int, default=1, help="steps from one with unlabelled patches to the next")
     arguments = parser.parse_args()
     import accuracy
 
@@ -39,10 +41,13 @@ def main() -> None:
     preprocessed = accuracy.WORK / "preprocessed" / task.dataset
     plans = load_json(str(preprocessed / f"{task.plans}.json")) | {"continue_training": False}
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    trainer = find_trainer("nnUNetTrainerCPS")(
+    trainer = find_trainer(arguments.trainer)(
         plans, arguments.configuration, "all", load_json(str(preprocessed / "dataset.json")), device
     )
+    if arguments.every > 1:
+        trainer.unlabeled_every = arguments.every
     trainer.on_train_start()
+    trainer.current_epoch = trainer.num_epochs // 2  # with the whole weight of pseudo-labels
     trainer.on_train_epoch_start()
     waiting = working = 0.0
     for i in range(arguments.iterations + 3):
@@ -55,7 +60,8 @@ def main() -> None:
             waiting, working = waiting + middle - start, working + end - middle
     print(machine())
     print(
-        f"{arguments.configuration}, {arguments.loaders} loader processes: {100 * waiting / (waiting + working):.1f} % "
+        f"{arguments.trainer}, every {arguments.every}, {arguments.configuration}, "
+        f"{arguments.loaders} loader processes: {100 * waiting / (waiting + working):.1f} % "
         f"of {arguments.iterations} steps spent waiting for data"
     )
     for loader in (trainer.dataloader_train, trainer.dataloader_val):

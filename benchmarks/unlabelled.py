@@ -1,10 +1,18 @@
 """What unlabelled scans give: semi-supervised trainings against every control that costs as much, small networks.
 
-hippocampus5  Dataset904 with 5 labelled and 155 unlabelled scans; needs the folder of NNUNET_EXT_DATA
-phantoms4     phantoms like an abdominal CT with 4 labelled and 36 unlabelled scans, generated
+hippocampus5   Dataset904 with 5 labelled and 155 unlabelled scans; needs the folder of NNUNET_EXT_DATA
+hippocampus10  the same with its 10 labelled and 150 unlabelled scans
+phantoms4      phantoms like an abdominal CT with 4 labelled and 36 unlabelled scans, generated
+multiorgan4    Dataset907, MR of the abdomen in thick slices, 4 labelled and 10 unlabelled scans, 6 test cases; needs
+               the folder of NNUNET_EXT_DATA. It has no labels of its unlabelled scans, so no ceiling
+atrium8        100 crops of left atria in a folder of yours (--atrium or NNUNET_EXT_ATRIUM), by name 8 labelled, 72
+               unlabelled, 20 test cases, at half resolution; needs a GPU, and is trained for a time, not for steps
 
-    python benchmarks/unlabelled.py run [--only NAME ...]   train and evaluate what is not done yet; resumable
-    python benchmarks/unlabelled.py report                  tables of what is done, gap closed, and what is owed
+    python benchmarks/unlabelled.py run [--only NAME ...] [--jobs 2] [--seconds S] [--atrium FOLDER]
+        train and evaluate what is not done yet, in this order; resumable. A second one beside it leaves out what the
+        first one is training
+    python benchmarks/unlabelled.py report
+        tables of what is done, gap closed, against the best control, by class; and what is owed
 
 Controls: supervised on all labels (the ceiling), on the few, with the intensities of the strong views, with twice the
 labelled batch, with as much computation as a mean teacher; a running mean of the weights is judged beside each of them.
@@ -19,175 +27,24 @@ from __future__ import annotations
 import argparse
 import copy
 import json
+import os
 import subprocess
 import sys
 import time
-from dataclasses import dataclass, field, replace
+from collections import deque
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import accuracy
-import numpy as np
-from accuracy import DATA, MEASURES, WORK, Task, interval, small_configuration, stock
+from _unlabelled_data import ATRIUM, atrium_folder, prepare
+from _unlabelled_report import report
+from _unlabelled_runs import EPOCHS, PLANS, RUNS, SMALL, TASKS, Run
 
-FEW = {"hippocampus5": 5, "phantoms4": 4}  # labelled scans
-PHANTOMS, PHANTOM_TESTS = 40, 40
-PLANS, FULL, SMALL = "SemiSupervisedPlans", "3d_fullres", "3d_small"
-TASKS = {
-    "hippocampus5": replace(accuracy.TASKS["hippocampus"], dataset="Dataset954_HippocampusFive"),
-    "phantoms4": replace(
-        accuracy.TASKS["imbalance"],
-        dataset="Dataset956_PhantomsFour",
-        planner="SemiSupervisedPlanner",
-        plans=PLANS,
-    ),
-}
-ALL_LABELS = {"hippocampus5": "Dataset955_HippocampusAll", "phantoms4": "Dataset957_PhantomsAll"}
-EPOCHS, ITERATIONS = 20, 250
-EQUAL_COST = 47  # epochs of supervised training that cost what 20 of a mean teacher do: 1 + 1 + 1/3 steps
+from nnunet_ext.files import BusyError, only_here, write_json
 
-
-@dataclass(frozen=True)
-class Run:
-    """One training.
-
-    Attributes:
-        name: Of the run and its record.
-        parts: Of the trainer's name, without the length.
-        task: What is trained on.
-        seed: Of everything that is drawn.
-        epochs: Length, of 250 iterations each.
-        all_labels: Train with the labels of all scans.
-        batch: Labelled patches a step, None for that of the configuration.
-        strong: Augment labelled patches as a student's strong views.
-        attributes: Settings of the trainer that differ.
-        bf16: Train in bfloat16.
-        device: Where.
-    """
-
-    name: str
-    parts: str
-    task: str
-    seed: int = 0
-    epochs: int = EPOCHS
-    all_labels: bool = False
-    batch: int | None = None
-    strong: bool = False
-    attributes: dict = field(default_factory=dict)
-    bf16: bool = True
-    device: str = "cpu"
-
-    @property
-    def trainer(self) -> str:
-        """The trainer's name."""
-        return f"nnUNetTrainer{self.parts}_{self.epochs}epochs_{ITERATIONS}iterations"
-
-
-def _runs() -> list[Run]:
-    runs = []
-    for seed in (0, 1):
-        for task in TASKS:
-            controls = [
-                Run("supervised", "", task, seed),
-                Run("ceiling", "", task, seed, all_labels=True),
-                Run("supervised_batch4", "", task, seed, batch=4),
-                Run("supervised_strong", "", task, seed, strong=True),
-                Run("supervised_equal_cost", "", task, seed, epochs=EQUAL_COST),
-            ]
-            teacher = ["MeanTeacher", "MeanTeacher_CutMix", "MeanTeacher_CutMix_Confidence"]
-            if task == "phantoms4":
-                teacher.append("MeanTeacher_CutMix_Confidence_ClassBalance")
-            methods = [Run(parts, parts, task, seed) for parts in ("CPS", "CPS_CutMix", *teacher)]
-            runs += [replace(run, name=f"{task}_{run.name}_seed{seed}") for run in (*controls, *methods)]
-    return runs
-
-
-RUNS = _runs()
-
-
-def prepare(name: str) -> None:
-    """Write the datasets of a task, preprocess them with the stock commands, and add the small configuration."""
-    task = TASKS[name]
-    raw = WORK / "raw" / task.dataset
-    if not (raw / "dataset.json").is_file():
-        (_write_hippocampus if name == "hippocampus5" else _write_phantoms)(task, FEW[name], ALL_LABELS[name])
-    plans_file = WORK / "preprocessed" / task.dataset / f"{PLANS}.json"
-    if not plans_file.is_file():
-        stock(f"nnUNetv2_plan_and_preprocess -d {task.number} -pl {task.planner} -c {FULL} -np 1 -npfp 1")
-    plans = json.loads(plans_file.read_text())
-    if SMALL not in plans["configurations"]:
-        plans["configurations"][SMALL] = small_configuration(task, FULL, plans["configurations"][FULL])
-        _write(plans_file, plans)
-    # The ceiling is planned as the others are: labels are all that differs.
-    ceiling = WORK / "preprocessed" / ALL_LABELS[name]
-    if not (ceiling / "gt_segmentations").is_dir():
-        ceiling.mkdir(parents=True, exist_ok=True)
-        for file in ("dataset.json", "dataset_fingerprint.json"):
-            _write(ceiling / file, json.loads((plans_file.parent / file).read_text()))
-        _write(ceiling / f"{PLANS}.json", plans | {"dataset_name": ALL_LABELS[name]})
-        stock(f"nnUNetv2_preprocess -d {ALL_LABELS[name][7:10]} -plans_name {PLANS} -c {FULL} -np 1")
-
-
-def _write_hippocampus(task: Task, few: int, all_labels: str) -> None:
-    source = DATA / "Dataset904_HippocampusSSL"
-    if not source.is_dir():
-        sys.exit(f"{source} is missing; set NNUNET_EXT_DATA to the folder that has it")
-    raw, ceiling = WORK / "raw" / task.dataset, WORK / "raw" / all_labels
-    labels = sorted((source / "labelsTr").iterdir())
-    hidden = sorted((source / "labelsUnlabeled").iterdir())
-    for number, label in enumerate([*labels, *hidden]):
-        scan = label.name.replace(".nii.gz", "_0000.nii.gz")
-        image = source / ("imagesTr" if number < len(labels) else "imagesUnlabeled") / scan
-        _link(image, raw / ("imagesTr" if number < few else "imagesUnlabeled") / scan)
-        if number < few:
-            _link(label, raw / "labelsTr" / label.name)
-        _link(image, ceiling / "imagesTr" / scan)
-        _link(label, ceiling / "labelsTr" / label.name)
-    for folder in ("imagesTs", "labelsTs"):
-        for file in sorted((source / folder).iterdir()):
-            _link(file, raw / folder / file.name)
-    content = json.loads((source / "dataset.json").read_text())
-    _write(ceiling / "dataset.json", content | {"numTraining": len(labels) + len(hidden)})
-    _write(raw / "dataset.json", content | {"numTraining": few})
-
-
-def _write_phantoms(task: Task, few: int, all_labels: str) -> None:
-    import SimpleITK
-
-    from nnunet_ext.demo.phantom import LABELS, make_phantom
-
-    raw, ceiling = WORK / "raw" / task.dataset, WORK / "raw" / all_labels
-    margin = [accuracy.AIR_VOXELS, accuracy.AIR_VOXELS, 0]
-    for kind, number in (("Tr", PHANTOMS), ("Ts", PHANTOM_TESTS)):
-        for index in range(number):
-            image, label = make_phantom(7 if kind == "Tr" else 8, index).to_images()
-            case, holder = f"phantom_{index:03d}", ceiling if kind == "Tr" else raw
-            for volume, air, target in (
-                (image, -1000, holder / f"images{kind}" / f"{case}_0000.nii.gz"),
-                (label, 0, holder / f"labels{kind}" / f"{case}.nii.gz"),
-            ):
-                target.parent.mkdir(parents=True, exist_ok=True)
-                SimpleITK.WriteImage(SimpleITK.ConstantPad(volume, margin, margin, air), str(target))
-            if kind == "Tr":
-                scan = ceiling / "imagesTr" / f"{case}_0000.nii.gz"
-                _link(scan, raw / ("imagesTr" if index < few else "imagesUnlabeled") / scan.name)
-                if index < few:
-                    _link(ceiling / "labelsTr" / f"{case}.nii.gz", raw / "labelsTr" / f"{case}.nii.gz")
-    content = {"channel_names": {"0": "CT"}, "labels": LABELS, "file_ending": ".nii.gz"}
-    _write(ceiling / "dataset.json", content | {"numTraining": PHANTOMS})
-    _write(raw / "dataset.json", content | {"numTraining": few})
-
-
-def _link(source: Path, target: Path) -> None:
-    target.parent.mkdir(parents=True, exist_ok=True)
-    target.unlink(missing_ok=True)
-    target.symlink_to(source.resolve())
-
-
-def _write(file: Path, content: Any) -> None:
-    from nnunet_ext.files import write_json
-
-    write_json(file, content, indent=1)
+BUSY = 75  # exit status of a run that another process is training
+WARM_UP, TIMED_STEPS = 10, 50
 
 
 def with_mean_weights(trainer_class: type) -> type:
@@ -235,28 +92,95 @@ def with_strong_intensities(trainer_class: type) -> type:
     return WithStrongIntensities
 
 
-def train_and_evaluate(run: Run) -> None:
-    """Train one run (continuing where it was stopped) and write its result; runs in a process of its own."""
-    import torch
-
+def trainer_class_of(run: Run) -> type:
+    """Return the class of a run's trainer, or end saying that there is none."""
     from nnunet_ext.trainers.names import find_trainer
 
-    torch.set_num_threads(1)
+    try:
+        found = find_trainer(run.trainer)
+    except ValueError as error:
+        sys.exit(f"{run.name}: {error}")
+    if found is None:
+        sys.exit(f"{run.name} needs the trainer {run.trainer}, which there is not; nnunetv2_ext trainers lists them")
+    return with_strong_intensities(found) if run.strong else found
+
+
+def set_attributes(trainer: Any, run: Run) -> None:
+    """Set what a run changes, or end naming what its trainer does not have."""
+    for key in run.attributes:
+        if not hasattr(trainer, key):
+            sys.exit(
+                f"{run.name} sets {key}, which {type(trainer).__name__} does not have; train it with a version of the "
+                "project whose trainer has it"
+            )
+    for key, value in run.attributes.items():
+        setattr(trainer, key, value)
+
+
+def make_trainer(run: Run, trainer_class: type) -> Any:
+    """Return the trainer of a run, not initialised."""
+    import torch
+
     task = TASKS[run.task]
-    preprocessed = WORK / "preprocessed" / (ALL_LABELS[run.task] if run.all_labels else task.dataset)
+    preprocessed = accuracy.WORK / "preprocessed" / str(task.ceiling if run.all_labels else task.dataset)
     plans = json.loads((preprocessed / f"{PLANS}.json").read_text()) | {"continue_training": False}
     if run.batch is not None:
         plans["configurations"][SMALL]["batch_size"] = run.batch
     dataset_json = json.loads((preprocessed / "dataset.json").read_text())
     # All labelled cases are for training; nothing is selected on validation cases.
-    trainer_class = find_trainer(run.trainer)
-    if run.strong:
-        trainer_class = with_strong_intensities(trainer_class)
+    trainer = trainer_class(plans, task.configuration, "all", dataset_json, torch.device(run.device))
+    set_attributes(trainer, run)
+    return trainer
+
+
+def set_length(trainer: Any, iterations: int) -> None:
+    """Let a trainer take as many steps an epoch as fit into its time; what is validated meanwhile costs little."""
+    trainer.num_epochs, trainer.save_every = EPOCHS, 2
+    trainer.num_iterations_per_epoch, trainer.num_val_iterations_per_epoch = iterations, 2
+
+
+def iterations_in(run: Run, trainer_class: type) -> int:
+    """Return how many steps an epoch has so that a run takes its seconds, measured once where a step costs most."""
+    file = accuracy.WORK / "runs" / run.name / "length.json"
+    if not file.is_file():
+        trainer = make_trainer(run, trainer_class)
+        set_length(trainer, TIMED_STEPS)
+        trainer.initialize()
+        trainer.on_train_start()
+        trainer.current_epoch = EPOCHS // 2  # where pseudo-labels have their full weight
+        trainer.network.train()
+        begin = 0.0
+        for step in range(WARM_UP + TIMED_STEPS):
+            if step == WARM_UP:
+                begin = time.perf_counter()
+            trainer.train_step(next(trainer.dataloader_train))
+        seconds = (time.perf_counter() - begin) / TIMED_STEPS
+        for loader in (trainer.dataloader_train, trainer.dataloader_val):
+            if hasattr(loader, "_finish"):
+                loader._finish()
+        iterations = max(1, int(run.seconds / (EPOCHS * seconds)))
+        write_json(file, {"iterations": iterations, "seconds_a_step": seconds}, indent=1)
+    return json.loads(file.read_text())["iterations"]
+
+
+def epoch_seconds(trainer: Any) -> float:
+    """Return the time of all epochs. It goes on with the checkpoint, and an epoch that is trained again counts once."""
+    begins, ends = (trainer.logger.get_value(f"epoch_{end}_timestamps", None) for end in ("start", "end"))
+    return float(sum(end - begin for begin, end in zip(begins, ends, strict=False)))
+
+
+def train_and_evaluate(run: Run) -> None:
+    """Train one run (continuing where it was stopped) and write its result; runs in a process of its own."""
+    import torch
+
+    torch.set_num_threads(1)
+    trainer_class = trainer_class_of(run)
+    iterations = None if run.seconds is None else iterations_in(run, trainer_class)
     if not run.parts:
         trainer_class = with_mean_weights(trainer_class)
-    trainer = trainer_class(plans, SMALL, "all", dataset_json, torch.device(run.device))
-    for key, value in run.attributes.items():
-        setattr(trainer, key, value)
+    trainer = make_trainer(run, trainer_class)
+    if iterations is not None:
+        set_length(trainer, iterations)
     seconds = time.time()
     trainer.initialize()
     checkpoints = [Path(trainer.output_folder) / f"checkpoint_{name}.pth" for name in ("final", "latest")]
@@ -266,6 +190,13 @@ def train_and_evaluate(run: Run) -> None:
     if checkpoint != checkpoints[0]:
         trainer.run_training()
     seconds = time.time() - seconds
+    write_result(run, trainer, seconds)
+
+
+def write_result(run: Run, trainer: Any, seconds: float) -> None:
+    """Evaluate the networks of a training, and write its record."""
+    import torch
+
     networks = {"network 1": trainer.network}
     trainer.set_deep_supervision_enabled(False)
     if hasattr(trainer, "network_2"):
@@ -275,89 +206,130 @@ def train_and_evaluate(run: Run) -> None:
     if not run.parts:
         networks["mean weights"] = copy.deepcopy(trainer.network)
         networks["mean weights"].load_state_dict(trainer.mean_weights)
+    task = TASKS[run.task]
     scores = {title: accuracy.evaluate(trainer, network.eval(), task) for title, network in networks.items()}
     on = torch.cuda.get_device_name() if run.device == "cuda" else "CPU"
     steps = trainer.num_epochs * trainer.num_iterations_per_epoch
-    result = {"run": run.__dict__, "steps": steps, "device": on, "seconds_last_part": seconds}
-    for measure in MEASURES:
+    result = {"run": run.__dict__, "steps": steps, "device": on}
+    result |= {"seconds": epoch_seconds(trainer), "seconds_last_part": seconds}
+    for measure in accuracy.MEASURES:
         result[measure] = {
             title: {case: [values[measure] for values in classes.values()] for case, classes in cases.items()}
             for title, cases in scores.items()
         }
-    _write(WORK / "done" / f"{run.name}.json", result)
+    write_json(done_file(run), result, indent=1)
 
 
-def table_of(run: Run, measure: str, network: str = "network 1") -> np.ndarray | None:
-    """Return the scores (cases, classes) of a run, None if it is not done."""
-    result = accuracy.recorded(run)
-    if result is None or network not in result[measure]:
-        return None
-    cases = result[measure][network]
-    return np.array([cases[case] for case in sorted(cases)])
+def done_file(run: Run) -> Path:
+    """Return the record of a run."""
+    return accuracy.WORK / "done" / f"{run.name}.json"
 
 
-def report() -> None:
-    """Print what is done as Markdown, and name what is owed."""
+def one(run: Run) -> int:
+    """Train and evaluate a run unless another process does, and return an exit status."""
+    try:
+        with only_here(accuracy.WORK / "runs" / run.name, "trained"):
+            if not done_file(run).is_file():
+                train_and_evaluate(run)
+    except BusyError as error:
+        print(error, flush=True)
+        return BUSY
+    return 0
+
+
+def start(run: Run, options: Sequence[str]) -> subprocess.Popen:
+    """Begin to train a run in a process of its own."""
+    environment = accuracy.environment(run)
+    if run.device == "cuda":
+        environment["nnUNet_n_proc_DA"] = str(max(1, min(12, (os.cpu_count() or 2) - 2)))
+    command = [sys.executable, __file__, "one", "--only", run.name, *options]
+    return subprocess.Popen(command, env=environment)
+
+
+def run_all(runs: Sequence[Run], jobs: int, begin: Callable[[Run], subprocess.Popen]) -> list[Run]:
+    """Train and evaluate what is not done yet, in this order, and return what is not done afterwards.
+
+    Args:
+        runs: What is wanted.
+        jobs: How many processes train side by side.
+        begin: Begins a run in a process.
+    """
+    waiting, active = deque(run for run in runs if not done_file(run).is_file()), {}
+    for task in dict.fromkeys(run.task for run in waiting):
+        prepare(task)  # all of them first: what is missing is told before hours of training
+    try:
+        while waiting or active:
+            while waiting and len(active) < jobs:
+                run = waiting.popleft()
+                if not done_file(run).is_file():  # nor meanwhile by another process
+                    print(f"=== {run.name}", flush=True)
+                    active[run.name] = begin(run)
+            ended = [name for name, process in active.items() if process.poll() is not None]
+            for name in ended:
+                del active[name]
+            if active and not ended:
+                time.sleep(0.2)
+    finally:
+        for process in active.values():
+            process.terminate()
+            process.wait()
+    return [run for run in runs if not done_file(run).is_file()]
+
+
+def chosen_runs(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> list[Run]:
+    """Return the runs that are asked for, or let the parser end naming what is wrong."""
     by_name = {run.name: run for run in RUNS}
-    for measure, name in ((measure, name) for name in TASKS for measure in MEASURES):
-        classes = list(TASKS[name].classes.values())
-        print(f"\n| {name}, {measure.upper()} | steps | network | {' | '.join(classes)} | mean [95 %] | ", end="")
-        print("worst case | minus supervised [95 %] | gap closed |\n" + "|---" * (7 + len(classes)) + "|")
-        for run in (run for run in RUNS if run.task == name):
-            result = accuracy.recorded(run)
-            for network in result[measure] if result else ():
-                table = table_of(run, measure, network)
-                low, high = interval(table.mean(1))
-                cells = [f"{value:.3f}" for value in table.mean(0)]
-                cells += [f"{table.mean():.3f} [{low:.3f}, {high:.3f}]", f"{table.mean(1).min():.3f}"]
-                cells += _against(table, by_name, f"{name}_{{}}_seed{run.seed}", measure)
-                print(f"| {run.name} | {result['steps']} | {network} | {' | '.join(cells)} |")
-    print("\nOwed:", ", ".join(run.name for run in RUNS if accuracy.recorded(run) is None) or "nothing")
+    unknown = [name for name in arguments.only or () if name not in by_name]
+    timed = [run for run in RUNS if arguments.seconds and run.timed(arguments.seconds).name in unknown]
+    unknown = [name for name in unknown if name not in {run.timed(arguments.seconds).name for run in timed}]
+    if unknown:
+        parser.error(f"unknown run {unknown[0]!r}; there are {', '.join(by_name)}")
+    by_name |= {run.timed(arguments.seconds).name: run for run in timed}
+    runs = [by_name[name] for name in arguments.only] if arguments.only else list(RUNS)
+    if not arguments.only and arguments.command == "run" and not os.environ.get(ATRIUM):
+        runs = [run for run in runs if run.task != "atrium8"]
+    return [run.timed(arguments.seconds) if arguments.seconds else run for run in runs]
 
 
-def _against(table: np.ndarray, by_name: dict[str, Run], pattern: str, measure: str) -> list[str]:
-    """Return the paired difference to supervised training, and the share of the gap to the ceiling that is closed."""
-    supervised = table_of(by_name[pattern.format("supervised")], measure)
-    ceiling = table_of(by_name[pattern.format("ceiling")], measure)
-    if supervised is None:
-        return ["", ""]
-    difference = (table - supervised).mean(1)
-    low, high = interval(difference)
-    cells = [f"{difference.mean():+.3f} [{low:+.3f}, {high:+.3f}]"]
-    gap = None if ceiling is None else (ceiling - supervised).mean()
-    return [*cells, "" if gap is None else f"{difference.mean() / gap:+.2f} of {gap:.3f}"]
+def refuse_without_gpu(runs: Sequence[Run]) -> None:
+    """End if a run needs what this machine does not have."""
+    on_gpu = [run for run in runs if run.device == "cuda" and not done_file(run).is_file()]
+    if not on_gpu:
+        return
+    import torch
+
+    if not torch.cuda.is_available():
+        sys.exit(f"{on_gpu[0].name} needs a GPU, and there is none here; name other runs by --only")
+    if any(not (accuracy.WORK / "raw" / TASKS[run.task].dataset / "dataset.json").is_file() for run in on_gpu):
+        atrium_folder()
 
 
 def main() -> None:
     """Parse and run."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("command", choices=["run", "report", "one"])
-    parser.add_argument("--only", nargs="+", help="names of runs")
+    parser.add_argument("--only", nargs="+", help="names of runs, in the order in which they are trained")
+    parser.add_argument("--jobs", type=int, default=1, help="trainings side by side, each with one thread")
+    parser.add_argument("--seconds", type=float, help="train for this time instead of steps, measured beforehand")
+    parser.add_argument("--atrium", help=f"folder of left atria; default: {ATRIUM} of the environment")
     arguments = parser.parse_args()
-    by_name = {run.name: run for run in RUNS}
-    unknown = [name for name in arguments.only or () if name not in by_name]
-    if unknown:
-        parser.error(f"unknown run {unknown[0]!r}; there are {', '.join(by_name)}")
-    chosen = [by_name[name] for name in arguments.only or by_name]
+    if arguments.jobs < 1:
+        parser.error(f"--jobs must be 1 or more, got {arguments.jobs}")
+    if arguments.seconds is not None and arguments.seconds <= 0:
+        parser.error(f"--seconds must be more than 0, got {arguments.seconds:g}")
+    if arguments.atrium:
+        os.environ[ATRIUM] = arguments.atrium
+    runs = chosen_runs(parser, arguments)
     if arguments.command == "report":
-        report()
+        report(runs)
     elif arguments.command == "one":
-        train_and_evaluate(chosen[0])
-    elif not run_all(chosen):
-        sys.exit("not all runs were finished; run the same command again")
-
-
-def run_all(runs: list[Run]) -> bool:
-    """Train and evaluate what is not done yet, one after the other; return whether all is."""
-    done = True
-    for run in runs:
-        if (WORK / "done" / f"{run.name}.json").is_file():
-            continue
-        prepare(run.task)
-        print(f"=== {run.name}", flush=True)
-        command = [sys.executable, __file__, "one", "--only", run.name]
-        done &= not subprocess.run(command, env=accuracy.environment(run)).returncode
-    return done
+        sys.exit(one(runs[0]))
+    else:
+        refuse_without_gpu(runs)
+        options = ["--seconds", f"{arguments.seconds:g}"] if arguments.seconds else []
+        left = run_all(runs, arguments.jobs, lambda run: start(run, options))
+        if left:
+            sys.exit(f"not done: {', '.join(run.name for run in left)}; run the same command again")
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from nnunet_ext.data.host import Trainer
 from nnunet_ext.data.pool import end_with_parent
 from nnunet_ext.data.training_cases import labelled_command, reading_problem, unlabelled_command
 from nnunet_ext.data.transforms import with_validity
+from nnunet_ext.data.unlabelled_steps import ALL_STEPS, InOrder, UnlabelledSteps
 from nnunet_ext.data.views import STRONG, StrongTable, foreign_steps, strong_key, with_strong_views
 from nnunet_ext.plugin import compat
 
@@ -72,7 +73,7 @@ def naming_damaged_cases(trainer: Trainer) -> Iterator[None]:
 
 
 class TwoStreamLoader:
-    """Yields a labelled and an unlabelled batch of equal size as one dictionary.
+    """Yields a labelled and an unlabelled batch as one dictionary; at some steps the labelled one alone.
 
     Both loaders end their targets with a validity mask (:func:`nnunet_ext.data.transforms.with_validity`).
 
@@ -80,15 +81,25 @@ class TwoStreamLoader:
         labelled: Loader of the labelled stream.
         unlabelled: Loader of the unlabelled stream, or None.
         strong_views: Number of strong views that stand before the mask among the targets of the unlabelled stream.
+        steps: Which steps have unlabelled patches; for the others none are made.
     """
 
-    def __init__(self, labelled: nnUNetDataLoader, unlabelled: nnUNetDataLoader | None, strong_views: int = 0) -> None:
+    def __init__(
+        self,
+        labelled: nnUNetDataLoader,
+        unlabelled: nnUNetDataLoader | None,
+        strong_views: int = 0,
+        steps: UnlabelledSteps = ALL_STEPS,
+    ) -> None:
         self.labelled = labelled
         self.unlabelled = unlabelled
         self.strong_views = strong_views
+        self.steps = steps
+        self.step = steps.first
 
     def set_thread_id(self, thread_id: int) -> None:
-        """Pass the number of the loader process on."""
+        """Pass the number of the loader process on; processes begin one step apart, so that work comes evenly."""
+        self.step = self.steps.first + thread_id
         for loader in (self.labelled, self.unlabelled):
             if loader is not None:
                 loader.set_thread_id(thread_id)
@@ -98,7 +109,7 @@ class TwoStreamLoader:
         return self
 
     def __next__(self) -> dict[str, Any]:
-        """Return ``data`` (B, C, *S), ``target``, ``unlabeled`` (B, C, *S), ``valid`` (2B, 1, *S) or None, ``keys``.
+        """Return ``data`` (B, C, *S), ``target``, ``unlabeled`` (U, C, *S), ``valid`` (B+U, 1, *S) or None, ``keys``.
 
         ``target`` is nnU-Net's (a list with deep supervision). ``valid`` is None if every voxel is valid, so that the
         common case costs nothing. With strong views ``unlabeled`` is the weak view, and ``unlabeled_strong``,
@@ -107,7 +118,9 @@ class TwoStreamLoader:
         batch = next(self.labelled)
         *targets, valid = batch["target"]
         batch["target"] = targets if len(targets) > 1 else targets[0]
-        if self.unlabelled is not None:
+        has_unlabelled = self.unlabelled is not None and self.steps.has_unlabelled(self.step)
+        self.step += 1
+        if self.unlabelled is not None and has_unlabelled:
             other = next(self.unlabelled)
             batch["unlabeled"] = other["data"]
             *others, valid_unlabelled = other["target"]
@@ -120,7 +133,11 @@ class TwoStreamLoader:
 
 
 def two_stream_loader(
-    trainer: Trainer, unlabelled_dataset: Any, strong_views: int = 0, table: StrongTable = STRONG
+    trainer: Trainer,
+    unlabelled_dataset: Any,
+    strong_views: int = 0,
+    table: StrongTable = STRONG,
+    steps: UnlabelledSteps = ALL_STEPS,
 ) -> TwoStreamLoader:
     """Build the training loader of a semi-supervised trainer from its own transforms.
 
@@ -129,6 +146,7 @@ def two_stream_loader(
         unlabelled_dataset: :class:`~nnunet_ext.data.unlabeled_store.UnlabeledDataset` or None.
         strong_views: Strong views of each unlabelled patch; 0 augments unlabelled patches as labelled ones.
         table: Probabilities and ranges of the strong views' intensities.
+        steps: Which steps have unlabelled patches, and how many.
 
     Raises:
         ValueError: If the number of strong views is not a whole number from 0.
@@ -162,15 +180,15 @@ def two_stream_loader(
             transforms = with_strong_views(transforms, strong_views, table)
         result = NamingLoader(
             dataset,
-            trainer.batch_size,
+            trainer.batch_size if not unlabelled or steps.batch_size is None else steps.batch_size,
             initial_patch_size,
             patch_size,
             labels,
-            oversample_foreground_percent=0.0 if unlabelled else trainer.oversample_foreground_percent,
+            oversample_foreground_percent=dataset.class_share if unlabelled else trainer.oversample_foreground_percent,
             sampling_probabilities=None,
             pad_sides=None,
             transforms=with_validity(transforms, unlabelled),
-            probabilistic_oversampling=not unlabelled and trainer.probabilistic_oversampling,
+            probabilistic_oversampling=dataset.class_share > 0 if unlabelled else trainer.probabilistic_oversampling,
         )
         again = f"remove {{case}}.json there and run: {unlabelled_command(trainer)}"
         result.remedy = again if unlabelled else f"run: {labelled_command(trainer)}"
@@ -181,7 +199,7 @@ def two_stream_loader(
     dataset_tr, _ = trainer.get_tr_and_val_datasets()
     labelled = loader(dataset_tr, False)
     unlabelled = None if unlabelled_dataset is None else loader(unlabelled_dataset, True)
-    return TwoStreamLoader(labelled, unlabelled, strong_views)
+    return TwoStreamLoader(labelled, unlabelled, strong_views, steps)
 
 
 def warn_of_foreign_steps(trainer: Trainer, transforms: Any) -> None:
@@ -254,6 +272,16 @@ class _BackgroundLoader(NonDetMultiThreadedAugmenter):
             return super().__next__()
 
 
+class _OrderedLoader(_BackgroundLoader):
+    """That queue where some batches have no unlabelled patches: whichever process is first, a step gets its own."""
+
+    order: InOrder
+
+    def __next__(self) -> Any:
+        """Return the batch of the next step."""
+        return self.order.next(super().__next__)
+
+
 def in_background(loader: Any, pin_memory: bool, train: bool, seed: int) -> Any:
     """Let loader processes fill a queue, as nnU-Net does; with ``nnUNet_n_proc_DA=0`` work in this process.
 
@@ -267,7 +295,8 @@ def in_background(loader: Any, pin_memory: bool, train: bool, seed: int) -> Any:
     if allowed == 0:
         return SingleThreadedAugmenter(loader, None)
     processes = allowed if train else max(1, allowed // 2)
-    return _BackgroundLoader(
+    ordered = isinstance(loader, TwoStreamLoader) and loader.unlabelled is not None and loader.steps.every > 1
+    background = (_OrderedLoader if ordered else _BackgroundLoader)(
         data_loader=loader,
         transform=None,
         num_processes=processes,
@@ -276,3 +305,6 @@ def in_background(loader: Any, pin_memory: bool, train: bool, seed: int) -> Any:
         pin_memory=pin_memory,
         wait_time=0.002,
     )
+    if isinstance(background, _OrderedLoader):
+        background.order = InOrder(loader.steps)
+    return background

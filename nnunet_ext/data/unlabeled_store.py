@@ -16,6 +16,7 @@ import blosc2
 import numpy as np
 from nnunetv2.training.dataloading.nnunet_dataset import comp_blosc2_params
 
+from nnunet_ext.data.class_locations import read_class_locations
 from nnunet_ext.files import read_json, remove, whole, write_json
 
 VALID_FOLDER = "valid"
@@ -162,7 +163,14 @@ class UnlabeledDataset:
     Args:
         folder: Folder made by ``nnUNetv2_ext preprocess_unlabeled``.
         identifiers: Names of the cases to use.
+
+    Attributes:
+        class_share: Share of the patches that are centred on a class, as far as it is known where classes lie.
+        locations: Folder that :mod:`~nnunet_ext.data.class_locations` keeps that in, None without.
     """
+
+    class_share: float = 0.0
+    locations: Path | None = None
 
     def __init__(self, folder: str | Path, identifiers: list[str]) -> None:
         blosc2.set_nthreads(1)
@@ -172,10 +180,11 @@ class UnlabeledDataset:
         self._mmap: dict[str, str] = {} if os.name == "nt" else {"mmap_mode": "r"}
 
     def load_case(self, identifier: str) -> tuple[Any, Any, None, dict[str, Any]]:
-        """Return image ``(C, *S)``, validity mask ``(1, *S)`` uint8, None, and properties without class locations."""
+        """Return image ``(C, *S)``, validity mask ``(1, *S)`` uint8, None, and properties with class locations."""
         data = self._open(os.path.join(self.source_folder, f"{identifier}.b2nd"))
         valid = self._open(os.path.join(self.source_folder, VALID_FOLDER, f"{identifier}.b2nd"))
-        return data, valid, None, {"class_locations": {}}
+        known = {} if self.locations is None else read_class_locations(self.locations, identifier)
+        return data, valid, None, {"class_locations": known}
 
     def __getitem__(self, identifier: str) -> tuple[Any, Any, None, dict[str, Any]]:
         """Return :meth:`load_case`."""

@@ -304,3 +304,12 @@ def sliding_window_slicers(predictor: Any, shape: tuple[int, ...]) -> list[Any]:
 def class_with_loss(trainer: type) -> type | None:
     """Return the class among a trainer's bases whose loss it has."""
     return next((base for base in trainer.__mro__ if "_build_loss" in vars(base)), None)
+
+
+def foreground_locations(labels: Any, classes: Sequence[Any], seed: int, most: int) -> dict[Any, Any]:
+    """Return voxels of each class of a label map ``(1, *S)``, chosen as nnU-Net chooses them when it preprocesses."""
+    from nnunetv2.preprocessing.preprocessors.default_preprocessor import DefaultPreprocessor
+
+    sample: Any = DefaultPreprocessor._sample_foreground_locations
+    found: dict[Any, Any] = sample(labels, list(classes), seed, min_num_samples=most, min_percent_coverage=0)
+    return found

@@ -14,7 +14,8 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from nnunet_ext.data.loaders import naming_damaged_cases, workers_that_end_with_this_process
-from nnunet_ext.data.training_cases import naming_damaged_validation
+from nnunet_ext.data.training_cases import naming_damaged_validation, unlabeled_dataset
+from nnunet_ext.data.unlabeled_store import UnlabeledDataset
 from nnunet_ext.model_sharing.private import for_inference, without_private_keys
 from nnunet_ext.plugin import compat
 from nnunet_ext.trainers._stock import StockTrainer
@@ -22,6 +23,7 @@ from nnunet_ext.training import checkpoints, pretrained
 from nnunet_ext.training.cases import refuse_unfit_cases
 from nnunet_ext.training.class_balance import ClassBalance
 from nnunet_ext.training.criteria import nnunet_weights
+from nnunet_ext.training.host_memory import keep_freed_memory
 from nnunet_ext.training.mean_teacher_step import Gate, Mixer
 from nnunet_ext.training.nesting import refuse_without_part
 from nnunet_ext.training.precision import ENVIRONMENT as BF16_ENVIRONMENT
@@ -95,6 +97,8 @@ class ExtPart(StockTrainer):
         if self.local_rank == 0:
             checkpoints.sweep(self.output_folder)
         self.warn_of_slow_bf16()
+        if self.device.type == "cpu":
+            keep_freed_memory()
         compat.set_batch_size(self)
         self.num_input_channels = determine_num_input_channels(
             self.plans_manager, self.configuration_manager, self.dataset_json
@@ -126,7 +130,8 @@ class ExtPart(StockTrainer):
             ).to(self.device)
         if compat.compiles(self):
             self.print_to_log_file("Using torch.compile...")
-            network = cast(nn.Module, torch.compile(network))
+            # one graph for each size of batch: one for all of them, where unlabelled patches come later, is slower
+            network = cast(nn.Module, torch.compile(network, dynamic=False))
         with self.using_network(network):
             optimizer, scheduler = self.configure_optimizers()
         if self.is_ddp:
@@ -180,6 +185,10 @@ class ExtPart(StockTrainer):
         """Return the loss against pseudo-labels; the part that makes them has one."""
         raise NotImplementedError(f"{type(self).__name__} has no pseudo-labels")
 
+    def label_maker(self) -> tuple[nn.Module, float]:
+        """Return the network that labels, and the weight of its labels in this epoch; a part has one."""
+        raise NotImplementedError(f"{type(self).__name__} has no pseudo-labels")
+
     def make_gate(self) -> Gate | None:
         """Return what chooses the pseudo-labels that count, None for all; a part has one."""
         return None
@@ -188,9 +197,17 @@ class ExtPart(StockTrainer):
         """Return what mixes unlabelled patches, None for nothing; a part has one."""
         return None
 
+    def labels_teach_alone(self) -> bool:
+        """Whether pseudo-labels will count in this training, but do not yet; a part with a warm-up says so."""
+        return False
+
     def make_balance(self) -> ClassBalance | None:
         """Return the weights of classes among the pseudo-labels, None for 1; a part has some."""
         return None
+
+    def unlabelled_cases(self) -> UnlabeledDataset:
+        """Return the preprocessed unlabelled cases; a part may say which of their patches are drawn."""
+        return unlabeled_dataset(self)
 
     def hyperparameters(self) -> dict[str, Any]:
         """Return the settings that are logged; parts extend it."""

@@ -7,6 +7,7 @@ from typing import Any
 from nnunet_ext.trainers._mixin import TrainerMixin
 from nnunet_ext.training.confidence import ConfidenceGate
 from nnunet_ext.training.criteria import summed_counts
+from nnunet_ext.training.labelled_scans import labelled_share
 from nnunet_ext.training.mean_teacher_step import Gate
 
 _GATES = ("global", "per_class")
@@ -21,9 +22,10 @@ class ConfidencePart(TrainerMixin):
             network that labels is less sure, so that a share of each is kept.
         confidence_threshold: Least probability of the label, from 0; None takes 0.8 in 3D and 0.95 in 2D. 0 keeps all.
         confidence_keep: Share of each class that ``"per_class"`` keeps at least.
-        confidence_guard: Whether background labels that may be a class that is being lost are left out. What is lost is
-            judged by the labelled patches, in which nnU-Net draws more foreground than there is, so small classes count
-            as lost: off by default.
+        confidence_guard: Whether background labels that may be a class that is being lost are left out. A class is
+            lost where the pseudo-labels of late have less than a fifth of its share in the labelled scans.
+        confidence_agree: Whether a label counts only where both networks of CPS have it, or its probability is 0.95 or
+            more.
     """
 
     def set_defaults(self) -> None:
@@ -33,6 +35,7 @@ class ConfidencePart(TrainerMixin):
         self.confidence_threshold: float | None = None
         self.confidence_keep = 0.8
         self.confidence_guard = False
+        self.confidence_agree = False
 
     def refuse_unsupported(self) -> None:
         """Refuse settings that make no sense."""
@@ -43,8 +46,13 @@ class ConfidencePart(TrainerMixin):
             raise ValueError(f"confidence_threshold must be None or lie in [0, 1), got {self.confidence_threshold}")
         if self.confidence_guard and self.label_manager.has_ignore_label:
             raise ValueError(
-                "confidence_guard compares with the share of each class in labelled patches, which says nothing where "
-                "most voxels have the ignore label; set confidence_guard to False"
+                "confidence_guard compares with the share of each class in the labelled scans, which says nothing "
+                "where most voxels have the ignore label; set confidence_guard to False"
+            )
+        if self.confidence_agree and getattr(self, "number_of_networks", 1) < 2:
+            raise ValueError(
+                f"confidence_agree compares the labels of two networks, but {type(self).__name__} has one that labels: "
+                "set confidence_agree to False, or take a trainer with CPS"
             )
         if not 0 < self.confidence_keep <= 1:
             raise ValueError(f"confidence_keep must lie in (0, 1], got {self.confidence_keep}")
@@ -65,9 +73,10 @@ class ConfidencePart(TrainerMixin):
             self.label_manager.has_regions,
             device=self.device,
             sum_over_processes=summed_counts if self.is_ddp else None,
+            labelled_share=labelled_share(self) if self.confidence_guard else None,
         )
 
     def hyperparameters(self) -> dict[str, Any]:
         """Add the settings of the gate."""
-        names = ("confidence_gate", "confidence_threshold", "confidence_keep", "confidence_guard")
+        names = ("confidence_gate", "confidence_threshold", "confidence_keep", "confidence_guard", "confidence_agree")
         return super().hyperparameters() | {name: getattr(self, name) for name in names}

@@ -8,19 +8,24 @@ from typing import Any
 from torch import nn
 
 from nnunet_ext.data.loaders import in_background, two_stream_loader, validation_loader
-from nnunet_ext.data.training_cases import unlabeled_dataset
+from nnunet_ext.data.unlabelled_steps import refuse_senseless_steps, unlabelled_steps
 from nnunet_ext.networks.averaging import AverageOfNetworks
 from nnunet_ext.trainers._mixin import TrainerMixin
+from nnunet_ext.trainers.bcp import BCPPart
 from nnunet_ext.trainers.class_balance import ClassBalancePart
 from nnunet_ext.trainers.confidence import ConfidencePart
 from nnunet_ext.trainers.cut_mix import CutMixPart
-from nnunet_ext.training import cps_monitor, curves, next_stage, second_network, semi_supervised
+from nnunet_ext.training import cps_monitor, cps_views_monitor, curves, next_stage, second_network, semi_supervised
 from nnunet_ext.training.checkpoints import SECOND_NETWORK, plain_module
 from nnunet_ext.training.cps_step import CPSStep, make_step
+from nnunet_ext.training.cps_views_monitor import CPSViewsMonitor
 from nnunet_ext.training.cps_views_step import CPSViewsStep, make_views_step
 from nnunet_ext.training.criteria import CrossPseudoCriterion, cross_pseudo_criterion
-from nnunet_ext.training.schedules import PlateauScheduler, linear_ramp
-from nnunet_ext.training.seeds import derived_seed, seed_everything
+from nnunet_ext.training.drift import DriftAlarm, warn_of_drift
+from nnunet_ext.training.schedules import SCHEDULE, SCHEDULE_OF_3D_CPS, PlateauScheduler, ramped_weight
+from nnunet_ext.training.second_geometry import patch_turner
+from nnunet_ext.training.seeds import BOXES, TURNS, seed_everything
+from nnunet_ext.training.teacher import Teacher, check_decay, teacher_of
 from nnunet_ext.training.validation import compare_validations, validate_networks
 
 _VIEWS = ("same", "weak_strong")
@@ -32,15 +37,27 @@ class CPSPart(TrainerMixin):
 
     Attributes:
         cps_weight: Weight of the CPS loss after the ramp.
-        ramp_fraction: Share of the epochs over which the weight rises linearly from 0; 0 for no ramp.
+        warmup_fraction: Share of the epochs in which the labels alone teach: 0; 0.1 with ``CutMix``, ``BCP``,
+            ``Confidence`` or ``ClassBalance``.
+        ramp_fraction: Share of the epochs after which the weight is reached, linearly from the warm-up on; 0.5, with
+            those parts 0.4; 0 for no ramp.
+        ramp_down_fraction: Share of the epochs, the last ones, in which the weight falls again: 0, with parts 0.15.
+        ramp_down_end: Share of the weight that the last epoch has then.
         lr_schedule: Course of the learning rate: ``"poly"`` (nnU-Net's, and the released code's) or ``"plateau"`` (the
             paper's table).
         use_unlabeled: Whether to train on unlabelled patches, too.
+        unlabeled_every: Steps from one with unlabelled patches to the next; the others learn from labels alone. Above 1
+            only where pseudo-labels are learnt on unlabelled patches alone.
+        unlabeled_batch_size: Unlabelled patches of a step, over all processes; None for as many as labelled ones.
         views: ``"same"``: both networks see what they label, as in 3D-CPS; ``"weak_strong"``: they label weak views of
             unlabelled patches, and each learns strong views of its own. None takes ``"same"`` for CPS alone, and
-            ``"weak_strong"`` with ``CutMix``, ``Confidence`` or ``ClassBalance``.
+            ``"weak_strong"`` with ``CutMix``, ``BCP``, ``Confidence`` or ``ClassBalance``.
         pseudo_on: ``"both"``: pseudo-labels are learnt on labelled and unlabelled patches, as in 3D-CPS; or
             ``"unlabelled"``. None takes ``"both"`` for the same views without boxes, else ``"unlabelled"``.
+        second_geometry: Whether strong views are mirrored and turned by 90 degrees once more, with their labels, alike
+            for both networks: along the axes that may be mirrored, and in planes of equal size and spacing.
+        peer_ema: Whether the running mean of each network's weights labels weak views in its place.
+        ema_decay: Decay of that mean a step; None takes a window of 2 % of the steps, 0.99 to 0.9995.
         missing_class_patience: Epochs after which a class that is missing from the pseudo-labels is warned of.
         validate_second_network: Whether network 2 and the average of both get a final validation, too.
         number_of_networks: Number of networks that are trained, for those who ask what a training takes.
@@ -55,11 +72,17 @@ class CPSPart(TrainerMixin):
         """Set the weight and the ramp of CPS, and what is watched of it."""
         super().set_defaults()
         self.cps_weight = 0.5
-        self.ramp_fraction = 0.5
+        schedule = SCHEDULE if self._has_parts() else SCHEDULE_OF_3D_CPS
+        self.warmup_fraction, self.ramp_fraction, self.ramp_down_fraction, self.ramp_down_end = schedule
         self.lr_schedule = "poly"
         self.use_unlabeled = True
+        self.unlabeled_every = 1
+        self.unlabeled_batch_size: int | None = None
         self.views: str | None = None
         self.pseudo_on: str | None = None
+        self.second_geometry = False
+        self.peer_ema = False
+        self.ema_decay: float | None = None
         self.missing_class_patience = 3
         self.validate_second_network = True
 
@@ -67,6 +90,8 @@ class CPSPart(TrainerMixin):
         """Refuse the cascade, as unlabelled cases have no prediction of its previous stage, and what does not fit."""
         super().refuse_unsupported()
         semi_supervised.refuse_unsupported(self)
+        check_decay(self.ema_decay)
+        refuse_senseless_steps(self)
         for name, value, known in (("views", self.views, _VIEWS), ("pseudo_on", self.pseudo_on, _PSEUDO_ON)):
             if value is not None and value not in known:
                 raise ValueError(f"{name} must be None or one of {', '.join(known)}, got {value!r}")
@@ -76,10 +101,21 @@ class CPSPart(TrainerMixin):
                 "pseudo_on 'both' and views 'weak_strong' exclude each other: labelled patches have one view; set "
                 "pseudo_on to 'unlabelled' or views to 'same'"
             )
-        if pseudo_on == "both" and self._exchanges_boxes():
+        if self.second_geometry and views == "same":
             raise ValueError(
-                "pseudo_on 'both' goes without CutMix, which exchanges boxes of unlabelled patches alone: set "
-                "pseudo_on to 'unlabelled' or cutmix_probability to 0"
+                "second_geometry turns strong views, of which there are none with views 'same': set views to "
+                "'weak_strong' or second_geometry to False"
+            )
+        if pseudo_on == "both" and self._exchanges_boxes():
+            part, setting = ("BCP", "bcp") if isinstance(self, BCPPart) else ("CutMix", "cutmix")
+            raise ValueError(
+                f"pseudo_on 'both' goes without {part}, which exchanges boxes of unlabelled patches alone: set "
+                f"pseudo_on to 'unlabelled' or {setting}_probability to 0"
+            )
+        if pseudo_on == "both" and self.unlabeled_every > 1:
+            raise ValueError(
+                f"unlabeled_every {self.unlabeled_every} needs pseudo_on 'unlabelled', as pseudo_on 'both' learns the "
+                "peer's labels in every step: set unlabeled_every to 1, or views to 'weak_strong'"
             )
         if pseudo_on == "unlabelled" and not self.use_unlabeled:
             raise ValueError(
@@ -96,38 +132,66 @@ class CPSPart(TrainerMixin):
     def initialize(self) -> None:
         """Initialise as nnU-Net does, then make the step from what is there."""
         super().initialize()
-        self.monitor = cps_monitor.CPSMonitor(semi_supervised.first_class(self), self.missing_class_patience)
         self.cps_step = self.make_cps_step()
-        curves.register(self.logger, cps_monitor.KEYS)
+        kind = CPSViewsMonitor if self._has_views_step() else cps_monitor.CPSMonitor
+        self.monitor = kind(semi_supervised.first_class(self), self.missing_class_patience)
+        self.drift = DriftAlarm(semi_supervised.first_class(self))
+        curves.register(self.logger, self._curves())
 
     def make_cps_step(self) -> CPSStep | CPSViewsStep:
         """Return 3D-CPS's step, or that of views of their own, of chosen, mixed or weighted pseudo-labels.
 
         Raises:
-            ValueError: If that step would leave out a loss of pseudo-labels that is not CPS's own.
+            ValueError: If that step would leave out a loss of pseudo-labels that is not CPS's own, or 3D-CPS's step
+                would leave out what is asked for.
         """
         views, pseudo_on = self.views_and_halves()
         gates, mixer, balance = (self.make_gate(), self.make_gate()), self.make_mixer(), self.make_balance()
+        agree = isinstance(self, ConfidencePart) and self.confidence_agree
         parts = [part for part in (*gates, mixer, balance) if part is not None]
-        if (views, pseudo_on) == ("same", "both") and not parts:
+        if (views, pseudo_on) == ("same", "both") and not parts and not agree:
+            if self.peer_ema:
+                raise ValueError(
+                    "peer_ema has no place in plain 3D-CPS, whose networks label what they learn in one pass: set "
+                    "views to 'weak_strong' or peer_ema to False"
+                )
             return make_step(self)
         criterion = type(self.pseudo_criterion())
         if criterion is not CrossPseudoCriterion:
             raise ValueError(
                 f"the loss of pseudo-labels {criterion.__name__} goes with plain CPS alone (views 'same', pseudo_on "
-                "'both', no CutMix, Confidence or ClassBalance); with CWCD leave contour_pseudo_labels False"
+                "'both', no CutMix, BCP, Confidence or ClassBalance); with CWCD leave contour_pseudo_labels False"
             )
         self.print_to_log_file(f"CPS with views {views!r}, pseudo-labels learnt on {pseudo_on!r}")
-        return make_views_step(self, pseudo_on == "both", gates, mixer, balance)
+        turner = patch_turner(self) if self.second_geometry else None
+        teachers = self._peer_means() if self.peer_ema else None
+        return make_views_step(self, pseudo_on == "both", gates, mixer, balance, turner, agree, teachers)
+
+    def _peer_means(self) -> tuple[Teacher, Teacher]:
+        steps = self.num_epochs * self.num_iterations_per_epoch
+        return (
+            teacher_of(self.network, self.ema_decay, steps),
+            teacher_of(self.network_2, self.ema_decay, steps),
+        )
+
+    def _has_parts(self) -> bool:
+        return isinstance(self, (CutMixPart, BCPPart, ConfidencePart, ClassBalancePart))
+
+    def _has_views_step(self) -> bool:
+        return isinstance(self.cps_step, CPSViewsStep)
+
+    def _curves(self) -> tuple[str, ...]:
+        return cps_views_monitor.KEYS if self._has_views_step() else cps_monitor.KEYS
 
     def views_and_halves(self) -> tuple[str, str]:
         """Return ``views`` and ``pseudo_on``, where they are None by the parts of the trainer."""
-        with_parts = isinstance(self, (CutMixPart, ConfidencePart, ClassBalancePart))
-        views = self.views or ("weak_strong" if with_parts else "same")
+        views = self.views or ("weak_strong" if self._has_parts() else "same")
         plain = views == "same" and not self._exchanges_boxes()
         return views, self.pseudo_on or ("both" if plain else "unlabelled")
 
     def _exchanges_boxes(self) -> bool:
+        if isinstance(self, BCPPart):
+            return self.bcp_probability != 0
         return isinstance(self, CutMixPart) and self.cutmix_probability != 0
 
     def pseudo_criterion(self) -> nn.Module:
@@ -143,11 +207,19 @@ class CPSPart(TrainerMixin):
         """Add the settings of CPS."""
         names = (
             "cps_weight",
+            "warmup_fraction",
             "ramp_fraction",
+            "ramp_down_fraction",
+            "ramp_down_end",
             "lr_schedule",
             "use_unlabeled",
+            "unlabeled_every",
+            "unlabeled_batch_size",
             "views",
             "pseudo_on",
+            "second_geometry",
+            "peer_ema",
+            "ema_decay",
             "missing_class_patience",
             "validate_second_network",
         )
@@ -155,12 +227,14 @@ class CPSPart(TrainerMixin):
 
     def get_dataloaders(self) -> tuple[Any, Any]:
         """Return the two-stream training loader and nnU-Net's validation loader."""
-        unlabelled = unlabeled_dataset(self) if self.use_unlabeled else None
+        unlabelled = self.unlabelled_cases() if self.use_unlabeled else None
         pin = self.device.type == "cuda"
         seed = self.loading_seed()
         seed_everything(seed)
         strong_views = 2 if self.views_and_halves()[0] == "weak_strong" else 0  # one a network
-        train = in_background(two_stream_loader(self, unlabelled, strong_views), pin, True, seed)
+        train = in_background(
+            two_stream_loader(self, unlabelled, strong_views, steps=unlabelled_steps(self)), pin, True, seed
+        )
         val = in_background(validation_loader(self), pin, False, seed + 1)
         next(train), next(val)
         return train, val
@@ -176,7 +250,25 @@ class CPSPart(TrainerMixin):
 
     def current_cps_weight(self) -> float:
         """Return lambda of the current epoch."""
-        return linear_ramp(self.current_epoch, self.num_epochs, self.cps_weight, self.ramp_fraction)
+        return ramped_weight(
+            self.current_epoch,
+            self.num_epochs,
+            self.cps_weight,
+            self.warmup_fraction,
+            self.ramp_fraction,
+            self.ramp_down_fraction,
+            self.ramp_down_end,
+        )
+
+    def labels_teach_alone(self) -> bool:
+        """Whether this epoch is one of the warm-up, before the first pseudo-labels."""
+        warms_up = self.current_epoch < round(self.warmup_fraction * self.num_epochs)
+        return super().labels_teach_alone() or bool(self.use_unlabeled and self.cps_weight and warms_up)
+
+    def label_maker(self) -> tuple[nn.Module, float]:
+        """Return a network that labels, and the weight that its labels have in this epoch."""
+        means = self.cps_step.teachers if isinstance(self.cps_step, CPSViewsStep) else None
+        return plain_module(self.network) if means is None else means[0].network, self.current_cps_weight()
 
     def on_train_epoch_start(self) -> None:
         """Prepare the second network as nnU-Net prepares the first."""
@@ -185,8 +277,11 @@ class CPSPart(TrainerMixin):
         self.lr_scheduler_2.step(self.current_epoch)
 
     def train_step(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """Train both networks on one batch of the two-stream loader."""
-        return self.cps_step(batch, self.current_cps_weight())
+        """Train both networks on one batch of the two-stream loader, then move their running means."""
+        report = self.cps_step(batch, self.current_cps_weight())
+        if isinstance(self.cps_step, CPSViewsStep):
+            self.cps_step.follow()
+        return report
 
     def on_train_epoch_end(self, train_outputs: list[dict[str, Any]]) -> None:
         """Log nnU-Net's training loss (supervised, network 1) and the curves of CPS; warn of missing classes."""
@@ -194,8 +289,10 @@ class CPSPart(TrainerMixin):
         values = self.monitor.epoch(train_outputs, self.current_cps_weight(), self.is_ddp)
         curves.log(self.logger, values, self.current_epoch)
         cps_monitor.log_epoch(self, values)
-        if isinstance(self.cps_step, CPSViewsStep):
-            cps_monitor.log_kept(self, self.cps_step.gates)
+        if isinstance(self.cps_step, CPSViewsStep) and isinstance(self.monitor, CPSViewsMonitor):
+            cps_views_monitor.log_kept(self, self.monitor, values, self.cps_step.chooses())
+            if values["cps_lambda"]:
+                warn_of_drift(self, values["pseudo_label_share"], "cps_weight")
         for scheduler, key in ((self.lr_scheduler, "supervised_loss_1"), (self.lr_scheduler_2, "supervised_loss_2")):
             if isinstance(scheduler, PlateauScheduler):
                 scheduler.observe(values[key] + values["cps_lambda"] * values["cps_loss"])
@@ -227,13 +324,13 @@ class CPSPart(TrainerMixin):
         """Draw the curves of CPS beside nnU-Net's."""
         super().on_epoch_end()
         if self.local_rank == 0:
-            cps_monitor.draw(self)
+            cps_monitor.draw(self, cps_views_monitor.PANELS if self._has_views_step() else cps_monitor.PANELS)
 
     def extra_state(self) -> dict[str, Any]:
         """Add the second network and what belongs to it, under a key of its own."""
         second = second_network.state(self) | {"monitor": self.monitor.state()}
         if isinstance(self.cps_step, CPSViewsStep):
-            second["step"] = self.cps_step.state_dict()
+            second |= {"step": self.cps_step.state_dict(), "drift": self.drift.state_dict()}
         return super().extra_state() | {SECOND_NETWORK: second}
 
     def load_extra_state(self, checkpoint: dict[str, Any]) -> None:
@@ -243,13 +340,16 @@ class CPSPart(TrainerMixin):
         self.monitor.load_state(saved["monitor"])
         if isinstance(self.cps_step, CPSViewsStep):
             self.cps_step.load_state_dict(saved.get("step", {}))
-            if self.cps_step.mixer is not None and self.local_rank > 0:  # the checkpoint is that of rank 0
-                self.cps_step.mixer.reseed(derived_seed(self.seed, 200, self.local_rank, self.current_epoch))
-        curves.register(self.logger, cps_monitor.KEYS)
+            if "drift" in saved:
+                self.drift.load_state_dict(saved["drift"])
+            semi_supervised.draw_apart(self, {BOXES: self.cps_step.mixer, TURNS: self.cps_step.turner})
+        curves.register(self.logger, self._curves())
 
     def after_pretrained_weights(self, filename: str) -> None:
         """Give network 2 the pretrained weights that network 1 has taken; its heads keep their own seed."""
         second_network.pretrain(self, filename)
+        if isinstance(self.cps_step, CPSViewsStep):
+            self.cps_step.begin_anew()
 
     def perform_actual_validation(self, save_probabilities: bool = False) -> None:
         """Validate network 2 and the average of both, then network 1, whose results are nnU-Net's."""

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+from nnunet_ext.data.unlabelled_steps import unlabelled_batch_size
 from nnunet_ext.trainers._mixin import TrainerMixin
 from nnunet_ext.training.mean_teacher_step import Mixer
 from nnunet_ext.training.mixing import BoxMixer
-from nnunet_ext.training.seeds import derived_seed
+from nnunet_ext.training.seeds import BOXES, derived_seed
 
 _SHAPES = ("box", "slab")
 
@@ -20,6 +21,9 @@ class CutMixPart(TrainerMixin):
         cutmix_share: Least and largest share of the patch's volume that a box has.
         cutmix_shape: ``"box"``, or ``"slab"`` for the full extent in all axes but one.
     """
+
+    unlabeled_every: int  # of the part that has unlabelled patches
+    unlabeled_batch_size: int | None
 
     def set_defaults(self) -> None:
         """Set how often boxes are exchanged, and how large they are."""
@@ -43,13 +47,16 @@ class CutMixPart(TrainerMixin):
         """Return what exchanges boxes; with one patch in a batch there is nothing to exchange."""
         if self.cutmix_probability == 0:
             return super().make_mixer()
-        if self.batch_size < 2:
+        if unlabelled_batch_size(self) < 2:
+            whose, remedy = f"{self.configuration_name} has a batch", "Plan a smaller patch"
+            if self.unlabeled_batch_size is not None:
+                whose, remedy = "unlabeled_batch_size gives one", "Set unlabeled_batch_size to 2 a process"
             self.print_to_log_file(
-                f"WARNING: CutMix exchanges boxes of the patches of a batch, but {self.configuration_name} has a batch "
-                "of 1 (a process): nothing is mixed. Plan a smaller patch, or use a trainer without CutMix."
+                f"WARNING: CutMix exchanges boxes of the patches of a batch, but {whose} of 1 (a process): nothing is "
+                f"mixed. {remedy}, or use a trainer without CutMix."
             )
             return super().make_mixer()
-        seed = derived_seed(self.seed, 200, self.local_rank)
+        seed = derived_seed(self.seed, BOXES, self.local_rank)
         return BoxMixer(self.cutmix_share, self.cutmix_probability, self.cutmix_shape, seed)
 
     def hyperparameters(self) -> dict[str, Any]:

@@ -5,16 +5,21 @@ from __future__ import annotations
 from copy import deepcopy
 from typing import Any
 
+from torch import nn
+
 from nnunet_ext.data.loaders import in_background, two_stream_loader, validation_loader
-from nnunet_ext.data.training_cases import unlabeled_dataset
+from nnunet_ext.data.unlabelled_steps import refuse_senseless_steps, unlabelled_steps
+from nnunet_ext.plugin import compat
 from nnunet_ext.trainers._mixin import TrainerMixin
 from nnunet_ext.training import cps_monitor, curves, next_stage, second_network, semi_supervised, teacher_monitor
 from nnunet_ext.training.checkpoints import TEACHING, plain_module
-from nnunet_ext.training.drift import DriftAlarm
+from nnunet_ext.training.drift import DriftAlarm, warn_of_drift
 from nnunet_ext.training.mean_teacher_step import MeanTeacherStep
-from nnunet_ext.training.schedules import check_schedule, ramped_weight
-from nnunet_ext.training.seeds import derived_seed, seed_everything
-from nnunet_ext.training.teacher import Teacher, decay_for_length
+from nnunet_ext.training.precision import labelling_context, refuse_unknown_precision
+from nnunet_ext.training.schedules import SCHEDULE, check_schedule, ramped_weight
+from nnunet_ext.training.second_geometry import patch_turner
+from nnunet_ext.training.seeds import BOXES, TURNS, seed_everything
+from nnunet_ext.training.teacher import Teacher, check_decay, teacher_of
 from nnunet_ext.training.unlabelled import unlabelled_criterion
 from nnunet_ext.training.validation import compare_validations, validate_networks
 
@@ -34,6 +39,11 @@ class MeanTeacherPart(TrainerMixin):
         ramp_down_end: Share of the weight that the last epoch has.
         ema_decay: Decay of the running mean a step; None takes a window of 2 % of the steps, 0.99 to 0.9995.
         use_unlabeled: Whether to train on unlabelled patches, too.
+        second_geometry: Whether strong views are mirrored and turned by 90 degrees once more, with their labels: along
+            the axes that may be mirrored, and in planes of equal size and spacing.
+        unlabeled_every: Steps from one with unlabelled patches to the next; the others learn from labels alone.
+        unlabeled_batch_size: Unlabelled patches of a step, over all processes; None for as many as labelled ones.
+        teacher_precision: ``"bf16"`` or ``"fp16"`` (GPUs), in which the teacher labels; None takes the student's.
         missing_class_patience: Epochs after which a class that is missing from the pseudo-labels is warned of.
         validate_student: Whether the student gets a final validation, too.
         has_teacher: Whether a teacher stands beside the network, for those who ask what a training takes.
@@ -46,12 +56,13 @@ class MeanTeacherPart(TrainerMixin):
         """Set the weight of the pseudo-labels, its schedule, and the teacher's decay."""
         super().set_defaults()
         self.unlabeled_weight = 0.5
-        self.warmup_fraction = 0.1
-        self.ramp_fraction = 0.4
-        self.ramp_down_fraction = 0.15
-        self.ramp_down_end = 0.1
+        self.warmup_fraction, self.ramp_fraction, self.ramp_down_fraction, self.ramp_down_end = SCHEDULE
         self.ema_decay: float | None = None
         self.use_unlabeled = True
+        self.second_geometry = False
+        self.unlabeled_every = 1
+        self.unlabeled_batch_size: int | None = None
+        self.teacher_precision: str | None = None
         self.missing_class_patience = 3
         self.validate_student = True
 
@@ -59,8 +70,9 @@ class MeanTeacherPart(TrainerMixin):
         """Refuse the cascade, and settings that make no sense."""
         super().refuse_unsupported()
         semi_supervised.refuse_cascade(self)
-        if self.ema_decay is not None and not 0 <= self.ema_decay < 1:
-            raise ValueError(f"ema_decay must be None or lie in [0, 1), got {self.ema_decay}")
+        check_decay(self.ema_decay)
+        refuse_senseless_steps(self)
+        refuse_unknown_precision(self.teacher_precision, self.device)
         check_schedule(
             self.num_epochs,
             self.unlabeled_weight,
@@ -73,9 +85,10 @@ class MeanTeacherPart(TrainerMixin):
     def build_networks(self) -> None:
         """Build the network, and the teacher from it."""
         super().build_networks()
-        steps = self.num_epochs * self.num_iterations_per_epoch
-        self.teacher = Teacher(self.network, decay_for_length(steps) if self.ema_decay is None else self.ema_decay)
+        self.teacher = teacher_of(self.network, self.ema_decay, self.num_epochs * self.num_iterations_per_epoch)
         self._supervise_teacher_deeply(False)
+        if compat.compiles(self):
+            self.teacher.network.compile(dynamic=False)
 
     def initialize(self) -> None:
         """Initialise as nnU-Net does, then make the step from what is there."""
@@ -83,6 +96,7 @@ class MeanTeacherPart(TrainerMixin):
         self.monitor = teacher_monitor.TeacherMonitor(semi_supervised.first_class(self), self.missing_class_patience)
         self.drift = DriftAlarm(semi_supervised.first_class(self))
         self.gate, self.mixer, self.balance = self.make_gate(), self.make_mixer(), self.make_balance()
+        self.turner = patch_turner(self) if self.second_geometry else None
         self.teaching_step = MeanTeacherStep(
             self.network,
             self.optimizer,
@@ -97,6 +111,8 @@ class MeanTeacherPart(TrainerMixin):
             self.mixer,
             self.balance,
             self.grad_scaler,
+            turner=self.turner,
+            labelling=labelling_context(self.teacher_precision, self.device, self.autocast),
         )
         curves.register(self.logger, teacher_monitor.KEYS)
 
@@ -110,6 +126,10 @@ class MeanTeacherPart(TrainerMixin):
             "ramp_down_end",
             "ema_decay",
             "use_unlabeled",
+            "second_geometry",
+            "unlabeled_every",
+            "unlabeled_batch_size",
+            "teacher_precision",
             "missing_class_patience",
             "validate_student",
         )
@@ -117,11 +137,13 @@ class MeanTeacherPart(TrainerMixin):
 
     def get_dataloaders(self) -> tuple[Any, Any]:
         """Return the two-stream training loader with two views, and nnU-Net's validation loader."""
-        unlabelled = unlabeled_dataset(self) if self.use_unlabeled and self.unlabeled_weight else None
+        unlabelled = self.unlabelled_cases() if self.use_unlabeled and self.unlabeled_weight else None
         pin = self.device.type == "cuda"
         seed = self.loading_seed()
         seed_everything(seed)
-        train = in_background(two_stream_loader(self, unlabelled, strong_views=1), pin, True, seed)
+        train = in_background(
+            two_stream_loader(self, unlabelled, strong_views=1, steps=unlabelled_steps(self)), pin, True, seed
+        )
         val = in_background(validation_loader(self), pin, False, seed + 1)
         next(train), next(val)
         return train, val
@@ -151,6 +173,15 @@ class MeanTeacherPart(TrainerMixin):
             self.ramp_down_end,
         )
 
+    def labels_teach_alone(self) -> bool:
+        """Whether this epoch is one of the warm-up, before the first pseudo-labels."""
+        warms_up = self.current_epoch < round(self.warmup_fraction * self.num_epochs)
+        return super().labels_teach_alone() or bool(self.use_unlabeled and self.unlabeled_weight and warms_up)
+
+    def label_maker(self) -> tuple[nn.Module, float]:
+        """Return the network that labels, and the weight that its labels have in this epoch."""
+        return self.teacher.network, self.current_unlabeled_weight()
+
     def train_step(self, batch: dict[str, Any]) -> dict[str, Any]:
         """Train the student on one batch of the two-stream loader, then move the teacher."""
         weight = self.current_unlabeled_weight() if batch.get("unlabeled") is not None else 0.0
@@ -166,11 +197,7 @@ class MeanTeacherPart(TrainerMixin):
         curves.log(self.logger, values, self.current_epoch)
         teacher_monitor.log_epoch(self, values)
         if weight:
-            ramped = self.current_epoch + 1 >= round(self.ramp_fraction * self.num_epochs)
-            drifting = self.drift.observe(values["pseudo_label_share"], ramped)
-            if drifting:
-                names = semi_supervised.class_names(self)
-                self.print_to_log_file(self.drift.warning(drifting, names, self.current_epoch))
+            warn_of_drift(self, values["pseudo_label_share"])
 
     def on_validation_epoch_start(self) -> None:
         """Set the student to evaluation, and let the teacher have the outputs that nnU-Net's step expects."""
@@ -230,19 +257,16 @@ class MeanTeacherPart(TrainerMixin):
                 part.load_state_dict(saved[name])
             else:
                 self.print_to_log_file(f"The checkpoint has no {name} of pseudo-labels: a new one begins")
-        if self.mixer is not None and self.local_rank > 0:  # the checkpoint is that of rank 0
-            self.mixer.reseed(derived_seed(self.seed, 200, self.local_rank, self.current_epoch))
+        semi_supervised.draw_apart(self, {BOXES: self.mixer, TURNS: self.turner})
         curves.register(self.logger, teacher_monitor.KEYS)
 
     def _stateful_parts(self) -> dict[str, Any]:
-        parts = {"gate": self.gate, "mixer": self.mixer, "balance": self.balance}
+        parts = {"gate": self.gate, "mixer": self.mixer, "balance": self.balance, "turner": self.turner}
         return {name: part for name, part in parts.items() if part is not None}
 
     def after_pretrained_weights(self, filename: str) -> None:
         """Let the teacher begin with the pretrained weights that the student has taken."""
-        self.teacher.restart()
-        self.teacher.update(self.network)  # the first update copies
-        self.teacher.restart()
+        self.teacher.begin_with(self.network)
 
     def perform_actual_validation(self, save_probabilities: bool = False) -> None:
         """Validate the student, then the teacher, whose results are nnU-Net's."""

@@ -82,6 +82,14 @@ PARTS = (
         ("CPS", "MeanTeacher"),
     ),
     Part(
+        "BCP",
+        "nnunet_ext.trainers.bcp:BCPPart",
+        1,
+        SUPERVISION,
+        "unlabelled patches are put together with labelled ones, both ways (bidirectional copy-paste)",
+        ("CPS", "MeanTeacher"),
+    ),
+    Part(
         "Confidence",
         "nnunet_ext.trainers.confidence:ConfidencePart",
         2,

@@ -16,11 +16,12 @@ import torch
 from torch import Tensor
 
 from nnunet_ext.losses import pseudo_labels
-from nnunet_ext.training.counting import class_counts, counts_of
+from nnunet_ext.training.counting import counts_of
 
 BINS = 100
 GATES = ("global", "per_class")
-_MISSING_BELOW, _BACK_ABOVE = 0.2, 0.4  # of a class's share in the labelled patches
+_MISSING_BELOW, _BACK_ABOVE = 0.2, 0.4  # of a class's share in the labelled scans
+_SEEN = 0.5  # of all that decayed counts ever hold, from which on they say that a class is missing
 _SUSPECT = 0.1  # probability of a missing class at which the background is not believed
 _CPU = torch.device("cpu")
 
@@ -88,17 +89,20 @@ class ConfidenceGate:
         gate: ``"global"``: the threshold is that of all classes; ``"per_class"``: it is the highest one, and lower for
             a class of which it would keep too little.
         keep: Least share of each class that ``"per_class"`` keeps.
-        guard: Whether to doubt the background where a class that the labelled patches have goes missing: below 0.2 of
+        guard: Whether to doubt the background where a class that the labelled scans have goes missing: below 0.2 of
             its share in them, and until it is back at 0.4, background labels are dropped where its probability is 0.1
-            or more.
+            or more. A class is judged once half of what decayed counts hold has been seen, 69 steps at 0.99.
         regions: Channels are overlapping regions; inside and outside of each have a threshold of their own, and the
             guard doubts the outside.
         decay: What the counts of earlier steps are multiplied by at each step.
         device: Where the networks lie.
         sum_over_processes: Returns the sum of a tensor over the processes of DDP; ``None`` in one process.
+        labelled_share: Share of each class in whole labelled scans, ``(K,)``
+            (:func:`~nnunet_ext.training.labelled_scans.labelled_share`); only the guard needs it. Patches that are
+            drawn for their foreground would show more of small classes than a perfect label maker finds.
 
     Raises:
-        ValueError: If a setting makes no sense.
+        ValueError: If a setting makes no sense, or there is a guard without the shares.
     """
 
     def __init__(
@@ -112,15 +116,20 @@ class ConfidenceGate:
         decay: float = 0.99,
         device: torch.device = _CPU,
         sum_over_processes: Callable[[Tensor], Tensor] | None = None,
+        labelled_share: Tensor | None = None,
     ) -> None:
         _check_settings(threshold, gate, keep, decay)
+        if guard and labelled_share is None:
+            raise ValueError("the guard compares with whole labelled scans: give labelled_share, or guard=False")
         self.outputs, self.regions = outputs, regions
         self.threshold, self.gate, self.keep, self.guard, self.decay = threshold, gate, keep, guard, decay
         self._sum = sum_over_processes
         groups = 2 * outputs if regions else outputs
         self._histogram = torch.zeros((groups, BINS), device=device)
         self._kept = torch.zeros(groups, device=device)
-        self._labelled = torch.zeros(outputs + 1, device=device)  # the last one: all voxels
+        self.labelled_share = torch.zeros(outputs) if labelled_share is None else labelled_share.float()
+        self.labelled_share = self.labelled_share.to(device)
+        self._window = torch.zeros((), device=device)  # steps that the counts hold, decayed as they are
         self._missing = torch.zeros(outputs, dtype=torch.bool, device=device)
 
     @torch.no_grad()
@@ -130,7 +139,6 @@ class ConfidenceGate:
         labels: Tensor,
         confidence: Tensor,
         valid: Tensor | None = None,
-        target: Tensor | None = None,
     ) -> Tensor:
         """Take in the labels of a step, not yet mixed, and return which of them are kept.
 
@@ -139,24 +147,16 @@ class ConfidenceGate:
             labels: ``(B, 1, *S)`` int64; with regions ``(B, K, *S)`` bool.
             confidence: Like ``labels``.
             valid: ``(B, 1, *S)``, 0 in padding; ``None`` for no padding.
-            target: Labels of the labelled patches at full resolution, as nnU-Net's losses get them; only the guard
-                needs them.
 
         Returns:
             Bool, like ``labels``; False wherever ``valid`` is 0.
-
-        Raises:
-            ValueError: If there is a guard, but no target.
         """
         there = torch.ones_like(labels, dtype=torch.bool) if valid is None else (valid > 0).expand_as(labels)
         groups = self._groups(labels)
         self._observe(groups, confidence, there)
-        if self.guard:
-            if target is None:
-                raise ValueError("the guard compares with the labelled patches: give their target, or guard=False")
-            self._compare(target)
         kept = there & (confidence >= (self.threshold if self.gate == "global" else self.thresholds()[groups]))
         if self.guard:
+            self._find_missing()
             kept = kept & ~self._doubtful(logits, labels)
         self._kept.mul_(self.decay).add_(self._summed(counts_of(groups, kept, len(self._kept))))
         return kept
@@ -193,15 +193,16 @@ class ConfidenceGate:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore a state; the settings stay those of this gate."""
+        whole = torch.tensor(1 / max(1 - self.decay, 1e-8))  # of states that do not say how much they have seen
         for name, tensor in self._state().items():
-            tensor.copy_(state[name])
+            tensor.copy_(({"window": whole} | state)[name])
 
     def _state(self) -> dict[str, Tensor]:
         return {
             "histogram": self._histogram,
             "kept": self._kept,
-            "labelled": self._labelled,
             "missing": self._missing,
+            "window": self._window,
         }
 
     def _summed(self, counts: Tensor) -> Tensor:
@@ -218,20 +219,13 @@ class ConfidenceGate:
         bins = (confidence * BINS).long().clamp(0, BINS - 1)
         counts = counts_of(groups * BINS + bins, there, self._histogram.numel())
         self._histogram.mul_(self.decay).add_(self._summed(counts).reshape_as(self._histogram))
+        self._window.mul_(self.decay).add_(1)
 
-    def _compare(self, target: Tensor) -> None:
-        """Take in the labelled patches, and find the classes that the labels have too little of."""
-        there, classes = (target >= 0), target
-        if self.regions:  # a channel more marks the voxels to ignore
-            there, classes = target[:, self.outputs :].sum(1, keepdim=True) <= 0, target[:, : self.outputs]
-        counts = class_counts(classes, there, self.outputs, self.regions)
-        voxels = counts[:, 0] if self.regions else counts
-        counts = torch.cat([counts[1] if self.regions else counts, voxels.sum().reshape(1)])
-        self._labelled.mul_(self.decay).add_(self._summed(counts))
-        expected = self._labelled[:-1] / self._labelled[-1].clamp_min(1e-8)
-        share = self.class_share()
+    def _find_missing(self) -> None:
+        """Find the classes that the labels have too little of."""
         bound = torch.where(self._missing, _BACK_ABOVE, _MISSING_BELOW)
-        self._missing.copy_(share < bound * expected)
+        seen = self._window * (1 - self.decay) >= _SEEN
+        self._missing.copy_(seen & (self.class_share() < bound * self.labelled_share))
         if not self.regions:
             self._missing[0] = False
 

@@ -13,7 +13,6 @@ from nnunet_ext.training import curves
 from nnunet_ext.training.agreement import shares_and_agreement
 from nnunet_ext.training.curves import Panel
 from nnunet_ext.training.host import ExtTrainer
-from nnunet_ext.training.mean_teacher_step import Gate
 from nnunet_ext.training.semi_supervised import class_names
 
 KEYS = (
@@ -79,7 +78,8 @@ class CPSMonitor:
             weight: Weight of the CPS loss in this epoch.
             ddp: Whether to average over the processes.
         """
-        losses = np.array([[o["loss"], o["loss_2"], o["cps"]] for o in outputs]).mean(0)
+        losses = np.array([np.mean([o["loss"] for o in outputs]), np.mean([o["loss_2"] for o in outputs])])
+        losses = np.append(losses, mean_of_taught(outputs, "cps"))
         counts = np.sum([o["counts"] for o in outputs], 0)
         labelled = np.sum([o["labelled_counts"] for o in outputs], 0)
         if ddp:
@@ -115,6 +115,17 @@ class CPSMonitor:
     def load_state(self, state: list[int] | None) -> None:
         """Restore a state."""
         self._missing_for = None if state is None else np.array(state, int)
+
+
+def mean_of_taught(outputs: list[dict[str, Any]], key: str) -> float:
+    """Return the mean of a loss of pseudo-labels over the steps that had some; NaN where none had.
+
+    Args:
+        outputs: Reports of the steps.
+        key: Of the loss, which is None where a step had no pseudo-labels.
+    """
+    losses = [o[key] for o in outputs if o[key] is not None]
+    return float(np.mean(losses)) if losses else float("nan")
 
 
 class MonitoredTrainer(ExtTrainer, Protocol):
@@ -156,24 +167,6 @@ def log_epoch(trainer: MonitoredTrainer, values: dict[str, Any]) -> None:
         )
 
 
-def log_kept(trainer: MonitoredTrainer, gates: Sequence[Gate | None]) -> None:
-    """Write the shares of each class's pseudo-labels that were lately kept into the log, where there are gates.
-
-    Args:
-        trainer: A trainer with a monitor.
-        gates: Those of network 1 and network 2.
-    """
-    names = class_names(trainer)
-    for number, gate in enumerate(gates, 1):
-        if gate is None:
-            continue
-        share = gate.kept_share().cpu()
-        inside = share[1] if share.ndim == 2 else share
-        trainer.print_to_log_file(
-            f"CPS share of the labels of network {number} that is kept", _listed(names, inside.tolist(), "{:.3f}")
-        )
-
-
 def _listed(names: list[str], values: list[float], form: str) -> str:
     return ", ".join(f"{name} {form.format(value)}" for name, value in zip(names, values, strict=False))
 
@@ -196,9 +189,9 @@ def pseudo_dice(outputs: list[dict[str, Any]], suffix: str, ddp: bool) -> list[f
         return [float(v) for v in 2 * tp / (2 * tp + fp + fn)]
 
 
-def draw(trainer: ExtTrainer) -> None:
+def draw(trainer: ExtTrainer, panels: Sequence[Panel] = PANELS) -> None:
     """Draw the curves of CPS beside nnU-Net's progress.png, where that is."""
     if not os.path.isfile(os.path.join(trainer.output_folder, "progress.png")):
         return
-    picture = curves.draw(trainer.logger, PANELS, class_names(trainer))
+    picture = curves.draw(trainer.logger, panels, class_names(trainer))
     curves.append_to_progress_png(trainer.output_folder, picture)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
@@ -147,7 +147,12 @@ def update_both(
 
 
 def report_of(
-    supervised: list[Tensor], cross: list[Tensor], counts: Tensor, target: Any, regions: bool
+    supervised: list[Tensor],
+    cross: list[Tensor],
+    counts: Tensor,
+    target: Any,
+    regions: bool,
+    more: Mapping[str, Tensor] | None = None,
 ) -> dict[str, Any]:
     """Return what a step of two networks reports.
 
@@ -157,7 +162,9 @@ def report_of(
         counts: ``(3, K)`` hard labels of network 1, network 2 and both.
         target: Labels of the labelled patches, as nnU-Net's losses get them.
         regions: Whether there are overlapping regions instead of exclusive classes.
+        more: Whole numbers that are reported, too, by their names.
     """
+    more = {} if more is None else more
     full, classes = target[0] if isinstance(target, list) else target, counts.shape[1]
     if regions:
         true = (full[:, :classes] > 0).sum((0, *range(2, full.ndim)))
@@ -165,15 +172,19 @@ def report_of(
         true = torch.bincount(full.flatten().long().clamp(0, classes), minlength=classes + 1)[:classes]
     losses = torch.stack([*supervised, (cross[0] + cross[1]) / 2]).float()
     # One copy to the host a step, as nnU-Net's own step does for its loss: of integers, the losses by their bits.
-    flat = torch.cat([losses.view(torch.int32).long(), counts.flatten(), true]).cpu().numpy()
+    others = [tensor.flatten().long() for tensor in more.values()]
+    flat = torch.cat([losses.view(torch.int32).long(), counts.flatten(), true, *others]).cpu().numpy()
     loss, loss_2, cps = flat[:3].astype(np.int32).view(np.float32)
     voxels = flat[3:].astype(float)
+    ends = np.cumsum([counts.numel(), classes, *(tensor.numel() for tensor in more.values())])
+    counted, labelled, *rest = np.split(voxels, ends[:-1])
     return {
         "loss": float(loss),
         "loss_2": float(loss_2),
         "cps": float(cps),
-        "counts": voxels[: counts.numel()].reshape(3, -1),
-        "labelled_counts": voxels[counts.numel() :],
+        "counts": counted.reshape(3, -1),
+        "labelled_counts": labelled,
+        **{name: part.reshape(tensor.shape) for part, (name, tensor) in zip(rest, more.items(), strict=True)},
     }
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,12 +18,15 @@ from torch import Tensor, nn
 from nnunet_ext.data.views import strong_key
 from nnunet_ext.training.agreement import label_counts, region_counts
 from nnunet_ext.training.class_balance import ClassBalance
-from nnunet_ext.training.confidence import label_and_confidence
+from nnunet_ext.training.confidence import agreeing, label_and_confidence
 from nnunet_ext.training.counting import class_counts
 from nnunet_ext.training.cps_step import report_of, update_both
 from nnunet_ext.training.host import TwoNetworkTrainer
 from nnunet_ext.training.mean_teacher_step import Gate, Mixer, PseudoLabelled, to_device
+from nnunet_ext.training.second_geometry import PatchTurner
 from nnunet_ext.training.second_network import without_deep_supervision
+from nnunet_ext.training.supervised_pair import supervised_pair
+from nnunet_ext.training.teacher import Teacher
 from nnunet_ext.training.unlabelled import unlabelled_criterion
 
 
@@ -49,6 +53,11 @@ class CPSViewsStep:
         balance: Weighs the classes by the pseudo-labels of both networks, or None.
         grad_scaler: Scaler of the gradients for fp16, or None.
         clip: Largest norm of the gradients of one network.
+        turner: Gives the views that are learnt a second geometry, the same for both networks, with labels and masks,
+            before they are mixed, or None.
+        agree: Whether a label counts only where both networks have it, or its confidence is 0.95 or more.
+        teachers: Running means of both networks, which label in their place, without training mode; None for none.
+            Whoever calls the step lets them follow afterwards (:meth:`follow`).
     """
 
     networks: tuple[nn.Module, nn.Module]
@@ -65,21 +74,29 @@ class CPSViewsStep:
     balance: ClassBalance | None = None
     grad_scaler: Any = None
     clip: float = 12.0
+    turner: PatchTurner | None = None
+    agree: bool = False
+    teachers: tuple[Teacher, Teacher] | None = None
 
     def __call__(self, batch: dict[str, Any], weight: float) -> dict[str, Any]:
         """Train both networks on one batch.
 
         Args:
             batch: Batch of :class:`~nnunet_ext.data.loaders.TwoStreamLoader`, with two strong views of unlabelled
-                patches or with none; without them both networks learn the views that are labelled.
+                patches or with none; without them both networks learn the views that are labelled. Where it has no
+                unlabelled patches and pseudo-labels are learnt on those alone, both networks learn labels.
             weight: Weight of the loss of pseudo-labels, lambda.
 
         Returns:
             As :class:`~nnunet_ext.training.cps_step.CPSStep`; ``counts`` are those of the weak views of unlabelled
-            patches before they are mixed.
+            patches before they are mixed. Beside them ``kept_counts`` ``(2, K)``, the labels of network 1 and network 2
+            that count, and ``nothing_kept`` ``(2,)``, 1 where of what a network learnt nothing counts.
         """
         target, labelled = (to_device(batch[key], self.device) for key in ("target", "data"))
-        learned, counts = self.pseudo_labelled(batch, target[0] if isinstance(target, list) else target)
+        if batch.get("unlabeled") is None and not self.both_halves:
+            return supervised_pair(self, labelled, target)
+        batch = batch | {"data": labelled, "target": target}  # those on the device
+        learned, counts = self.pseudo_labelled(batch)
         class_weights = self._class_weights(learned)
         for optimizer in self.optimizers:
             optimizer.zero_grad(set_to_none=True)
@@ -93,40 +110,43 @@ class CPSViewsStep:
                 loss = self.supervised(halves if isinstance(target, list) else halves[0], target)
                 with torch.set_grad_enabled(weight != 0):
                     taught = outputs if self.both_halves else [scale[len(labelled) :] for scale in outputs]
-                    pseudo = self.unlabelled(taught, own.labels, own.kept, own.valid, class_weights)
+                    pseudo = own.loss(self.unlabelled, taught, class_weights)
             total = loss + weight * pseudo if weight != 0 else loss
             (total if self.grad_scaler is None else self.grad_scaler.scale(total)).backward()
             supervised.append(loss.detach())
             cross.append(pseudo.detach())
         update_both(self.networks, self.optimizers, self.grad_scaler, self.clip)
-        return report_of(supervised, cross, counts, target, self.regions)
+        nothing = torch.stack([~own.of_pseudo_labels(own.kept).any() for own in learned])
+        more = {"kept_counts": counts[3:], "nothing_kept": nothing}
+        return report_of(supervised, cross, counts[:3], target, self.regions, more)
 
     @torch.no_grad()
-    def pseudo_labelled(
-        self, batch: dict[str, Any], target: Tensor | None = None
-    ) -> tuple[tuple[PseudoLabelled, PseudoLabelled], Tensor]:
+    def pseudo_labelled(self, batch: dict[str, Any]) -> tuple[tuple[PseudoLabelled, PseudoLabelled], Tensor]:
         """Return what each network learns: its own views with the labels of its peer, gated and mixed.
 
         Args:
             batch: Batch of the two-stream loader.
-            target: Labels of the labelled patches at full resolution, with which a gate may compare.
 
         Returns:
-            That of network 1 and of network 2, and the counts of the labels ``(3, K)``.
+            That of network 1 and of network 2, and the counts of the labels ``(5, K)``: of network 1, of network 2, of
+            both, and of those that count of network 1 and of network 2.
         """
         weak, views, valid = self._views(batch)
-        labels, kept = [], []
-        for network, gate in zip(self.networks, self.gates, strict=True):
-            with without_deep_supervision(network), self.autocast():
-                logits = network(weak)
+        labels, sure, kept = [], [], []
+        for number, gate in enumerate(self.gates):
+            logits = self._label_logits(number, weak)
             own, confidence = label_and_confidence(logits, self.regions)
             labels.append(own)
-            kept.append(valid.expand_as(confidence) if gate is None else gate(logits, own, confidence, valid, target))
-        counts = self._counts(labels, valid, 0 if batch.get("unlabeled") is None else len(batch["unlabeled"]))
-        if self.mixer is not None:
-            *mixed, valid = self.mixer(*views, *labels, *kept, valid)
-            views, labels, kept = mixed[:2], mixed[2:4], mixed[4:]
-        first, second = (PseudoLabelled(views[n], labels[1 - n], kept[1 - n], valid) for n in (0, 1))
+            sure.append(confidence)
+            kept.append(valid.expand_as(confidence) if gate is None else gate(logits, own, confidence, valid))
+        if self.agree:
+            kept = [kept[n] & agreeing(labels[n], labels[1 - n], sure[n]) for n in (0, 1)]
+        counts = self._counts(labels, kept, valid, 0 if batch.get("unlabeled") is None else len(batch["unlabeled"]))
+        if self.turner is not None:
+            *turned, valid = self.turner(*views, *labels, *kept, valid)
+            views, labels, kept = turned[:2], turned[2:4], turned[4:]
+        learned = [PseudoLabelled(views[n], labels[1 - n], kept[1 - n], valid) for n in (0, 1)]
+        first, second = learned if self.mixer is None else self.mixer.mixed(learned, batch)
         return (first, second), counts
 
     def state_dict(self) -> dict[str, Any]:
@@ -138,11 +158,36 @@ class CPSViewsStep:
         for name, part in self._stateful().items():
             if name in state:
                 part.load_state_dict(state[name])
+            elif isinstance(part, Teacher):
+                part.begin_with(self.networks[0 if name == "teacher" else 1])
+
+    def follow(self) -> None:
+        """Let the running means follow the networks, after each step of these, whatever it learnt."""
+        for teacher, network in zip(self.teachers or (), self.networks, strict=False):
+            teacher.update(network)
+
+    def begin_anew(self) -> None:
+        """Let the running means begin with the networks, whose weights have been replaced."""
+        for teacher, network in zip(self.teachers or (), self.networks, strict=False):
+            teacher.begin_with(network)
 
     def _stateful(self) -> dict[str, Any]:
         first, second = self.gates
-        parts = {"gate": first, "gate_2": second, "mixer": self.mixer, "balance": self.balance}
+        parts: dict[str, Any] = {"gate": first, "gate_2": second, "mixer": self.mixer, "balance": self.balance}
+        parts["turner"] = self.turner
+        if self.teachers is not None:
+            parts |= {"teacher": self.teachers[0], "teacher_2": self.teachers[1]}
         return {name: part for name, part in parts.items() if part is not None}
+
+    def _label_logits(self, number: int, images: Tensor) -> Tensor:
+        """Return what the label maker of one network says of images, at full resolution."""
+        if self.teachers is not None:
+            with self.autocast():
+                return self.teachers[number](images)
+        network = self.networks[number]
+        with without_deep_supervision(network), self.autocast():
+            logits: Tensor = network(images)
+        return logits
 
     def _views(self, batch: dict[str, Any]) -> tuple[Tensor, list[Tensor], Tensor]:
         """Return the views that are labelled, those that each network learns, and the mask of valid voxels."""
@@ -156,16 +201,30 @@ class CPSViewsStep:
             valid = to_device(batch["valid"], self.device)[-len(weak) :] > 0
         return weak, views, valid
 
-    def _counts(self, labels: list[Tensor], valid: Tensor, unlabelled: int) -> Tensor:
+    def _counts(self, labels: list[Tensor], kept: list[Tensor], valid: Tensor, unlabelled: int) -> Tensor:
         first, second, mask = (tensor[-unlabelled:] for tensor in (*labels, valid))
         if self.regions:
-            return region_counts(first, second, mask)
-        return label_counts(first, second, mask, self.number_of_outputs)
+            counts = region_counts(first, second, mask)
+        else:
+            counts = label_counts(first, second, mask, self.number_of_outputs)
+        if not self.chooses():
+            return torch.cat([counts, counts[:2]])
+        masks = [mask[-unlabelled:] for mask in kept]
+        count = partial(class_counts, outputs=self.number_of_outputs, regions=self.regions)
+        chosen = torch.stack([count(own, there) for own, there in zip((first, second), masks, strict=True)]).long()
+        return torch.cat([counts, chosen[:, 1] if self.regions else chosen])
+
+    def chooses(self) -> bool:
+        """Whether some labels may not count, beside those in padding."""
+        return self.agree or any(gate is not None for gate in self.gates)
 
     def _class_weights(self, learned: tuple[PseudoLabelled, PseudoLabelled]) -> Tensor | None:
         if self.balance is None:
             return None
-        first, second = (class_counts(own.labels, own.valid, self.number_of_outputs, self.regions) for own in learned)
+        first, second = (
+            class_counts(own.labels, own.of_pseudo_labels(own.valid), self.number_of_outputs, self.regions)
+            for own in learned
+        )
         self.balance.observe(first + second)
         return self.balance.weights()
 
@@ -176,6 +235,9 @@ def make_views_step(
     gates: tuple[Gate | None, Gate | None],
     mixer: Mixer | None,
     balance: ClassBalance | None,
+    turner: PatchTurner | None = None,
+    agree: bool = False,
+    teachers: tuple[Teacher, Teacher] | None = None,
 ) -> CPSViewsStep:
     """Make the step from a trainer's networks, optimisers and losses.
 
@@ -185,6 +247,9 @@ def make_views_step(
         gates: Choose the pseudo-labels of each network that count.
         mixer: Exchanges parts of the patches.
         balance: Weighs the classes.
+        turner: Gives what is learnt a second geometry.
+        agree: Whether both networks must have a label that counts.
+        teachers: Running means of both networks, which label in their place.
     """
     return CPSViewsStep(
         networks=(trainer.network, trainer.network_2),
@@ -200,4 +265,7 @@ def make_views_step(
         mixer=mixer,
         balance=balance,
         grad_scaler=trainer.grad_scaler,
+        turner=turner,
+        agree=agree,
+        teachers=teachers,
     )

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from nnunet_ext.training.counting import class_counts
+from nnunet_ext.training.host import ExtTrainer
+from nnunet_ext.training.semi_supervised import class_names
 
 _ENOUGH = 5  # epochs that make a median
 
@@ -61,20 +63,23 @@ class DriftAlarm:
         drifts = (self._share < self.least * median) | (self._share > self.most * median)
         return {int(c) for c in np.flatnonzero(drifts & (median > 0)) if c >= self.first_class}
 
-    def warning(self, classes: Sequence[int], names: Sequence[str], epoch: int) -> str:
+    def warning(
+        self, classes: Sequence[int], names: Sequence[str], epoch: int, weight: str = "unlabeled_weight"
+    ) -> str:
         """Return what to say of classes that :meth:`observe` returned.
 
         Args:
             classes: The classes.
             names: Names of the network's outputs.
             epoch: Number of the epoch.
+            weight: Name of the setting that weighs the loss of pseudo-labels.
         """
         median, share = np.median(self._history, 0), np.asarray(self._share)
         listed = ", ".join(f"{names[c]} ({share[c] / median[c]:.2f} times)" for c in classes)
         return (
             f"WARNING: in epoch {epoch} the share of {listed} in the pseudo-labels left {self.least} to {self.most} "
             "times its median since the ramp: the network may be following its own mistakes. Compare with an earlier "
-            "checkpoint; a smaller unlabeled_weight or a longer ramp_down_fraction lets the labels hold it."
+            f"checkpoint; a smaller {weight} or a longer ramp_down_fraction lets the labels hold it."
         )
 
     def state_dict(self) -> dict[str, Any]:
@@ -90,6 +95,33 @@ class DriftAlarm:
         self._share = None if state["share"] is None else np.array(state["share"])
         self._history = [list(shares) for shares in state["history"]]
         self._outside = set(state["outside"])
+
+
+class WatchedTrainer(ExtTrainer, Protocol):
+    """A trainer with an alarm.
+
+    Attributes:
+        drift: The alarm.
+        ramp_fraction: Share of the epochs after which the loss of pseudo-labels has its whole weight.
+    """
+
+    drift: DriftAlarm
+    ramp_fraction: float
+
+
+def warn_of_drift(trainer: WatchedTrainer, share: Sequence[float], weight: str = "unlabeled_weight") -> None:
+    """Take in the shares of an epoch, and write into the log which classes drift.
+
+    Args:
+        trainer: A trainer with an alarm.
+        share: Share of each class in the pseudo-labels of the epoch.
+        weight: Name of the setting that weighs the loss of pseudo-labels.
+    """
+    ramped = trainer.current_epoch + 1 >= round(trainer.ramp_fraction * trainer.num_epochs)
+    drifting = trainer.drift.observe(share, ramped)
+    if drifting:
+        names = class_names(trainer)
+        trainer.print_to_log_file(trainer.drift.warning(drifting, names, trainer.current_epoch, weight))
 
 
 def quality_counts(

@@ -6,7 +6,7 @@ Perturbation and Model Stabilization for Semi-supervised Medical Image Segmentat
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -15,17 +15,17 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from nnunet_ext.losses.cross_pseudo import pseudo_labels
 from nnunet_ext.training.class_balance import ClassBalance
 from nnunet_ext.training.confidence import label_and_confidence
 from nnunet_ext.training.counting import class_counts
+from nnunet_ext.training.second_geometry import PatchTurner
 
 
 class Gate(Protocol):
     """Decides which pseudo-labels count; :class:`~nnunet_ext.training.confidence.ConfidenceGate` is one."""
 
-    def __call__(
-        self, logits: Tensor, labels: Tensor, confidence: Tensor, valid: Tensor | None, target: Tensor | None
-    ) -> Tensor:
+    def __call__(self, logits: Tensor, labels: Tensor, confidence: Tensor, valid: Tensor | None) -> Tensor:
         """Return the mask of what is kept, as large as the labels."""
         ...
 
@@ -43,10 +43,15 @@ class Gate(Protocol):
 
 
 class Mixer(Protocol):
-    """Exchanges parts of patches; :class:`~nnunet_ext.training.mixing.BoxMixer` is one."""
+    """Exchanges parts of patches: :class:`~nnunet_ext.training.mixing.BoxMixer`, or ``BCPMixer`` beside it."""
 
-    def __call__(self, *tensors: Tensor) -> tuple[Tensor, ...]:
-        """Return tensors ``(B, C, *S)`` that are mixed alike, out of place."""
+    def mixed(self, learned: Sequence[PseudoLabelled], batch: dict[str, Any]) -> list[PseudoLabelled]:
+        """Return unlabelled patches, those of each network, mixed alike and out of place.
+
+        Args:
+            learned: Unlabelled patches with their labels.
+            batch: The batch, whose labelled patches may take part.
+        """
         ...
 
     def reseed(self, seed: int) -> None:
@@ -78,6 +83,20 @@ class PseudoLabelled:
     kept: Tensor
     valid: Tensor
 
+    def loss(self, criterion: Callable[..., Tensor], outputs: list[Tensor], class_weights: Tensor | None) -> Tensor:
+        """Return what the student's outputs cost.
+
+        Args:
+            criterion: Loss of pseudo-labelled patches, ``(outputs, labels, kept, valid, class_weights) -> scalar``.
+            outputs: Logits of the student, highest resolution first.
+            class_weights: Weights of the classes, None for 1.
+        """
+        return criterion(outputs, self.labels, self.kept, self.valid, class_weights)
+
+    def of_pseudo_labels(self, mask: Tensor) -> Tensor:
+        """Return what of a mask, :attr:`kept` or :attr:`valid`, lies on pseudo-labels: here all of it."""
+        return mask
+
 
 @dataclass
 class MeanTeacherStep:
@@ -101,6 +120,8 @@ class MeanTeacherStep:
         balance: Weighs the classes of the pseudo-labels, or None.
         grad_scaler: Scaler of the gradients for fp16, or None.
         clip: Largest norm of the gradients.
+        turner: Gives the strong views a second geometry, with their labels and masks, before they are mixed, or None.
+        labelling: Makes the context of the teacher's forward pass; None takes that of the student's.
     """
 
     network: nn.Module
@@ -117,6 +138,8 @@ class MeanTeacherStep:
     balance: ClassBalance | None = None
     grad_scaler: Any = None
     clip: float = 12.0
+    turner: PatchTurner | None = None
+    labelling: Callable[[], AbstractContextManager] | None = None
 
     def __call__(self, batch: dict[str, Any], weight: float) -> dict[str, Any]:
         """Train the student on one batch.
@@ -126,14 +149,16 @@ class MeanTeacherStep:
             weight: Weight of the loss of pseudo-labels, lambda; with 0 only the labelled half is looked at.
 
         Returns:
-            ``loss`` (supervised) and ``unlabeled_loss`` as floats; ``counts`` ``(3, K)``, hard labels of the teacher,
-            of the student and of both on the strong views; ``kept_counts`` ``(K,)``, those that count, by the
-            teacher's label; ``labelled_counts`` ``(K,)``.
+            ``loss`` (supervised) and ``unlabeled_loss`` (None where no pseudo-labels were made) as floats; ``counts``
+            ``(3, K)``, hard labels of the teacher, of the student and of both on the strong views, where there are
+            pseudo-labels; ``kept_counts`` ``(K,)``, those that count, by the teacher's label; ``labelled_counts``
+            ``(K,)``; ``nothing_kept``, 1 where there were pseudo-labels and none of them counts, else 0.
         """
         target = to_device(batch["target"], self.device)
         labelled = to_device(batch["data"], self.device)
         full = target[0] if isinstance(target, list) else target
-        learned = self.pseudo_labelled(batch, full) if weight != 0 else None
+        batch = batch | {"data": labelled, "target": target}  # those on the device
+        learned = self.pseudo_labelled(batch) if weight != 0 else None
         images = labelled if learned is None else torch.cat([labelled, learned.images])
         self.optimizer.zero_grad(set_to_none=True)
         with self.autocast():
@@ -144,38 +169,36 @@ class MeanTeacherStep:
             unlabelled = torch.zeros_like(loss)
             if learned is not None:
                 half = [scale[len(labelled) :] for scale in outputs]
-                weights = self._class_weights(learned)
-                unlabelled = self.unlabelled(half, learned.labels, learned.kept, learned.valid, weights)
+                unlabelled = learned.loss(self.unlabelled, half, self._class_weights(learned))
         self._update(loss if learned is None else loss + weight * unlabelled)
         student = None if learned is None else outputs[0][len(labelled) :].detach()
         return self._report(loss, unlabelled, learned, student, full)
 
     @torch.no_grad()
-    def pseudo_labelled(self, batch: dict[str, Any], target: Tensor | None = None) -> PseudoLabelled:
+    def pseudo_labelled(self, batch: dict[str, Any]) -> PseudoLabelled:
         """Return the unlabelled half of a batch, labelled by the teacher on the weak views, then gated and mixed.
 
         Args:
             batch: Batch of the two-stream loader.
-            target: Labels of the labelled patches at full resolution, with which a gate may compare.
         """
         weak, strong = to_device(batch["unlabeled"], self.device), to_device(batch["unlabeled_strong"], self.device)
-        with self.autocast():
+        with (self.labelling or self.autocast)():
             logits = self.teacher(weak)
         labels, confidence = label_and_confidence(logits, self.regions)
         valid = torch.ones_like(labels[:, :1], dtype=torch.bool)
         if batch.get("valid") is not None:
             valid = to_device(batch["valid"], self.device)[-len(weak) :] > 0
-        kept = (
-            valid.expand_as(confidence) if self.gate is None else self.gate(logits, labels, confidence, valid, target)
-        )
-        if self.mixer is not None:
-            strong, labels, kept, valid = self.mixer(strong, labels, kept, valid)
-        return PseudoLabelled(strong, labels, kept, valid)
+        kept = valid.expand_as(confidence) if self.gate is None else self.gate(logits, labels, confidence, valid)
+        if self.turner is not None:
+            strong, labels, kept, valid = self.turner(strong, labels, kept, valid)
+        learned = PseudoLabelled(strong, labels, kept, valid)
+        return learned if self.mixer is None else self.mixer.mixed([learned], batch)[0]
 
     def _class_weights(self, learned: PseudoLabelled) -> Tensor | None:
         if self.balance is None:
             return None
-        self.balance.observe(class_counts(learned.labels, learned.valid, self.number_of_outputs, self.regions))
+        there = learned.of_pseudo_labels(learned.valid)
+        self.balance.observe(class_counts(learned.labels, there, self.number_of_outputs, self.regions))
         return self.balance.weights()
 
     def _update(self, loss: Tensor) -> None:
@@ -197,30 +220,33 @@ class MeanTeacherStep:
         classes = self.number_of_outputs
         true = self._classes(full[:, :classes] if self.regions else full, None)
         counts, kept = true.new_zeros((3, classes)), true.new_zeros(classes)
+        nothing = true.new_zeros(())
         if learned is not None and student is not None:
             counts, kept = self._counts(learned, student)
+            nothing = ~learned.of_pseudo_labels(learned.kept).any()
         # One copy to the host a step, as nnU-Net's own step does for its loss: of integers, the losses by their bits.
         losses = torch.stack([loss.detach(), unlabelled.detach()]).float().view(torch.int32).long()
-        flat = torch.cat([losses, *(part.flatten().long() for part in (counts, kept, true))]).cpu().numpy()
+        flat = torch.cat([losses, *(part.flatten().long() for part in (counts, kept, true, nothing))]).cpu().numpy()
         supervised, pseudo = flat[:2].astype(np.int32).view(np.float32)
         voxels = flat[2:].astype(float)
         return {
             "loss": float(supervised),
-            "unlabeled_loss": float(pseudo),
+            "unlabeled_loss": None if learned is None else float(pseudo),
             "counts": voxels[: 3 * classes].reshape(3, classes),
             "kept_counts": voxels[3 * classes : 4 * classes],
-            "labelled_counts": voxels[4 * classes :],
+            "labelled_counts": voxels[4 * classes : -1],
+            "nothing_kept": int(voxels[-1]),
         }
 
     def _counts(self, learned: PseudoLabelled, student: Tensor) -> tuple[Tensor, Tensor]:
-        labels, valid = learned.labels, learned.valid > 0
+        labels, valid = learned.labels, learned.of_pseudo_labels(learned.valid) > 0
         if self.regions:
             guess, both = student > 0, labels & (student > 0)
         else:
-            guess = student.argmax(1, keepdim=True)
+            guess = pseudo_labels(student)
             both = torch.where(labels == guess, labels, -1)
         counts = torch.stack([self._classes(part, valid) for part in (labels, guess, both)])
-        return counts, self._classes(labels, learned.kept)
+        return counts, self._classes(labels, learned.of_pseudo_labels(learned.kept))
 
     def _classes(self, labels: Tensor, there: Tensor | None) -> Tensor:
         counts = class_counts(labels, there, self.number_of_outputs, self.regions)

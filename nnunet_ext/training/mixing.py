@@ -11,11 +11,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional
+
+if TYPE_CHECKING:
+    from nnunet_ext.training.mean_teacher_step import PseudoLabelled
 
 CPU = torch.device("cpu")
 SHAPES = ("box", "slab")
@@ -76,6 +80,12 @@ class BoxMixer:
         number, size = len(tensors[0]), tensors[0].shape[2:]
         outside = self.generator.boxes(size, number, self.share, self.probability, self.shape, tensors[0].device)
         return tuple(mix(outside, tensor) for tensor in tensors)
+
+    def mixed(self, learned: Sequence[PseudoLabelled], batch: dict[str, Any]) -> list[PseudoLabelled]:
+        """Return unlabelled patches mixed with each other, all by the same boxes; the batch takes no part."""
+        names = ("images", "labels", "kept", "valid")
+        mixed = iter(self(*(getattr(one, name) for one in learned for name in names)))
+        return [replace(one, **{name: next(mixed) for name in names}) for one in learned]
 
     def reseed(self, seed: int) -> None:
         """Draw from another seed from now on."""

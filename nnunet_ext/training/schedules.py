@@ -6,6 +6,9 @@ from typing import Any
 
 import torch
 
+SCHEDULE = (0.1, 0.4, 0.15, 0.1)  # warm-up, ramp, way down and its end of whoever learns pseudo-labels
+SCHEDULE_OF_3D_CPS = (0.0, 0.5, 0.0, 0.1)
+
 
 def linear_ramp(epoch: int, num_epochs: int, final: float = 0.5, fraction: float = 0.5) -> float:
     """Return the weight of the CPS loss: linear up to ``final``, then constant.

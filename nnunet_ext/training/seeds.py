@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 ENVIRONMENT = "nnUNet_ext_seed"
+BOXES, BCP_STEPS, TURNS = 200, 201, 202  # purposes of what is drawn in steps
 
 
 def base_seed() -> int:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Protocol
 
 from nnunet_ext.data.host import Trainer
 from nnunet_ext.data.splits import hidden_cases_of_fold
 from nnunet_ext.training.checkpoints import TEACHING
+from nnunet_ext.training.host import ExtTrainer
+from nnunet_ext.training.schedules import check_schedule
+from nnunet_ext.training.seeds import derived_seed
 
 
 class RampTrainer(Trainer, Protocol):
@@ -14,11 +18,17 @@ class RampTrainer(Trainer, Protocol):
 
     Attributes:
         lr_schedule: Course of the learning rate, ``"poly"`` or ``"plateau"``.
-        ramp_fraction: Share of the epochs over which the weight rises, from 0 to 1.
+        warmup_fraction: Share of the epochs in which the weight is 0.
+        ramp_fraction: Share of the epochs after which the weight is reached.
+        ramp_down_fraction: Share of the epochs, the last ones, in which the weight falls again.
+        ramp_down_end: Share of the weight that the last epoch has.
     """
 
     lr_schedule: str
+    warmup_fraction: float
     ramp_fraction: float
+    ramp_down_fraction: float
+    ramp_down_end: float
 
 
 def refuse_unsupported(trainer: RampTrainer) -> None:
@@ -31,8 +41,13 @@ def refuse_unsupported(trainer: RampTrainer) -> None:
     refuse_cascade(trainer)
     if trainer.lr_schedule not in ("poly", "plateau"):
         raise ValueError(f"lr_schedule must be 'poly' or 'plateau', got {trainer.lr_schedule!r}")
-    if not 0 <= trainer.ramp_fraction <= 1:
-        raise ValueError(f"ramp_fraction must lie between 0 and 1, got {trainer.ramp_fraction}")
+    check_schedule(
+        trainer.num_epochs,
+        warmup_fraction=trainer.warmup_fraction,
+        ramp_fraction=trainer.ramp_fraction,
+        ramp_down_fraction=trainer.ramp_down_fraction,
+        ramp_down_end=trainer.ramp_down_end,
+    )
 
 
 def refuse_cascade(trainer: Trainer) -> None:
@@ -48,6 +63,18 @@ def refuse_cascade(trainer: Trainer) -> None:
             "of the cascade's previous stage. Train 3d_fullres instead."
         )
     hidden_cases_of_fold(trainer.preprocessed_dataset_folder_base, trainer.fold)
+
+
+def draw_apart(trainer: ExtTrainer, moves: Mapping[int, Any]) -> None:
+    """Let other processes than the first go on with draws of their own: the checkpoint is that of the first.
+
+    Args:
+        trainer: A trainer that has taken in a checkpoint.
+        moves: What draws, by the purpose of its seeds; None for what is not there.
+    """
+    for purpose, move in moves.items():
+        if move is not None and trainer.local_rank > 0:
+            move.reseed(derived_seed(trainer.seed, purpose, trainer.local_rank, trainer.current_epoch))
 
 
 def teaching_of(trainer: Trainer, checkpoint: dict[str, Any]) -> dict[str, Any]:

@@ -40,6 +40,16 @@ def decay_for_length(steps: int) -> float:
     return min(max(1 - 1 / (_WINDOW * max(steps, 1)), _LEAST), _MOST)
 
 
+def check_decay(decay: float | None) -> None:
+    """Refuse a decay of a running mean that makes no sense, by the name that trainers have for it.
+
+    Raises:
+        ValueError: If it is neither None nor from 0 to below 1.
+    """
+    if decay is not None and not 0 <= decay < 1:
+        raise ValueError(f"ema_decay must be None or lie in [0, 1), got {decay}")
+
+
 class Teacher:
     """An exponential moving average of a network, in float32, for inference: no gradient, no deep supervision.
 
@@ -98,6 +108,16 @@ class Teacher:
         """Let the next update copy the student, whose weights have been replaced."""
         self.t = 0
 
+    def begin_with(self, network: nn.Module) -> None:
+        """Take the weights of a student that has new ones, and begin its mean anew.
+
+        Args:
+            network: The student.
+        """
+        self.restart()
+        self.update(network)  # the first update copies
+        self.restart()
+
     def state_dict(self) -> dict[str, Any]:
         """Return the state for a checkpoint: all weights, and the number of updates; the decay is a setting."""
         return {"network_weights": self.network.state_dict(), "t": self.t}
@@ -110,6 +130,17 @@ class Teacher:
         """
         self.network.load_state_dict(state["network_weights"])
         self.t = int(state["t"])
+
+
+def teacher_of(network: nn.Module, decay: float | None, steps: int) -> Teacher:
+    """Return the teacher of a network.
+
+    Args:
+        network: The student.
+        decay: Of the running mean; None takes that for the length of the training.
+        steps: Length of the training, epochs times iterations.
+    """
+    return Teacher(network, decay_for_length(steps) if decay is None else decay)
 
 
 def _tensors(network: nn.Module) -> Iterator[Tensor]:

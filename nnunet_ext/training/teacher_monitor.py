@@ -9,7 +9,8 @@ import numpy as np
 import torch.distributed as dist
 
 from nnunet_ext.training import curves
-from nnunet_ext.training.cps_monitor import CPSMonitor
+from nnunet_ext.training.cps_monitor import CPSMonitor, mean_of_taught
+from nnunet_ext.training.cps_views_monitor import KEPT
 from nnunet_ext.training.curves import Panel
 from nnunet_ext.training.host import ExtTrainer
 from nnunet_ext.training.semi_supervised import class_names
@@ -22,6 +23,7 @@ KEYS = (
     "pseudo_label_share",
     "labelled_share",
     "kept_share",
+    "nothing_kept",
     "pseudo_dice_teacher",
     "pseudo_dice_student",
 )
@@ -46,13 +48,7 @@ PANELS = (
         lowest=4,
         called="smallest",
     ),
-    Panel(
-        "kept share of the pseudo-labels of each class",
-        (("kept_share", "kept"),),
-        lowest=4,
-        called="least kept",
-        mean=True,
-    ),
+    KEPT,
     Panel(
         "pseudo Dice on validation patches, student dashed",
         (("pseudo_dice_teacher", "teacher"), ("pseudo_dice_student", "student")),
@@ -64,7 +60,10 @@ PANELS = (
 
 
 class TeacherMonitor(CPSMonitor):
-    """Collects the reports of the steps and turns them into curves once an epoch."""
+    """Collects the reports of the steps and turns them into curves once an epoch.
+
+    What is counted of pseudo-labels is counted where patches are pseudo-labelled: nowhere else in mixed patches.
+    """
 
     def epoch(self, outputs: list[dict[str, Any]], weight: float, ddp: bool) -> dict[str, Any]:
         """Return the curves of one training epoch; NaN where nothing was labelled by the teacher.
@@ -74,14 +73,15 @@ class TeacherMonitor(CPSMonitor):
             weight: Weight of the loss of pseudo-labels in this epoch.
             ddp: Whether to average over the processes.
         """
-        losses = np.array([[o["loss"], o["unlabeled_loss"]] for o in outputs]).mean(0)
+        losses = np.array([np.mean([o["loss"] for o in outputs]), mean_of_taught(outputs, "unlabeled_loss")])
         sums = [np.sum([o[key] for o in outputs], 0) for key in ("counts", "kept_counts", "labelled_counts")]
+        sums.append(np.sum([o.get("nothing_kept", 0) for o in outputs]))
         if ddp:
             everyone: list[Any] = [None] * dist.get_world_size()
             dist.all_gather_object(everyone, (losses, *sums))
             losses = np.mean([e[0] for e in everyone], 0)
-            sums = [np.sum([e[i] for e in everyone], 0) for i in (1, 2, 3)]
-        (teacher, student, both), kept, labelled = sums
+            sums = [np.sum([e[i] for e in everyone], 0) for i in range(1, 5)]
+        (teacher, student, both), kept, labelled, nothing = sums
         size = teacher + student
         with np.errstate(invalid="ignore", divide="ignore"):
             agreement = np.where(size > 0, 2 * both / size, np.nan)
@@ -95,6 +95,7 @@ class TeacherMonitor(CPSMonitor):
             "pseudo_label_share": [float(v) for v in share],
             "labelled_share": [float(v) for v in labelled / max(labelled.sum(), 1.0)],
             "kept_share": [float(v) for v in kept_share],
+            "nothing_kept": float(nothing) if weight else float("nan"),
         }
 
 
@@ -123,7 +124,7 @@ def log_epoch(trainer: TaughtTrainer, values: dict[str, Any]) -> None:
     names, first = class_names(trainer), trainer.monitor.first_class
     trainer.print_to_log_file(
         f"supervised loss {values['supervised_loss']:.4f}, unlabelled {values['unlabeled_loss']:.4f} with weight "
-        f"{values['unlabeled_weight']:.4f}"
+        f"{values['unlabeled_weight']:.4f}; steps in which no pseudo-label counted: {values['nothing_kept']:.0f}"
     )
     for title, key in (("agreement with the teacher", "teacher_agreement"), ("kept share", "kept_share")):
         shown = values[key] if key == "teacher_agreement" else values[key][first:]

@@ -21,8 +21,8 @@ from nnunet_ext.training.architecture import OWN_NETWORKS
 
 # What a part replaces without asking the next one; all else calls super().
 REPLACED = {
-    "CPSPart": {"train_step", "get_dataloaders", "set_deep_supervision_enabled", "pseudo_criterion"},
-    "MeanTeacherPart": {"train_step", "get_dataloaders"},
+    "CPSPart": {"train_step", "get_dataloaders", "set_deep_supervision_enabled", "pseudo_criterion", "label_maker"},
+    "MeanTeacherPart": {"train_step", "get_dataloaders", "label_maker"},
     "CWCDPart": {"_build_loss"},
     "GDLPart": {"_build_loss"},
     "DWCEPart": {"_build_loss"},

@@ -43,6 +43,7 @@ def ready(trainer, epoch=2):
 def switched_off(trainer):
     trainer.cutmix_probability, trainer.confidence_threshold, trainer.confidence_guard = 0.0, 0.0, False
     trainer.class_balance_gamma = 0.0
+    trainer.warmup_fraction, trainer.ramp_fraction, trainer.ramp_down_fraction = 0.0, 0.5, 0.0
     return trainer
 
 
@@ -62,12 +63,15 @@ def test_trains_and_restores(make_trainer, configuration, kind):
     trainer.run_training()
     curves = trainer.logger.get_checkpoint()
     assert {len(values) for values in curves.values()} == {4}
-    assert curves["cps_lambda"] == pytest.approx([0.25, 0.5, 0.5, 0.5])
-    for name in ("supervised_loss_1", "supervised_loss_2", "cps_loss", "pseudo_label_share"):
+    # warm-up round(0.4) = 0, ramp round(1.6) = 2 epochs, ramp-down round(0.6) = 1 epoch
+    assert curves["cps_lambda"] == pytest.approx([0.25, 0.5, 0.5, 0.05])
+    for name in ("supervised_loss_1", "supervised_loss_2", "cps_loss", "pseudo_label_share", "nothing_kept"):
         assert np.isfinite(curves[name]).all(), name
+    assert {len(shares) for shares in curves["kept_share"]} == {trainer.label_manager.num_segmentation_heads}
     log = Path(trainer.log_file).read_text()
     assert "CPS with views 'weak_strong', pseudo-labels learnt on 'unlabelled'" in log
     assert "CPS share of the labels of network 2 that is kept" in log
+    assert log.count("CPS steps in which a network learnt no pseudo-label: ") == 4
     restored = make_trainer(SHORT, configuration, kind)
     restored.load_checkpoint(str(Path(trainer.output_folder) / "checkpoint_final.pth"))
     for before, after in zip(networks(trainer), networks(restored), strict=True):
@@ -90,6 +94,9 @@ def test_off_values_are_plain_cps(make_trainer, configuration, kind):
         assert first["cps"] == second["cps"] != 0
     for one, two in zip(networks(parts), networks(alone), strict=True):
         assert same(weights(one), weights(two))
+    for epoch in range(4):
+        parts.current_epoch = alone.current_epoch = epoch
+        assert parts.current_cps_weight() == alone.current_cps_weight()
     assert type(alone.cps_step) is CPSStep
     assert parts.extra_state()[SECOND_NETWORK].keys() == alone.extra_state()[SECOND_NETWORK].keys()
 
@@ -178,7 +185,7 @@ def test_with_the_same_views_both_networks_learn_what_is_labelled(make_trainer, 
     trainer, loader = ready(trainer)
     batch = next(loader)
     assert "unlabeled_strong" not in batch
-    (first, second), counts = trainer.cps_step.pseudo_labelled(batch, batch["target"][0])
+    (first, second), counts = trainer.cps_step.pseudo_labelled(batch)
     expected = torch.cat([batch["data"], batch["unlabeled"]]) if pseudo_on == "both" else batch["unlabeled"]
     assert torch.equal(first.images, expected)
     assert torch.equal(second.images, expected)

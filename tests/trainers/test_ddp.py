@@ -21,6 +21,8 @@ CASES = [  # Dice per sample in 3D, and over the batch in 2D
     ("nnUNetTrainerCPS_ANUNet", "2d"),
     ("nnUNetTrainerMeanTeacher_Confidence", "2d"),
     ("nnUNetTrainerCPS_Confidence_ClassBalance", "2d"),
+    ("nnUNetTrainerMeanTeacher_BCP_Confidence_ClassBalance", "2d"),
+    ("nnUNetTrainerCPS_BCP", "3d_fullres"),
 ]
 
 
@@ -80,7 +82,12 @@ def train(name, configuration, rank, world, folder):
     trainer.set_deep_supervision_enabled(True)
     batch = fixed_batch(trainer, 2)
     mine = batch if world == 1 else part(batch, rank, 2)
-    outputs = [trainer.train_step(mine) for _ in range(STEPS)]
+    outputs = []
+    for _ in range(STEPS):
+        if "BCP" in name:  # processes have boxes of their own, and with one patch each turns of their own
+            trainer.copy_paste.reseed(7)
+            trainer.copy_paste.steps = 0
+        outputs.append(trainer.train_step(mine))
     semi_supervised = "CPS" in name or "MeanTeacher" in name
     values = trainer.monitor.epoch(outputs, 0.5, trainer.is_ddp) if semi_supervised else {}
     if rank > 0:

@@ -129,6 +129,7 @@ def test_a_gate_that_keeps_nothing_leaves_the_labels_alone(make_trainer):
     report = trainer.train_step(next(loader))
     assert report["unlabeled_loss"] == 0
     assert report["kept_counts"].sum() == 0
+    assert report["nothing_kept"] == 1
     assert report["counts"][0].sum() > 0
 
 
@@ -214,6 +215,9 @@ def test_pretrained_weights_are_the_teachers_too(make_trainer, tmp_path):
         ("confidence_threshold", 1.0, r"confidence_threshold must be None or lie in \[0, 1\), got 1.0"),
         ("confidence_keep", 0, r"confidence_keep must lie in \(0, 1\], got 0"),
         ("class_balance_gamma", 2.0, "class_balance_gamma must lie between 0 and 1, got 2.0"),
+        ("class_sampling_refresh", -1, "class_sampling_refresh must be a whole number of at least 0, got -1"),
+        ("class_sampling_cases", 0, "class_sampling_cases must be a whole number of at least 1, got 0"),
+        ("class_sampling_share", 2, "class_sampling_share must lie above 0 and be 1 at most, got 2"),
         ("warmup_fraction", 0.5, "warmup_fraction"),
         ("ramp_down_fraction", 0.9, "ramp_down_fraction"),
     ],
@@ -409,5 +413,48 @@ def test_a_teacher_that_sees_nothing_is_warned_of(make_trainer, kind):
 def test_a_guard_says_nothing_of_sparse_labels(make_trainer):
     trainer = make_trainer("nnUNetTrainerMeanTeacher_Confidence_4epochs_2iterations", kind="ignore")
     trainer.confidence_guard = True
-    with pytest.raises(ValueError, match="confidence_guard compares with the share of each class in labelled patches"):
+    with pytest.raises(
+        ValueError, match="confidence_guard compares with the share of each class in the labelled scans"
+    ):
         trainer.initialize()
+
+
+@pytest.mark.parametrize(
+    ("kind", "expected"), [("labels", [1 - 128 / 5184, *[64 / 5184] * 2]), ("regions", [128 / 5184, 64 / 5184])]
+)
+def test_a_guard_compares_with_whole_scans(make_trainer, kind, expected):
+    """Of 18 x 16 x 18 voxels each class has a box of 4 x 4 x 4; the patches hold more of them."""
+    trainer = make_trainer("nnUNetTrainerMeanTeacher_Confidence_4epochs_2iterations", kind=kind)
+    trainer.confidence_guard = True
+    trainer, loader = ready(trainer)
+    assert trainer.gate.labelled_share.tolist() == pytest.approx(expected)
+    trainer.train_step(next(loader))
+    assert not trainer.gate.missing().any()  # after one step nothing is known
+    validating = make_trainer("nnUNetTrainerMeanTeacher_Confidence_4epochs_2iterations", kind=kind)
+    validating.confidence_guard = validating.only_validates = True
+    validating.initialize()
+    assert not validating.gate.labelled_share.any()
+
+
+def test_steps_that_kept_nothing_are_counted(make_trainer):
+    trainer, loader = ready(make_trainer(PLAIN))
+    assert trainer.train_step(next(loader))["nothing_kept"] == 0
+    one = {"loss": 1.0, "unlabeled_loss": 1.0, "kept_counts": np.ones(3), "labelled_counts": np.ones(3)}
+    one["counts"] = np.ones((3, 3))
+    trainer.on_train_epoch_end([one | {"nothing_kept": n} for n in (1, 0, 1)])
+    assert "steps in which no pseudo-label counted: 2" in Path(trainer.log_file).read_text()
+    assert trainer.monitor.epoch([one], 0.5, False)["nothing_kept"] == 0
+    assert np.isnan(trainer.monitor.epoch([one], 0.0, False)["nothing_kept"])
+
+
+@pytest.mark.parametrize("kind", ["regions", "labels"])
+def test_kept_background_is_something(make_trainer, kind):
+    """A teacher that sees no foreground still teaches where none is."""
+    trainer, loader = ready(make_trainer(PLAIN, kind=kind))
+    background = torch.full((1, trainer.label_manager.num_segmentation_heads, 1, 1, 1), -9.0)
+    if kind == "labels":
+        background[:, 0] = 9.0
+    trainer.teaching_step.teacher = lambda images: background.expand(len(images), -1, *images.shape[2:])
+    report = trainer.train_step(next(loader))
+    assert report["counts"][0][trainer.monitor.first_class :].sum() == 0
+    assert report["nothing_kept"] == 0

@@ -43,7 +43,7 @@ def test_other_names_are_not_ours(name):
     [
         (
             "nnUNetTrainerCPS_foo",
-            "unknown part 'foo'.*Known parts, in their order: Semi, CPS, MeanTeacher, CutMix, Confidence, ClassBalance",
+            "unknown part 'foo'.*Known parts, in their order: Semi, CPS, MeanTeacher, CutMix, BCP, Confidence",
         ),
         ("nnUNetTrainerCPSX", "unknown part 'CPSX'"),
         ("nnUNetTrainercps", "unknown part 'cps'"),
@@ -57,6 +57,10 @@ def test_other_names_are_not_ours(name):
         ("nnUNetTrainerCPS_5epochs_6epochs", "of which only one can be chosen"),
         ("nnUNetTrainerCPS__5epochs", "unknown part ''"),
         ("nnUNetTrainerCPS_MeanTeacher", "CPS and MeanTeacher, of which only one can be chosen"),
+        ("nnUNetTrainerMeanTeacher_CutMix_BCP", "CutMix and BCP, of which only one can be chosen"),
+        ("nnUNetTrainerCPS_BCP_CutMix_Confidence", "BCP and CutMix, of which only one can be chosen"),
+        ("nnUNetTrainerBCP", "has BCP, which needs CPS or MeanTeacher, e.g. nnUNetTrainerCPS_BCP"),
+        ("nnUNetTrainerMeanTeacher_Confidence_BCP", "use -tr nnUNetTrainerMeanTeacher_BCP_Confidence$"),
         ("nnUNetTrainerCutMix", "has CutMix, which needs CPS or MeanTeacher, e.g. nnUNetTrainerCPS_CutMix"),
         ("nnUNetTrainerConfidence_CWCD", "Confidence, which needs CPS or MeanTeacher, e.g. nnUNetTrainerCPS_Conf"),
         ("nnUNetTrainerCPS_Confidence_CutMix", "use -tr nnUNetTrainerCPS_CutMix_Confidence$"),
@@ -71,16 +75,16 @@ def test_malformed_names_are_explained(name, message):
 
 
 def test_every_combination_without_a_length_is_listed_once():
-    parts = ("_CutMix", "_Confidence", "_ClassBalance")
+    parts = (("", "_CutMix", "_BCP"), ("", "_Confidence"), ("", "_ClassBalance"))
     expected = {
         "nnUNetTrainer" + "_".join(word for word in words if word)
         for words in itertools.product(
             (
                 "",
                 *(
-                    method + "".join(part for part, there in zip(parts, chosen, strict=True) if there)
+                    method + "".join(chosen)
                     for method in ("CPS", "MeanTeacher")
-                    for chosen in itertools.product((False, True), repeat=3)
+                    for chosen in itertools.product(*parts)
                 ),
                 "Semi",
             ),
@@ -89,7 +93,7 @@ def test_every_combination_without_a_length_is_listed_once():
         )
     } - {"nnUNetTrainer"}
     assert set(COMMON) == expected | {"nnUNetTrainerCPS_100epochs", "nnUNetTrainerCPS_250epochs"}
-    assert len(COMMON) == len(set(COMMON)) == 289
+    assert len(COMMON) == len(set(COMMON)) == 417
 
 
 def test_the_list_follows_the_table_of_parts(monkeypatch):

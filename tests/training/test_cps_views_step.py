@@ -83,9 +83,12 @@ def test_scaler_is_updated_once_after_both_optimisers():
     assert scaler.calls == ["scale", "scale", "unscale", "step", "unscale", "step", "update"]
 
 
-def test_report_is_that_of_plain_cps():
+def test_report_is_that_of_plain_cps_with_what_is_kept():
     report = make()(batch(), 0.5)
-    assert report.keys() == {"loss", "loss_2", "cps", "counts", "labelled_counts"}
+    of_plain_cps = {"loss", "loss_2", "cps", "counts", "labelled_counts"}
+    assert report.keys() == of_plain_cps | {"kept_counts", "nothing_kept"}
+    assert np.array_equal(report["kept_counts"], report["counts"][:2])
+    assert report["nothing_kept"].tolist() == [0, 0]
     assert report["counts"].shape == (3, 3)
     assert report["counts"][0].sum() == report["counts"][1].sum() == 2 * 16
     expected = np.bincount(batch()["target"][0].flatten().numpy(), minlength=3)
@@ -124,3 +127,62 @@ def test_deep_supervision_is_on_again_after_an_error():
     with pytest.raises(RuntimeError, match="channels"):
         step(batch(), 0.5)
     assert step.networks[0].decoder.deep_supervision
+
+
+def every_other(logits, labels, *_):
+    """Keep every second voxel along the last axis."""
+    return torch.arange(labels.shape[-1]).expand_as(labels) % 2 == 0
+
+
+def nothing(logits, labels, *_):
+    return torch.zeros_like(labels, dtype=torch.bool)
+
+
+@pytest.mark.parametrize("regions", [False, True])
+def test_labels_that_count_are_counted_for_each_network(regions):
+    step = make(regions=regions, gates=(every_other, nothing))
+    data = batch()
+    if regions:
+        data["target"] = [t.expand(-1, 4, -1, -1) > 1 for t in data["target"]]
+        step.supervised = lambda o, t: sum(x.square().mean() for x in o)
+    (_, second), counts = step.pseudo_labelled(data)
+    assert counts.shape == (5, 3)
+    labels = second.labels.float() if regions else nn.functional.one_hot(second.labels[:, 0], 3).movedim(-1, 1)
+    assert counts[0].tolist() == labels.sum((0, 2, 3)).tolist()  # network 2 learns what network 1 labels
+    assert counts[3].tolist() == labels[..., ::2].sum((0, 2, 3)).tolist()
+    assert counts[4].sum() == 0
+    report = step(data, 0.5)
+    assert np.array_equal(report["kept_counts"], counts[3:].numpy())
+    assert report["nothing_kept"].tolist() == [1, 0]  # network 1 learns what network 2 labels
+
+
+def test_kept_outsides_of_regions_are_something():
+    """Where no region is labelled, the outsides still teach."""
+    step = make(regions=True, gates=(every_other, every_other))
+    for network in step.networks:
+        nn.init.constant_(network.large.bias, -50.0)
+    step.supervised = lambda o, t: sum(x.square().mean() for x in o)
+    data = batch()
+    data["target"] = [t.expand(-1, 4, -1, -1) > 1 for t in data["target"]]
+    report = step(data, 0.5)
+    assert report["counts"].sum() == 0
+    assert report["nothing_kept"].tolist() == [0, 0]
+
+
+@pytest.mark.parametrize("gates", [(None, None), (every_other, None)])
+def test_labels_of_which_the_networks_disagree_count_only_where_they_are_sure(gates):
+    off, step = make(gates=gates), make(gates=gates, agree=True)
+    assert off.agree is False
+    (one, two), _ = off.pseudo_labelled(batch())
+    (first, second), counts = step.pseudo_labelled(batch())
+    alike = one.labels == two.labels
+    assert 0 < alike.sum() < alike.numel()
+    assert torch.equal(first.labels, one.labels)
+    assert torch.equal(first.kept, one.kept & alike)  # no label of these networks is as sure as 0.95
+    assert torch.equal(second.kept, two.kept & alike)
+    assert counts[4].sum() == first.kept.sum()
+    for network in step.networks:
+        network.large.weight.data *= 100
+    (first, second), _ = step.pseudo_labelled(batch())
+    disagree = first.labels != second.labels
+    assert (first.kept & disagree).any()

@@ -51,13 +51,13 @@ def test_the_whole_step_of_cps(regions, unlabelled):
 @pytest.mark.parametrize("regions", [True, False])
 def test_gate_balance_and_losses_of_unlabelled_patches(regions):
     logits = torch.randn(2, 3, 4, 4, generator=torch.Generator().manual_seed(0), requires_grad=True)
-    target = torch.ones(2, 3 if regions else 1, 4, 4)
     valid = torch.ones(2, 1, 4, 4)
-    gate = ConfidenceGate(3, gate="per_class", guard=True, regions=regions)
+    share = torch.full((3,), 1 / 3, dtype=torch.float64)
+    gate = ConfidenceGate(3, gate="per_class", guard=True, regions=regions, labelled_share=share)
     balance = ClassBalance(torch.ones((2, 3) if regions else 3, dtype=torch.float64))
     with NoFloat64():
         labels, confidence = label_and_confidence(logits, regions)
-        kept = gate(logits, labels, confidence, valid, target)
+        kept = gate(logits, labels, confidence, valid)
         balance.observe(class_counts(labels, valid, 3, regions))
         loss = (unlabelled_region_loss if regions else unlabelled_loss)(logits, labels, kept, valid, balance.weights())
         loss = loss + bcp_loss(logits, labels, kept, valid, valid, balance.weights(), regions=regions)

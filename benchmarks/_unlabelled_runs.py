@@ -1,0 +1,253 @@
+"""The list of trainings of unlabelled.py: tasks, runs, and what a step of each costs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+import accuracy
+
+PLANS, FULL, SMALL = "SemiSupervisedPlans", "3d_fullres", "3d_small"
+EPOCHS, ITERATIONS = 20, 250
+EQUAL_COST = 47  # epochs of supervised training with as many passes as 20 of a mean teacher: 1 + 1 + 1/3 steps
+LONG = 60
+# Where the usual length is too short for a ceiling: after 5,000 steps on the labels of all phantoms no gallbladder is
+# found yet, on those of four it is.
+LONG_CEILINGS = {("phantoms4", "_long")}
+TIMED_SECONDS = 600
+# To be set by what is measured: what is trained on the other tasks and for longer, and what has cheaper variants.
+TWO_BEST = ("MeanTeacher_CutMix_Confidence", "MeanTeacher_CutMix")
+BEST = TWO_BEST[0]
+SEMI, SUPERVISED = "nnUNetTrainerSemi", f"nnUNetTrainer_{EPOCHS}epochs"  # trained for a time instead of steps
+VARIANTS = {
+    "every2": {"unlabeled_every": 2},
+    "lambda1": {"unlabeled_weight": 1.0},
+    "geometry": {"second_geometry": True},
+}
+CONTROLS = ("supervised", "supervised_strong", "supervised_batch4", "supervised_equal_cost")
+
+
+@dataclass(frozen=True)
+class UnlabelledTask(accuracy.Task):
+    """What is trained on, with few labels.
+
+    Attributes:
+        few: Labelled scans.
+        hidden: Scans that are used without labels.
+        tests: Test cases.
+        smallest: Class with the fewest voxels in the test cases.
+        ceiling: Name of the dataset with the labels of all scans, None where there is none.
+        ceiling_of: Task whose ceiling has the same scans and test cases, where it is not trained anew.
+        seconds_a_step: Of supervised training on one core that does nothing else, roughly, until some are recorded.
+        configuration: What is trained: on a GPU the plan's own.
+    """
+
+    few: int = 0
+    hidden: int = 0
+    tests: int = 40
+    smallest: str = ""
+    ceiling: str | None = None
+    ceiling_of: str | None = None
+    seconds_a_step: float = 0.2
+    configuration: str = SMALL
+
+
+_HIPPOCAMPUS = {"planner": "SemiSupervisedPlanner", "plans": PLANS, "classes": {1: "anterior", 2: "posterior"}}
+TASKS = {
+    "hippocampus5": UnlabelledTask(
+        "Dataset954_HippocampusFive",
+        **_HIPPOCAMPUS,
+        tolerance_mm=1.0,
+        few=5,
+        hidden=155,
+        smallest="posterior",
+        ceiling="Dataset955_HippocampusAll",
+        seconds_a_step=0.35,
+    ),
+    "phantoms4": UnlabelledTask(
+        "Dataset956_PhantomsFour",
+        "SemiSupervisedPlanner",
+        PLANS,
+        accuracy.ORGANS,
+        tolerance_mm=5.0,
+        patch=[24, 32, 32],
+        mirroring=False,
+        few=4,
+        hidden=36,
+        smallest="gallbladder",
+        ceiling="Dataset957_PhantomsAll",
+        seconds_a_step=0.11,
+    ),
+    "hippocampus10": UnlabelledTask(
+        "Dataset958_HippocampusTen",
+        **_HIPPOCAMPUS,
+        tolerance_mm=1.0,
+        few=10,
+        hidden=150,
+        smallest="posterior",
+        ceiling_of="hippocampus5",
+        seconds_a_step=0.35,
+    ),
+    "multiorgan4": UnlabelledTask(
+        "Dataset959_AbdomenFour",
+        "SemiSupervisedPlanner",
+        PLANS,
+        {1: "liver", 2: "right kidney", 3: "left kidney", 4: "spleen"},
+        tolerance_mm=2.5,
+        patch=[16, 80, 80],
+        mirroring=False,
+        few=4,
+        hidden=10,
+        tests=6,
+        smallest="right kidney",
+        seconds_a_step=0.35,
+    ),
+    "atrium8": UnlabelledTask(
+        "Dataset960_AtriumEight",
+        "SemiSupervisedPlanner",
+        PLANS,
+        {1: "atrium"},
+        tolerance_mm=1.25,
+        few=8,
+        hidden=72,
+        tests=20,
+        smallest="atrium",
+        configuration=FULL,
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training.
+
+    Attributes:
+        name: Of the run and its record: task, method and seed.
+        parts: Of the trainer's name, without the length.
+        task: What is trained on.
+        seed: Of everything that is drawn.
+        epochs: Length, of 250 iterations each.
+        all_labels: Train with the labels of all scans.
+        batch: Labelled patches a step, None for that of the configuration.
+        strong: Augment labelled patches as a student's strong views.
+        attributes: Settings of the trainer that differ.
+        bf16: Train in bfloat16.
+        device: Where.
+        seconds: Length instead of steps: as many of them as fit are trained in 20 epochs.
+        trainer_name: Of the trainer, where parts do not make it.
+    """
+
+    name: str
+    parts: str
+    task: str
+    seed: int = 0
+    epochs: int = EPOCHS
+    all_labels: bool = False
+    batch: int | None = None
+    strong: bool = False
+    attributes: dict = field(default_factory=dict)
+    bf16: bool = True
+    device: str = "cpu"
+    seconds: float | None = None
+    trainer_name: str = ""
+
+    @property
+    def trainer(self) -> str:
+        """The trainer's name."""
+        return self.trainer_name or f"nnUNetTrainer{self.parts}_{self.epochs}epochs_{ITERATIONS}iterations"
+
+    @property
+    def method(self) -> str:
+        """What it is called among the runs of its task and seed."""
+        return self.name.removeprefix(f"{self.task}_").removesuffix(f"_seed{self.seed}")
+
+    @property
+    def baseline(self) -> str:
+        """The supervised training of the same length, as a method."""
+        return f"supervised{self._length}"
+
+    @property
+    def ceiling(self) -> tuple[str, str] | None:
+        """Task and method of the training with all labels that has the same length, None where there is none."""
+        task = TASKS[self.task].ceiling_of or self.task
+        known = TASKS[task].ceiling and (not self._length or (task, self._length) in LONG_CEILINGS)
+        return (task, f"ceiling{self._length}") if known else None
+
+    @property
+    def _length(self) -> str:
+        if self.seconds is not None:
+            return f"_{self.seconds:g}s"
+        return "_long" if self.epochs == LONG else ""
+
+    @property
+    def is_control(self) -> bool:
+        """Whether it learns from labels alone; the ceiling is none."""
+        return not self.parts and not self.all_labels
+
+    def timed(self, seconds: float) -> Run:
+        """Return the same training for a time instead of steps."""
+        method = self.method.removesuffix(self._length)
+        return replace(self, name=f"{self.task}_{method}_{seconds:g}s_seed{self.seed}", seconds=seconds)
+
+
+def _methods(task: str) -> list[Run]:
+    """Return what is trained on a task with one seed, named by the method alone."""
+    if task in ("hippocampus10", "multiorgan4"):
+        return [Run("supervised", "", task), *(Run(parts, parts, task) for parts in TWO_BEST)]
+    teachers = ["MeanTeacher", "MeanTeacher_CutMix", "MeanTeacher_CutMix_Confidence"]
+    if task == "phantoms4":
+        teachers.append("MeanTeacher_CutMix_Confidence_ClassBalance")
+    return [
+        Run("supervised", "", task),
+        Run("ceiling", "", task, all_labels=True),
+        Run("supervised_batch4", "", task, batch=4),
+        Run("supervised_strong", "", task, strong=True),
+        Run("supervised_equal_cost", "", task, epochs=EQUAL_COST),
+        *(Run(parts, parts, task) for parts in ("CPS", "CPS_CutMix", *teachers, "MeanTeacher_BCP")),
+        *(Run(f"{BEST}_{name}", BEST, task, attributes=changed) for name, changed in VARIANTS.items()),
+    ]
+
+
+def _runs() -> list[Run]:
+    on_steps = [task for task in TASKS if task != "atrium8"]
+    runs = [replace(run, seed=seed) for seed in (0, 1) for task in on_steps for run in _methods(task)]
+    for task in ("hippocampus5", "phantoms4"):
+        runs += [Run(f"{parts or 'supervised'}_long", parts, task, epochs=LONG) for parts in ("", BEST)]
+        if (task, "_long") in LONG_CEILINGS:
+            runs.append(Run("ceiling_long", "", task, epochs=LONG, all_labels=True))
+    runs = [replace(run, name=f"{run.task}_{run.name}_seed{run.seed}") for run in runs]
+    for name, parts, trainer in (("supervised", "", SUPERVISED), ("semi", "Semi", SEMI)):
+        run = Run(f"atrium8_{name}_seed0", parts, "atrium8", device="cuda", trainer_name=trainer)
+        runs.append(run.timed(TIMED_SECONDS))
+    return runs
+
+
+RUNS = _runs()
+_MEASURED = "measured: teacher_step.py --small --threads 1"
+# Of a trainer's parts: time of a step in steps of supervised training, and where that comes from.
+STEP_COST = {
+    "": (1.0, "itself"),
+    "CPS": (5.21, _MEASURED),
+    "CPS_CutMix": (6.08, "CPS as measured, passes counted: 4.67 / 4 of it"),
+    "MeanTeacher": (2.75, _MEASURED),
+    "MeanTeacher_CutMix": (2.67, "as with Confidence"),
+    "MeanTeacher_CutMix_Confidence": (2.67, _MEASURED),
+    "MeanTeacher_CutMix_Confidence_ClassBalance": (2.67, "as without ClassBalance"),
+    "Semi": (2.67, "as its parts"),
+    "MeanTeacher_BCP": (2.67, "as with CutMix and Confidence: the same passes"),
+}
+
+
+def step_cost(run: Run) -> tuple[float, str]:
+    """Return the time of a step of a run, in steps of supervised training, and where that comes from."""
+    factor, source = STEP_COST.get(run.parts, (float("nan"), "not known"))
+    if run.batch is not None:
+        return factor * run.batch / 2, "patches counted"
+    every = run.attributes.get("unlabeled_every", 1)
+    if every > 1:
+        return 1 + (factor - 1) / every, f"{factor:g}, every {every} steps, the others supervised"
+    return factor, source
+
+
+def cost(run: Run) -> float:
+    """Return the time of a run, in supervised trainings of the usual length."""
+    return step_cost(run)[0] * run.epochs / EPOCHS
