@@ -196,7 +196,7 @@ def _networks(content: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """Return the weights of each network of a checkpoint."""
     if SECOND_NETWORK in content:
         return {"1": content["network_weights"], "2": content[SECOND_NETWORK]["network_weights"]}
-    if TEACHING in content:
+    if "student" in content.get(TEACHING, ()):
         return {"teacher": content["network_weights"], "student": content[TEACHING]["student"]}
     return {"": content["network_weights"]}
 
