@@ -72,7 +72,8 @@ def with_mean_weights(trainer_class: type) -> type:
 
         def load_extra_state(self, checkpoint: dict) -> None:
             super().load_extra_state(checkpoint)
-            self.mean_weights, self.mean_steps = checkpoint["mean_weights"], checkpoint["mean_steps"]
+            self.mean_weights = {key: value.to(self.device) for key, value in checkpoint["mean_weights"].items()}
+            self.mean_steps = checkpoint["mean_steps"]
 
     WithMeanWeights.mean_weights, WithMeanWeights.mean_steps = {}, 0
     WithMeanWeights.__name__ = WithMeanWeights.__qualname__ = trainer_class.__name__

@@ -17,6 +17,7 @@ from nnunet_ext.files import whole
 from nnunet_ext.plugin import compat
 
 MOST = 10_000  # voxels that are kept of a class
+_SHAPE = "shape"
 
 
 def save_class_locations(folder: Path, name: str, labels: np.ndarray, classes: Sequence[Any], seed: int) -> None:
@@ -32,20 +33,27 @@ def save_class_locations(folder: Path, name: str, labels: np.ndarray, classes: S
     found = compat.foreground_locations(labels[None], classes, seed, MOST)
     folder.mkdir(parents=True, exist_ok=True)
     arrays: dict[str, Any] = {str(number): np.asarray(found[key], np.int32) for number, key in enumerate(found)}
+    arrays[_SHAPE] = np.array(labels.shape)
     with whole(folder / f"{name}.npz") as temporary, temporary.open("wb") as file:
         np.savez(file, **arrays)
 
 
-def read_class_locations(folder: Path, name: str) -> dict[int, np.ndarray]:
+def read_class_locations(folder: Path, name: str, shape: Sequence[int]) -> dict[int, np.ndarray]:
     """Return voxels ``(N, 4)`` of each class of a case, channel first, as nnU-Net's loader expects of its own.
 
     Args:
         folder: Folder of the cases' files.
         name: Name of the case.
+        shape: Shape of the preprocessed case, ``*S``.
 
     Returns:
-        Voxels by number of the class; empty for a case that was not looked at yet, or whose file is damaged.
+        Voxels by number of the class; empty for a case that was not looked at yet, whose file is damaged, or that had
+        another shape when it was looked at.
     """
-    with contextlib.suppress(OSError, ValueError, EOFError, BadZipFile), np.load(folder / f"{name}.npz") as content:
-        return {int(key): content[key] for key in content.files}
+    with (
+        contextlib.suppress(OSError, ValueError, KeyError, EOFError, BadZipFile),
+        np.load(folder / f"{name}.npz") as content,
+    ):
+        if content[_SHAPE].tolist() == [int(length) for length in shape]:
+            return {int(key): content[key] for key in content.files if key != _SHAPE}
     return {}

@@ -183,7 +183,7 @@ class UnlabeledDataset:
         """Return image ``(C, *S)``, validity mask ``(1, *S)`` uint8, None, and properties with class locations."""
         data = self._open(os.path.join(self.source_folder, f"{identifier}.b2nd"))
         valid = self._open(os.path.join(self.source_folder, VALID_FOLDER, f"{identifier}.b2nd"))
-        known = {} if self.locations is None else read_class_locations(self.locations, identifier)
+        known = {} if self.locations is None else read_class_locations(self.locations, identifier, data.shape[1:])
         return data, valid, None, {"class_locations": known}
 
     def __getitem__(self, identifier: str) -> tuple[Any, Any, None, dict[str, Any]]:

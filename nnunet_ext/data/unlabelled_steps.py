@@ -73,6 +73,14 @@ def unlabelled_batch_size(trainer: SparingTrainer) -> int:
     return (int(trainer.unlabeled_batch_size) + processes - 1 - dist.get_rank()) // processes
 
 
+def least_unlabelled_batch_size(trainer: SparingTrainer) -> int:
+    """Return the unlabelled patches of a step in the process that has the fewest."""
+    if not trainer.is_ddp:
+        return unlabelled_batch_size(trainer)
+    of_all = trainer.unlabeled_batch_size or trainer.configuration_manager.batch_size
+    return int(of_all) // dist.get_world_size()
+
+
 def refuse_senseless_steps(trainer: SparingTrainer) -> None:
     """Raise where no step can have unlabelled patches as asked.
 

@@ -28,7 +28,7 @@ from nnunet_ext.training.mean_teacher_step import Gate, Mixer
 from nnunet_ext.training.nesting import refuse_without_part
 from nnunet_ext.training.precision import ENVIRONMENT as BF16_ENVIRONMENT
 from nnunet_ext.training.precision import bf16_on_cpu, cpu_has_bf16_units
-from nnunet_ext.training.seeds import base_seed, derived_seed, seed_everything, torch_seed
+from nnunet_ext.training.seeds import LOADING, base_seed, derived_seed, seed_everything, torch_seed
 
 
 class ExtPart(StockTrainer):
@@ -81,12 +81,19 @@ class ExtPart(StockTrainer):
 
     def warn_of_slow_bf16(self) -> None:
         """Say so if bfloat16 is asked for on a CPU that computes it in software."""
-        asked = self.device.type == "cpu" and self.cpu_bf16
+        asked = [f"{BF16_ENVIRONMENT}=1"] if self.cpu_bf16 else []
+        asked += ["teacher_precision 'bf16'"] if self.labels_in_bf16() else []
+        asked = asked if self.device.type == "cpu" else []
         if asked and platform.machine() in ("x86_64", "AMD64") and not cpu_has_bf16_units():  # torch tells of x86 alone
+            names = " and ".join(one.split("=")[0].split()[0] for one in asked)
             self.print_to_log_file(
-                f"WARNING: {BF16_ENVIRONMENT}=1, but this CPU has no bfloat16 units, so that training is several times "
-                f"slower than in float32; unset {BF16_ENVIRONMENT}"
+                f"WARNING: {' and '.join(asked)}, but this CPU has no bfloat16 units, so that training is several "
+                f"times slower than in float32; unset {names}"
             )
+
+    def labels_in_bf16(self) -> bool:
+        """Whether a network that only labels does so in bfloat16; the part that has one says so."""
+        return False
 
     def initialize(self) -> None:
         """Build networks, optimisers and losses in nnU-Net's order; how they are wrapped is decided here."""
@@ -143,7 +150,7 @@ class ExtPart(StockTrainer):
 
     def loading_seed(self) -> int:
         """Return the seed of the data of this training, from the epoch at which it starts or goes on."""
-        return derived_seed(self.seed, 100, self.current_epoch, self.local_rank)
+        return derived_seed(self.seed, LOADING, self.current_epoch, self.local_rank)
 
     def get_dataloaders(self) -> tuple[Any, Any]:
         """Return nnU-Net's loaders; without loader processes (``nnUNet_n_proc_DA=0``) they can be repeated."""
@@ -204,6 +211,10 @@ class ExtPart(StockTrainer):
     def make_balance(self) -> ClassBalance | None:
         """Return the weights of classes among the pseudo-labels, None for 1; a part has some."""
         return None
+
+    def shares_are_settled(self) -> bool:
+        """Whether the share of each class in unlabelled patches is that of the data, and changes no more by itself."""
+        return True
 
     def unlabelled_cases(self) -> UnlabeledDataset:
         """Return the preprocessed unlabelled cases; a part may say which of their patches are drawn."""

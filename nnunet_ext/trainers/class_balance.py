@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from nnunet_ext.training import class_sampling
 from nnunet_ext.training.class_balance import ClassBalance, classes_without_labels, labelled_counts
 from nnunet_ext.training.criteria import summed_counts
 from nnunet_ext.training.labelled_scans import network_outputs, voxels_of_training_cases
-from nnunet_ext.training.seeds import derived_seed
+from nnunet_ext.training.seeds import LOOKED_AT, derived_seed
 from nnunet_ext.training.semi_supervised import class_names
 
 
@@ -28,11 +29,13 @@ class ClassBalancePart(TrainerMixin):
 
     Attributes:
         class_balance_gamma: How much rarity counts; 0 gives every class 1.
-        class_sampling_refresh: Epochs after which the network looks at some cases again; 0 draws patches anywhere.
+        class_sampling_refresh: Epochs after which the network looks at some cases again, from the first one on in which
+            pseudo-labels count; 0 draws patches anywhere.
         class_sampling_cases: Cases that it looks at each time, one after the other.
         class_sampling_share: Share of the unlabelled patches that is centred on a class.
     """
 
+    warmup_fraction: float  # of the part that labels
     _looked_for: UnlabeledDataset | None = None
 
     def set_defaults(self) -> None:
@@ -52,6 +55,11 @@ class ClassBalancePart(TrainerMixin):
             value = getattr(self, name)
             if not isinstance(value, int) or value < least:
                 raise ValueError(f"{name} must be a whole number of at least {least}, got {value!r}")
+        if self.class_sampling_refresh >= self.num_epochs:
+            raise ValueError(
+                f"class_sampling_refresh must be below the {self.num_epochs} epochs of the training, got "
+                f"{self.class_sampling_refresh}; 0 draws patches anywhere"
+            )
         if not 0 < self.class_sampling_share <= 1:
             raise ValueError(f"class_sampling_share must lie above 0 and be 1 at most, got {self.class_sampling_share}")
 
@@ -82,6 +90,8 @@ class ClassBalancePart(TrainerMixin):
         dataset = super().unlabelled_cases()
         if self.class_sampling_refresh:
             dataset.locations = Path(self.output_folder) / class_sampling.FOLDER
+            if self.current_epoch == 0 and self.local_rank == 0:
+                shutil.rmtree(dataset.locations, ignore_errors=True)  # of another training in this folder
             dataset.class_share = self.class_sampling_share
             self._looked_for = dataset
         return dataset
@@ -90,15 +100,24 @@ class ClassBalancePart(TrainerMixin):
         """Look for classes in some unlabelled cases where it is time to, once their pseudo-labels count."""
         super().on_train_epoch_start()
         network, weight = self.label_maker()
-        if self._looked_for is None or weight == 0 or self.current_epoch % self.class_sampling_refresh:
+        if self._looked_for is None or weight == 0 or self._epochs_of_sampling() % self.class_sampling_refresh:
             return
-        names = class_sampling.cases_of_turn(
-            self._looked_for.identifiers,
-            self.current_epoch // self.class_sampling_refresh,
-            self.class_sampling_cases,
-            derived_seed(self.seed, 300),
-        )
+        turn = self._epochs_of_sampling() // self.class_sampling_refresh
+        order = derived_seed(self.seed, LOOKED_AT)
+        names = class_sampling.cases_of_turn(self._looked_for.identifiers, turn, self.class_sampling_cases, order)
+        self.print_to_log_file(f"Looking for classes in {len(names)} unlabelled cases, on which patches are centred")
         class_sampling.look_for_classes(self, network, self._looked_for, names)
+
+    def _epochs_of_sampling(self) -> int:
+        """Return the epochs since pseudo-labels began to count."""
+        return int(self.current_epoch - round(self.warmup_fraction * self.num_epochs))
+
+    def shares_are_settled(self) -> bool:
+        """Whether all cases have been looked at: until then, more and more patches are centred on rare classes."""
+        if self._looked_for is None:
+            return super().shares_are_settled()
+        turns = self._epochs_of_sampling() // self.class_sampling_refresh + 1
+        return turns * self.class_sampling_cases >= len(self._looked_for.identifiers)
 
     def hyperparameters(self) -> dict[str, Any]:
         """Add the settings of weights and patches."""

@@ -10,6 +10,7 @@ from torch import nn
 from nnunet_ext.data.loaders import in_background, two_stream_loader, validation_loader
 from nnunet_ext.data.unlabelled_steps import refuse_senseless_steps, unlabelled_steps
 from nnunet_ext.networks.averaging import AverageOfNetworks
+from nnunet_ext.plugin import compat
 from nnunet_ext.trainers._mixin import TrainerMixin
 from nnunet_ext.trainers.bcp import BCPPart
 from nnunet_ext.trainers.class_balance import ClassBalancePart
@@ -169,10 +170,11 @@ class CPSPart(TrainerMixin):
 
     def _peer_means(self) -> tuple[Teacher, Teacher]:
         steps = self.num_epochs * self.num_iterations_per_epoch
-        return (
-            teacher_of(self.network, self.ema_decay, steps),
-            teacher_of(self.network_2, self.ema_decay, steps),
-        )
+        first, second = (teacher_of(network, self.ema_decay, steps) for network in (self.network, self.network_2))
+        if compat.compiles(self):
+            for teacher in (first, second):
+                teacher.network.compile(dynamic=False)
+        return first, second
 
     def _has_parts(self) -> bool:
         return isinstance(self, (CutMixPart, BCPPart, ConfidencePart, ClassBalancePart))
@@ -295,7 +297,8 @@ class CPSPart(TrainerMixin):
                 warn_of_drift(self, values["pseudo_label_share"], "cps_weight")
         for scheduler, key in ((self.lr_scheduler, "supervised_loss_1"), (self.lr_scheduler_2, "supervised_loss_2")):
             if isinstance(scheduler, PlateauScheduler):
-                scheduler.observe(values[key] + values["cps_lambda"] * values["cps_loss"])
+                weight = values["cps_lambda"]
+                scheduler.observe(values[key] + (weight * values["cps_loss"] if weight else 0.0))
 
     def on_validation_epoch_start(self) -> None:
         """Set both networks to evaluation."""

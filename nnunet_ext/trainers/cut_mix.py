@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from nnunet_ext.data.unlabelled_steps import unlabelled_batch_size
+from nnunet_ext.data.unlabelled_steps import least_unlabelled_batch_size, unlabelled_batch_size
 from nnunet_ext.trainers._mixin import TrainerMixin
 from nnunet_ext.training.mean_teacher_step import Mixer
 from nnunet_ext.training.mixing import BoxMixer
@@ -47,7 +47,7 @@ class CutMixPart(TrainerMixin):
         """Return what exchanges boxes; with one patch in a batch there is nothing to exchange."""
         if self.cutmix_probability == 0:
             return super().make_mixer()
-        if unlabelled_batch_size(self) < 2:
+        if least_unlabelled_batch_size(self) < 2:
             whose, remedy = f"{self.configuration_name} has a batch", "Plan a smaller patch"
             if self.unlabeled_batch_size is not None:
                 whose, remedy = "unlabeled_batch_size gives one", "Set unlabeled_batch_size to 2 a process"
@@ -55,6 +55,7 @@ class CutMixPart(TrainerMixin):
                 f"WARNING: CutMix exchanges boxes of the patches of a batch, but {whose} of 1 (a process): nothing is "
                 f"mixed. {remedy}, or use a trainer without CutMix."
             )
+        if unlabelled_batch_size(self) < 2:
             return super().make_mixer()
         seed = derived_seed(self.seed, BOXES, self.local_rank)
         return BoxMixer(self.cutmix_share, self.cutmix_probability, self.cutmix_shape, seed)

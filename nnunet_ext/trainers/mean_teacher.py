@@ -178,6 +178,10 @@ class MeanTeacherPart(TrainerMixin):
         warms_up = self.current_epoch < round(self.warmup_fraction * self.num_epochs)
         return super().labels_teach_alone() or bool(self.use_unlabeled and self.unlabeled_weight and warms_up)
 
+    def labels_in_bf16(self) -> bool:
+        """Whether the teacher labels in bfloat16."""
+        return self.teacher_precision == "bf16"
+
     def label_maker(self) -> tuple[nn.Module, float]:
         """Return the network that labels, and the weight that its labels have in this epoch."""
         return self.teacher.network, self.current_unlabeled_weight()

@@ -237,6 +237,12 @@ def _parse(name: str, tokens: list[str]) -> tuple[tuple[Part, int], ...]:
     ordered = tuple(sorted(found, key=lambda item: item[0].group))
     for part, _ in ordered:
         if not _is_allowed(part, [other for other, _ in ordered]):
+            if ordered[0][0].name == "Semi":
+                raise ValueError(
+                    f"the trainer name {name!r} has {part.name} beside Semi, which is MeanTeacher with CutMix and "
+                    f"Confidence; to choose parts, write them out, e.g. {BASE}MeanTeacher_CutMix_Confidence. "
+                    f"{_grammar()}"
+                )
             raise ValueError(
                 f"the trainer name {name!r} has {part.name}, which needs {' or '.join(part.needs)}, e.g. "
                 f"{BASE}{part.needs[0]}_{part.name}. {_grammar()}"

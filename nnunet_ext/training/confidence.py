@@ -49,7 +49,7 @@ def label_and_confidence(logits: Tensor, regions: bool = False) -> tuple[Tensor,
 
 
 def agreeing(labels: Tensor, peer_labels: Tensor, confidence: Tensor, certain: float = 0.95) -> Tensor:
-    """Return where two networks label alike, or one of them is certain, as bool.
+    """Return where two networks label alike, or the one that teaches is certain, as bool.
 
     Args:
         labels: Of the network that teaches.

@@ -85,7 +85,8 @@ class CPSViewsStep:
             batch: Batch of :class:`~nnunet_ext.data.loaders.TwoStreamLoader`, with two strong views of unlabelled
                 patches or with none; without them both networks learn the views that are labelled. Where it has no
                 unlabelled patches and pseudo-labels are learnt on those alone, both networks learn labels.
-            weight: Weight of the loss of pseudo-labels, lambda.
+            weight: Weight of the loss of pseudo-labels, lambda; with 0, and pseudo-labels on unlabelled patches alone,
+                only the labelled half is looked at.
 
         Returns:
             As :class:`~nnunet_ext.training.cps_step.CPSStep`; ``counts`` are those of the weak views of unlabelled
@@ -93,7 +94,7 @@ class CPSViewsStep:
             that count, and ``nothing_kept`` ``(2,)``, 1 where of what a network learnt nothing counts.
         """
         target, labelled = (to_device(batch[key], self.device) for key in ("target", "data"))
-        if batch.get("unlabeled") is None and not self.both_halves:
+        if not self.both_halves and (batch.get("unlabeled") is None or weight == 0):
             return supervised_pair(self, labelled, target)
         batch = batch | {"data": labelled, "target": target}  # those on the device
         learned, counts = self.pseudo_labelled(batch)

@@ -118,6 +118,7 @@ def warn_of_drift(trainer: WatchedTrainer, share: Sequence[float], weight: str =
         weight: Name of the setting that weighs the loss of pseudo-labels.
     """
     ramped = trainer.current_epoch + 1 >= round(trainer.ramp_fraction * trainer.num_epochs)
+    ramped = ramped and trainer.shares_are_settled()
     drifting = trainer.drift.observe(share, ramped)
     if drifting:
         names = class_names(trainer)

@@ -19,6 +19,10 @@ class ExtTrainer(Trainer, Protocol):
 
     seed: int
 
+    def shares_are_settled(self) -> bool:
+        """Return whether the share of each class in unlabelled patches changes no more by itself."""
+        ...
+
     def output_weights(self) -> tuple[float, ...]:
         """Return the weights of the network's outputs, the first output first."""
         ...

@@ -47,7 +47,7 @@ def ramped_weight(
     down it is :func:`linear_ramp`. The way down is not published: it answers teachers that drift in the last third.
 
     Args:
-        epoch: Number of the epoch, from 0.
+        epoch: Number of the epoch, from 0; after the end the weight stays that of the last one.
         num_epochs: Length of the training, E.
         final: Weight between the ramps.
         warmup: Share of the training without the loss.
@@ -56,6 +56,7 @@ def ramped_weight(
         end: What is left of it in the last epoch, as a share of ``final``.
     """
     start, full, last = _turns(num_epochs, warmup, ramp, down)
+    epoch = min(epoch, num_epochs - 1)
     if epoch < start:
         return 0.0
     if epoch < full:

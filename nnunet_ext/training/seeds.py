@@ -10,7 +10,10 @@ import numpy as np
 import torch
 
 ENVIRONMENT = "nnUNet_ext_seed"
-BOXES, BCP_STEPS, TURNS = 200, 201, 202  # purposes of what is drawn in steps
+# Purposes; folds have the low numbers.
+LOADING = 100
+BOXES, BCP_STEPS, TURNS = 200, 201, 202  # what is drawn in steps
+LOOKED_AT, LOCATIONS = 300, 301  # the order of unlabelled cases, and voxels of classes in them
 
 
 def base_seed() -> int:

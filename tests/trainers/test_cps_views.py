@@ -216,13 +216,16 @@ def test_both_halves_without_unlabelled_cases(make_trainer):
     assert report["counts"][0].sum() > 0
 
 
-def test_without_weight_pseudo_labels_are_watched_and_not_learnt(make_trainer):
+def test_without_weight_labels_alone_are_looked_at(make_trainer):
     trainer, alone = make_trainer(SHORT), make_trainer(PLAIN)
     trainer.cps_weight = alone.cps_weight = 0.0
     (trainer, loader), (alone, _) = ready(trainer), ready(alone)
     alone.use_unlabeled = False
     batch = next(loader)
-    assert trainer.train_step(deepcopy(batch))["counts"].sum() > 0
+    seen = []
+    trainer.network.register_forward_hook(lambda module, images, output: seen.append(len(images[0])))
+    assert trainer.train_step(deepcopy(batch))["counts"].sum() == 0
+    assert seen == [trainer.batch_size]
     alone.train_step(batch)
     for one, two in zip(networks(trainer), networks(alone), strict=True):
         for key, value in weights(one).items():

@@ -216,6 +216,7 @@ def test_pretrained_weights_are_the_teachers_too(make_trainer, tmp_path):
         ("confidence_keep", 0, r"confidence_keep must lie in \(0, 1\], got 0"),
         ("class_balance_gamma", 2.0, "class_balance_gamma must lie between 0 and 1, got 2.0"),
         ("class_sampling_refresh", -1, "class_sampling_refresh must be a whole number of at least 0, got -1"),
+        ("class_sampling_refresh", 20, "class_sampling_refresh must be below the 20 epochs of the training, got 20"),
         ("class_sampling_cases", 0, "class_sampling_cases must be a whole number of at least 1, got 0"),
         ("class_sampling_share", 2, "class_sampling_share must lie above 0 and be 1 at most, got 2"),
         ("warmup_fraction", 0.5, "warmup_fraction"),

@@ -64,7 +64,7 @@ def test_other_names_are_not_ours(name):
         ("nnUNetTrainerCutMix", "has CutMix, which needs CPS or MeanTeacher, e.g. nnUNetTrainerCPS_CutMix"),
         ("nnUNetTrainerConfidence_CWCD", "Confidence, which needs CPS or MeanTeacher, e.g. nnUNetTrainerCPS_Conf"),
         ("nnUNetTrainerCPS_Confidence_CutMix", "use -tr nnUNetTrainerCPS_CutMix_Confidence$"),
-        ("nnUNetTrainerSemi_CutMix", "has CutMix, which needs CPS or MeanTeacher"),
+        ("nnUNetTrainerSemi_ClassBalance", "has ClassBalance beside Semi, which is MeanTeacher with CutMix and Conf"),
         ("nnUNetTrainerSemi_MeanTeacher", "has Semi and MeanTeacher, of which only one can be chosen"),
         ("nnUNetTrainerCutMix_MeanTeacher", "use -tr nnUNetTrainerMeanTeacher_CutMix$"),
     ],

@@ -73,6 +73,13 @@ def test_settings_that_overlap_are_named(settings, message):
         check_schedule(100, **settings)
 
 
+@pytest.mark.parametrize("settings", [{}, {"warmup": 0, "ramp": 0.5, "down": 0}])
+@pytest.mark.parametrize("length", [1, 2, 20])
+def test_after_the_end_the_weight_stays(length, settings):
+    """A finished training that is validated asks for it."""
+    assert ramped_weight(length, length, **settings) == ramped_weight(length - 1, length, **settings)
+
+
 def test_touching_settings_fit():
     check_schedule(100, ramp_fraction=0.85)
     check_schedule(100, warmup_fraction=0.0, ramp_fraction=0.0, ramp_down_fraction=1.0)
