@@ -32,6 +32,7 @@ def unlabelled_loss(
     batch_dice: bool = True,
     smooth: float = 1e-5,
     gather: Gather | None = None,
+    silent: Tensor | None = None,
 ) -> Tensor:
     """Dice + cross-entropy against pseudo-labels of exclusive classes, of which a part is kept, at one scale.
 
@@ -49,6 +50,10 @@ def unlabelled_loss(
         smooth: Added to numerator and denominator of the Dice.
         gather: Differentiable function that stacks a tensor over processes (DDP), applied to the sums of the Dice if
             ``batch_dice``, and without gradient to the number of valid voxels. ``None`` in one process.
+        silent: ``(K,)`` bool, classes that the labels say nothing of, as whoever makes them cannot see these yet: the
+            cross-entropy of another label is that of the label *or any of them*, which neither favours nor denies them
+            (the marginal loss of Shi, Xiao, Chen and Zhou, "Marginal loss and exclusion loss for partially supervised
+            multi-organ segmentation", 2021). ``None`` for none.
 
     Returns:
         Scalar; 0 (with a graph) where nothing is kept.
@@ -70,8 +75,12 @@ def unlabelled_loss(
     kept = _checked(logits, labels, kept, valid, class_weights, regions=False)
     log_probs, targets = _log_probs_and_targets(logits, labels, kept)
     weight = None if class_weights is None else class_weights.to(log_probs.dtype)
-    hidden = torch.where(kept, targets, -100)[:, 0]
-    total = functional.nll_loss(log_probs, hidden, weight, ignore_index=-100, reduction="sum")
+    if silent is None:
+        hidden = torch.where(kept, targets, -100)[:, 0]
+        total = functional.nll_loss(log_probs, hidden, weight, ignore_index=-100, reduction="sum")
+    else:
+        entropy = _marginal_entropy(log_probs, targets, silent)
+        total = ((entropy if weight is None else entropy * weight[targets]) * kept).sum()
     dice, voxels = soft_dice(log_probs[:, 1:].exp(), _foreground(log_probs, targets), kept, batch_dice, smooth, gather)
     return total / count_terms(logits, valid, 1, gather) - mean_of_present(dice.flatten(), voxels.flatten())
 
@@ -134,6 +143,7 @@ def bcp_loss(
     pseudo_weight: float = 0.5,
     regions: bool = False,
     smooth: float = 1e-5,
+    silent: Tensor | None = None,
 ) -> Tensor:
     """Dice + cross-entropy of patches that are labelled in one part and pseudo-labelled in the other, at one scale.
 
@@ -153,6 +163,8 @@ def bcp_loss(
         pseudo_weight: Weight of the pseudo-labelled part; that of the labelled part is 1.
         regions: Channels are overlapping regions instead of exclusive classes.
         smooth: Added to numerator and denominator of the Dice.
+        silent: ``(K,)`` bool, classes that the pseudo-labels say nothing of, as for :func:`unlabelled_loss`; not for
+            regions.
 
     Returns:
         Scalar, the mean over the patches; a part without a kept voxel adds 0 (with a graph).
@@ -175,7 +187,7 @@ def bcp_loss(
     kept = _checked(logits, labels, kept, valid, class_weights, regions)
     check_mask(labelled, (logits.shape[0], 1, *logits.shape[2:]), "labelled")
     labelled = labelled > 0
-    entropy, probs, onehot = _terms(logits, labels, kept, class_weights, labelled, regions)
+    entropy, probs, onehot = _terms(logits, labels, kept, class_weights, labelled, regions, silent)
     losses = []
     for part in (labelled, ~labelled):
         there = kept & part
@@ -208,7 +220,13 @@ def _foreground(log_probs: Tensor, targets: Tensor) -> Tensor:
 
 
 def _terms(
-    logits: Tensor, labels: Tensor, kept: Tensor, weights: Tensor | None, labelled: Tensor, regions: bool
+    logits: Tensor,
+    labels: Tensor,
+    kept: Tensor,
+    weights: Tensor | None,
+    labelled: Tensor,
+    regions: bool,
+    silent: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return the cross-entropy of each voxel, weighted where pseudo-labelled, probabilities and one-hot labels."""
     if regions:
@@ -220,9 +238,19 @@ def _terms(
         return entropy, logits.sigmoid(), targets
     log_probs, targets = _log_probs_and_targets(logits, labels, kept)
     entropy = functional.nll_loss(log_probs, targets[:, 0], reduction="none")[:, None]
+    if silent is not None:
+        entropy = torch.where(labelled, entropy, _marginal_entropy(log_probs, targets, silent))
     if weights is not None:
         entropy = entropy * torch.where(labelled, 1.0, weights.to(log_probs.dtype)[targets])
     return entropy, log_probs[:, 1:].exp(), _foreground(log_probs, targets)
+
+
+def _marginal_entropy(log_probs: Tensor, targets: Tensor, silent: Tensor) -> Tensor:
+    """Return the cross-entropy ``(B, 1, *S)`` of the label or any silent class; a silent label stands for itself."""
+    own = log_probs.gather(1, targets)
+    # Not -inf, whose logsumexp has no gradient; e^-10000 is 0 in every type.
+    others = torch.where(silent.reshape(-1, *(1,) * (log_probs.ndim - 2)), log_probs, -1e4).logsumexp(1, keepdim=True)
+    return -torch.where(silent[targets], own, torch.logaddexp(own, others))
 
 
 def _weighted_bce(logits: Tensor, targets: Tensor, weights: Tensor | None) -> Tensor:

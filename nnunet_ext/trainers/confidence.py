@@ -22,6 +22,9 @@ class ConfidencePart(TrainerMixin):
             network that labels is less sure, so that a share of each is kept.
         confidence_threshold: Least probability of the label, from 0; None takes 0.8 in 3D and 0.95 in 2D. 0 keeps all.
         confidence_keep: Share of each class that ``"per_class"`` keeps at least.
+        confidence_silence: Whether labels say nothing of a class as long as the network that makes them finds less than
+            half of what the labelled scans have of it, and again where it is down to a quarter: other labels do not
+            deny it then. Without it a class that is learnt late is not learnt at all. Nothing with an ignore label.
         confidence_guard: Whether background labels that may be a class that is being lost are left out. A class is
             lost where the pseudo-labels of late have less than a fifth of its share in the labelled scans.
         confidence_agree: Whether a label counts only where both networks of CPS have it, or its probability is 0.95 or
@@ -34,6 +37,7 @@ class ConfidencePart(TrainerMixin):
         self.confidence_gate = "per_class"
         self.confidence_threshold: float | None = None
         self.confidence_keep = 0.8
+        self.confidence_silence = False
         self.confidence_guard = False
         self.confidence_agree = False
 
@@ -62,7 +66,9 @@ class ConfidencePart(TrainerMixin):
         threshold = self.confidence_threshold
         if threshold is None:
             threshold = _THRESHOLDS[len(self.configuration_manager.patch_size)]
-        if threshold == 0 and not self.confidence_guard:
+        # Sparse labels do not say how much of a class there is.
+        silence = self.confidence_silence and not self.label_manager.has_ignore_label
+        if threshold == 0 and not self.confidence_guard and not silence:
             return super().make_gate()
         return ConfidenceGate(
             self.label_manager.num_segmentation_heads,
@@ -73,10 +79,18 @@ class ConfidencePart(TrainerMixin):
             self.label_manager.has_regions,
             device=self.device,
             sum_over_processes=summed_counts if self.is_ddp else None,
-            labelled_share=labelled_share(self) if self.confidence_guard else None,
+            labelled_share=labelled_share(self) if self.confidence_guard or silence else None,
+            silence=silence,
         )
 
     def hyperparameters(self) -> dict[str, Any]:
         """Add the settings of the gate."""
-        names = ("confidence_gate", "confidence_threshold", "confidence_keep", "confidence_guard", "confidence_agree")
+        names = (
+            "confidence_gate",
+            "confidence_threshold",
+            "confidence_keep",
+            "confidence_silence",
+            "confidence_guard",
+            "confidence_agree",
+        )
         return super().hyperparameters() | {name: getattr(self, name) for name in names}

@@ -22,6 +22,7 @@ BINS = 100
 GATES = ("global", "per_class")
 _MISSING_BELOW, _BACK_ABOVE = 0.2, 0.4  # of a class's share in the labelled scans
 _SEEN = 0.5  # of all that decayed counts ever hold, from which on they say that a class is missing
+_UNSEEN_BELOW, _SEEN_ABOVE = 0.25, 0.5  # of a class's share in the labelled scans
 _SUSPECT = 0.1  # probability of a missing class at which the background is not believed
 _CPU = torch.device("cpu")
 
@@ -89,6 +90,9 @@ class ConfidenceGate:
         gate: ``"global"``: the threshold is that of all classes; ``"per_class"``: it is the highest one, and lower for
             a class of which it would keep too little.
         keep: Least share of each class that ``"per_class"`` keeps.
+        silence: Whether labels say nothing of a class that whoever makes them cannot see yet: from the start, and again
+            below a quarter of its share in the labelled scans, until it has half of it. Of exclusive classes the loss
+            is told (:meth:`silent`); of regions outsides are dropped. With ``threshold`` 0 nothing else is.
         guard: Whether to doubt the background where a class that the labelled scans have goes missing: below 0.2 of
             its share in them, and until it is back at 0.4, background labels are dropped where its probability is 0.1
             or more. A class is judged once half of what decayed counts hold has been seen, 69 steps at 0.99.
@@ -98,11 +102,11 @@ class ConfidenceGate:
         device: Where the networks lie.
         sum_over_processes: Returns the sum of a tensor over the processes of DDP; ``None`` in one process.
         labelled_share: Share of each class in whole labelled scans, ``(K,)``
-            (:func:`~nnunet_ext.training.labelled_scans.labelled_share`); only the guard needs it. Patches that are
+            (:func:`~nnunet_ext.training.labelled_scans.labelled_share`); silence and guard need it. Patches that are
             drawn for their foreground would show more of small classes than a perfect label maker finds.
 
     Raises:
-        ValueError: If a setting makes no sense, or there is a guard without the shares.
+        ValueError: If a setting makes no sense, or there is silence or a guard without the shares.
     """
 
     def __init__(
@@ -117,10 +121,12 @@ class ConfidenceGate:
         device: torch.device = _CPU,
         sum_over_processes: Callable[[Tensor], Tensor] | None = None,
         labelled_share: Tensor | None = None,
+        silence: bool = False,
     ) -> None:
         _check_settings(threshold, gate, keep, decay)
-        if guard and labelled_share is None:
-            raise ValueError("the guard compares with whole labelled scans: give labelled_share, or guard=False")
+        if (guard or silence) and labelled_share is None:
+            which = "guard" if guard else "silence"
+            raise ValueError(f"the {which} compares with whole labelled scans: give labelled_share, or {which}=False")
         self.outputs, self.regions = outputs, regions
         self.threshold, self.gate, self.keep, self.guard, self.decay = threshold, gate, keep, guard, decay
         self._sum = sum_over_processes
@@ -131,6 +137,10 @@ class ConfidenceGate:
         self.labelled_share = self.labelled_share.to(device)
         self._window = torch.zeros((), device=device)  # steps that the counts hold, decayed as they are
         self._missing = torch.zeros(outputs, dtype=torch.bool, device=device)
+        self.silence = silence
+        self._silent = self.labelled_share > 0  # until they are seen
+        if not regions:
+            self._silent[0] = False
 
     @torch.no_grad()
     def __call__(
@@ -155,6 +165,10 @@ class ConfidenceGate:
         groups = self._groups(labels)
         self._observe(groups, confidence, there)
         kept = there & (confidence >= (self.threshold if self.gate == "global" else self.thresholds()[groups]))
+        if self.silence:
+            self._find_silent()
+            if self.regions:
+                kept = kept & ((labels > 0) | ~self._silent.reshape(-1, *(1,) * (labels.ndim - 2)))
         if self.guard:
             self._find_missing()
             kept = kept & ~self._doubtful(logits, labels)
@@ -183,6 +197,10 @@ class ConfidenceGate:
             return inside / (outside + inside).clamp_min(1e-8)
         return voxels / voxels.sum().clamp_min(1e-8)
 
+    def silent(self) -> Tensor | None:
+        """Return the exclusive classes ``(K,)`` bool that the labels say nothing of; None for none, and for regions."""
+        return self._silent if self.silence and not self.regions else None
+
     def missing(self) -> Tensor:
         """Return which classes the guard holds for missing, ``(K,)`` bool."""
         return self._missing
@@ -195,13 +213,14 @@ class ConfidenceGate:
         """Restore a state; the settings stay those of this gate."""
         whole = torch.tensor(1 / max(1 - self.decay, 1e-8))  # of states that do not say how much they have seen
         for name, tensor in self._state().items():
-            tensor.copy_(({"window": whole} | state)[name])
+            tensor.copy_(({"window": whole, "silent": self._silent} | state)[name])
 
     def _state(self) -> dict[str, Tensor]:
         return {
             "histogram": self._histogram,
             "kept": self._kept,
             "missing": self._missing,
+            "silent": self._silent,
             "window": self._window,
         }
 
@@ -220,6 +239,13 @@ class ConfidenceGate:
         counts = counts_of(groups * BINS + bins, there, self._histogram.numel())
         self._histogram.mul_(self.decay).add_(self._summed(counts).reshape_as(self._histogram))
         self._window.mul_(self.decay).add_(1)
+
+    def _find_silent(self) -> None:
+        """Find the classes that are not seen yet, or no more; the background always speaks."""
+        bound = torch.where(self._silent, _SEEN_ABOVE, _UNSEEN_BELOW)
+        self._silent.copy_(self.class_share() < bound * self.labelled_share)
+        if not self.regions:
+            self._silent[0] = False
 
     def _find_missing(self) -> None:
         """Find the classes that the labels have too little of."""

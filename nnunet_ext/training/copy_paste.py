@@ -47,6 +47,7 @@ class BCPCriterion(nn.Module):
         labelled: Tensor,
         valid: Tensor,
         class_weights: Tensor | None = None,
+        silent: Tensor | None = None,
     ) -> Tensor:
         """Return the weighted sum over the scales, each the mean over the patches.
 
@@ -57,11 +58,12 @@ class BCPCriterion(nn.Module):
             labelled: Mask ``(B, 1, *S)`` of the labelled part.
             valid: Mask ``(B, 1, *S)`` of voxels that are neither padding nor outside of the scan.
             class_weights: Weights of the classes in the cross-entropy of pseudo-labels, None for 1.
+            silent: Classes ``(K,)`` bool that the pseudo-labels say nothing of, None for none; not for regions.
         """
         sizes = [logits.shape[2:] for logits in outputs]
         at_scales = zip(*(to_scales(part, sizes) for part in (labels, kept, labelled, valid)), strict=True)
         losses = [
-            weight * self._function(logits, *parts, class_weights, self.pseudo_weight, self.regions)
+            weight * self._function(logits, *parts, class_weights, self.pseudo_weight, self.regions, silent=silent)
             for weight, logits, parts in zip(self.weights, outputs, at_scales, strict=True)
             if weight != 0
         ]
@@ -82,7 +84,7 @@ class CopyPasted(PseudoLabelled):
 
     def loss(self, criterion: Callable[..., Tensor], outputs: list[Tensor], class_weights: Tensor | None) -> Tensor:
         """Return the loss of both parts instead of that of patches that are pseudo-labelled everywhere."""
-        return self.criterion(outputs, self.labels, self.kept, self.labelled, self.valid, class_weights)
+        return self.criterion(outputs, self.labels, self.kept, self.labelled, self.valid, class_weights, self.silent)
 
     def of_pseudo_labels(self, mask: Tensor) -> Tensor:
         """Return what of a mask lies in the pseudo-labelled part."""
@@ -173,6 +175,7 @@ class BCPMixer:
             valid=part | (learned.valid > 0),  # padding of labelled patches is background, as in nnU-Net's own loss
             labelled=part,
             criterion=self.criterion,
+            silent=learned.silent,
         )
 
     def _labels(self, target: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:

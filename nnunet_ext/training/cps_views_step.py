@@ -63,7 +63,7 @@ class CPSViewsStep:
     networks: tuple[nn.Module, nn.Module]
     optimizers: tuple[torch.optim.Optimizer, torch.optim.Optimizer]
     supervised: Callable[[Any, Any], Tensor]
-    unlabelled: Callable[[list[Tensor], Tensor, Tensor, Tensor, Tensor | None], Tensor]
+    unlabelled: Callable[..., Tensor]
     autocast: Callable[[], AbstractContextManager]
     device: torch.device
     number_of_outputs: int
@@ -146,7 +146,8 @@ class CPSViewsStep:
         if self.turner is not None:
             *turned, valid = self.turner(*views, *labels, *kept, valid)
             views, labels, kept = turned[:2], turned[2:4], turned[4:]
-        learned = [PseudoLabelled(views[n], labels[1 - n], kept[1 - n], valid) for n in (0, 1)]
+        silent = [None if gate is None or self.regions else gate.silent() for gate in self.gates]
+        learned = [PseudoLabelled(views[n], labels[1 - n], kept[1 - n], valid, silent=silent[1 - n]) for n in (0, 1)]
         first, second = learned if self.mixer is None else self.mixer.mixed(learned, batch)
         return (first, second), counts
 

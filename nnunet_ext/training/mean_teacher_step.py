@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
@@ -27,6 +27,10 @@ class Gate(Protocol):
 
     def __call__(self, logits: Tensor, labels: Tensor, confidence: Tensor, valid: Tensor | None) -> Tensor:
         """Return the mask of what is kept, as large as the labels."""
+        ...
+
+    def silent(self) -> Tensor | None:
+        """Return the exclusive classes ``(K,)`` bool that the labels say nothing of; None for none, and for regions."""
         ...
 
     def kept_share(self) -> Tensor:
@@ -76,22 +80,26 @@ class PseudoLabelled:
         labels: Classes ``(B, 1, *S)``, or regions ``(B, K, *S)`` bool.
         kept: Mask of the pseudo-labels that count, ``(B, 1, *S)``, or ``(B, K, *S)`` for regions.
         valid: Mask ``(B, 1, *S)`` of voxels that are neither padding nor outside of the scan.
+        silent: Exclusive classes ``(K,)`` bool that the labels say nothing of, None for none.
     """
 
     images: Tensor
     labels: Tensor
     kept: Tensor
     valid: Tensor
+    silent: Tensor | None = field(default=None, kw_only=True)
 
     def loss(self, criterion: Callable[..., Tensor], outputs: list[Tensor], class_weights: Tensor | None) -> Tensor:
         """Return what the student's outputs cost.
 
         Args:
-            criterion: Loss of pseudo-labelled patches, ``(outputs, labels, kept, valid, class_weights) -> scalar``.
+            criterion: Loss of pseudo-labelled patches, ``(outputs, labels, kept, valid, class_weights) -> scalar``;
+                also takes ``silent`` where there are such classes.
             outputs: Logits of the student, highest resolution first.
             class_weights: Weights of the classes, None for 1.
         """
-        return criterion(outputs, self.labels, self.kept, self.valid, class_weights)
+        silent = {} if self.silent is None else {"silent": self.silent}
+        return criterion(outputs, self.labels, self.kept, self.valid, class_weights, **silent)
 
     def of_pseudo_labels(self, mask: Tensor) -> Tensor:
         """Return what of a mask, :attr:`kept` or :attr:`valid`, lies on pseudo-labels: here all of it."""
@@ -128,7 +136,7 @@ class MeanTeacherStep:
     optimizer: torch.optim.Optimizer
     teacher: Callable[[Tensor], Tensor]
     supervised: Callable[[Any, Any], Tensor]
-    unlabelled: Callable[[list[Tensor], Tensor, Tensor, Tensor, Tensor | None], Tensor]
+    unlabelled: Callable[..., Tensor]
     autocast: Callable[[], AbstractContextManager]
     device: torch.device
     number_of_outputs: int
@@ -191,7 +199,8 @@ class MeanTeacherStep:
         kept = valid.expand_as(confidence) if self.gate is None else self.gate(logits, labels, confidence, valid)
         if self.turner is not None:
             strong, labels, kept, valid = self.turner(strong, labels, kept, valid)
-        learned = PseudoLabelled(strong, labels, kept, valid)
+        silent = None if self.gate is None or self.regions else self.gate.silent()
+        learned = PseudoLabelled(strong, labels, kept, valid, silent=silent)
         return learned if self.mixer is None else self.mixer.mixed([learned], batch)[0]
 
     def _class_weights(self, learned: PseudoLabelled) -> Tensor | None:

@@ -39,6 +39,7 @@ class UnlabelledCriterion(nn.Module):
         kept: Tensor,
         valid: Tensor,
         class_weights: Tensor | None = None,
+        silent: Tensor | None = None,
     ) -> Tensor:
         """Return the weighted sum over the scales.
 
@@ -48,6 +49,7 @@ class UnlabelledCriterion(nn.Module):
             kept: Mask of those that count, ``(B, 1, *S)`` or ``(B, K, *S)``.
             valid: Mask ``(B, 1, *S)`` of voxels that are neither padding nor outside of the scan.
             class_weights: Weights ``(K,)`` of the classes in the cross-entropy, None for 1.
+            silent: Classes ``(K,)`` bool that the labels say nothing of, None for none; not for regions.
         """
         total: Tensor | None = None
         for weight, logits in zip(self.weights, outputs, strict=True):
@@ -61,6 +63,7 @@ class UnlabelledCriterion(nn.Module):
                 at_scale(valid, size),
                 class_weights,
                 gather=sum_over_processes(self.ddp),
+                **({} if silent is None else {"silent": silent}),
             )
             total = weight * loss if total is None else total + weight * loss
         if total is None:

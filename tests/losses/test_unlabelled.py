@@ -264,3 +264,50 @@ def test_shapes_that_do_not_fit():
         unlabelled_region_loss(logits, labels, valid)
     with pytest.raises(ValueError, match=r"class_weights must have shape \(2, 3\), got \(3,\)"):
         unlabelled_region_loss(logits, labels, kept, valid, torch.ones(3))
+
+
+class TestSilence:
+    """Classes that the labels say nothing of."""
+
+    def test_golden(self):
+        """Softmax (0.5, 0.3, 0.2): background without class 2 is 0.5 + 0.2; label 2 stands for itself."""
+        logits = torch.tensor([0.5, 0.3, 0.2], dtype=torch.float64).log().reshape(1, 3, 1, 1).repeat(1, 1, 1, 3)
+        labels = torch.tensor([0, 1, 2]).reshape(1, 1, 1, 3)
+        everywhere, silent = torch.ones_like(labels), torch.tensor([False, False, True])
+        entropy = -(math.log(0.7) + math.log(0.5) + math.log(0.2)) / 3
+        without = unlabelled_loss(logits, labels, everywhere)
+        with_silence = unlabelled_loss(logits, labels, everywhere, silent=silent)
+        denied = -(math.log(0.5) + math.log(0.3) + math.log(0.2)) / 3
+        assert (with_silence - without).item() == pytest.approx(entropy - denied)
+
+    def test_what_is_silent_is_not_pushed_down(self):
+        logits = torch.randn(2, 3, 4, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+        labels = torch.zeros(2, 1, 4, 5, dtype=torch.int64)
+        for silent, denied in ((torch.tensor([False, False, True]), False), (None, True)):
+            outputs = logits.clone().requires_grad_()
+            unlabelled_loss(outputs, labels, torch.ones_like(labels), silent=silent).backward()
+            assert bool((outputs.grad[:, 2] > 0).any()) is denied
+            assert (outputs.grad[:, 1] > 0).all()
+
+    def test_nobody_silent_is_the_loss_without(self):
+        logits = torch.randn(2, 3, 4, 5, generator=torch.Generator().manual_seed(0)).requires_grad_()
+        labels = torch.randint(0, 3, (2, 1, 4, 5), generator=torch.Generator().manual_seed(1))
+        kept = torch.rand(2, 1, 4, 5, generator=torch.Generator().manual_seed(2)) > 0.5
+        weights, nobody = torch.tensor([0.5, 1.0, 2.0]), torch.zeros(3, dtype=torch.bool)
+        losses = [unlabelled_loss(logits, labels, kept, None, weights, silent=one) for one in (None, nobody)]
+        gradients = [torch.autograd.grad(loss, logits)[0] for loss in losses]
+        torch.testing.assert_close(*losses)
+        torch.testing.assert_close(*gradients)
+        box = torch.zeros(2, 1, 4, 5)
+        box[..., 2:] = 1
+        pasted = [bcp_loss(logits, labels, kept, box, silent=one) for one in (None, nobody)]
+        torch.testing.assert_close(*pasted)
+
+    def test_true_labels_of_mixed_patches_deny(self):
+        """Of a patch that is labelled everywhere silence changes nothing, of one that is labelled nowhere it does."""
+        logits = torch.randn(1, 3, 4, 5, generator=torch.Generator().manual_seed(0))
+        labels = torch.zeros(1, 1, 4, 5, dtype=torch.int64)
+        everywhere, silent = torch.ones_like(labels), torch.tensor([False, False, True])
+        for labelled, equal in ((everywhere, True), (torch.zeros_like(labels), False)):
+            one, two = (bcp_loss(logits, labels, everywhere, labelled, silent=s) for s in (None, silent))
+            assert torch.equal(one, two) is equal

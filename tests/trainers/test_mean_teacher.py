@@ -459,3 +459,32 @@ def test_kept_background_is_something(make_trainer, kind):
     report = trainer.train_step(next(loader))
     assert report["counts"][0][trainer.monitor.first_class :].sum() == 0
     assert report["nothing_kept"] == 0
+
+
+@pytest.mark.parametrize(
+    ("method", "kind"),
+    [
+        ("Semi", "labels"),
+        ("MeanTeacher_BCP_Confidence", "labels"),
+        ("Semi", "regions"),
+        ("CPS_CutMix_Confidence", "labels"),
+    ],
+)
+def test_pseudo_labels_do_not_deny_what_the_teacher_cannot_see(make_trainer, method, kind):
+    """Whatever makes labels says background everywhere: the student is not taught that there is no class 2."""
+    name, found = f"nnUNetTrainer{method}_4epochs_2iterations", {}
+    for silence in (True, False):
+        trainer = make_trainer(name, kind=kind)
+        trainer.confidence_silence, trainer.bcp_pseudo_weight = silence, 1e6
+        trainer, loader = ready(trainer)
+        step = trainer.cps_step if method.startswith("CPS") else trainer.teaching_step
+        gate = step.gates[1] if method.startswith("CPS") else step.gate
+        found[silence] = gate.silent() if kind == "labels" else gate._silent.tolist()
+        report = trainer.train_step(next(loader))
+        assert np.isfinite(report["loss"])
+    assert (found[True] is not None and found[False] is None) or kind == "regions"
+
+
+def test_the_short_name_has_silence_and_its_parts_have_not(make_trainer):
+    assert make_trainer("nnUNetTrainerSemi").confidence_silence
+    assert not make_trainer("nnUNetTrainerMeanTeacher_CutMix_Confidence").confidence_silence

@@ -356,3 +356,41 @@ def test_agreement_or_certainty():
 def test_settings_that_make_no_sense(arguments, message):
     with pytest.raises(ValueError, match=message):
         ConfidenceGate(3, **arguments)
+
+
+def labelled_with(share, outputs=3, size=1000):
+    """Labels of which class 2 has a share, and everything that a gate needs of them."""
+    labels = torch.zeros(1, 1, size, dtype=torch.int64)
+    labels[..., : round(share * size)] = 2
+    labels[..., -100:] = 1
+    return torch.zeros(1, outputs, size), labels, torch.ones(1, 1, size)
+
+
+def test_labels_say_nothing_of_a_class_until_half_of_it_is_seen():
+    gate = ConfidenceGate(3, 0.0, decay=0.0, silence=True, labelled_share=torch.tensor([0.86, 0.1, 0.04]))
+    assert gate.silent().tolist() == [False, True, True]
+    found = []
+    for share in (0, 0.01, 0.019, 0.021, 0.011, 0.009, 0.015, 0.021):
+        assert gate(*labelled_with(share)).all()
+        found.append(gate.silent().tolist()[1:])
+    assert [second for _, second in found] == [True, True, True, False, False, True, True, False]
+    assert not any(first for first, _ in found)
+    other = ConfidenceGate(3, 0.0, silence=True, labelled_share=torch.tensor([0.86, 0.1, 0.04]))
+    other.load_state_dict(gate.state_dict())
+    assert torch.equal(other.silent(), gate.silent())
+
+
+def test_outsides_of_a_region_that_is_not_seen_are_dropped():
+    gate = ConfidenceGate(2, 0.0, regions=True, decay=0.0, silence=True, labelled_share=torch.tensor([0.5, 0.1]))
+    labels = torch.zeros(1, 2, 100, dtype=torch.bool)
+    labels[:, 0, :50] = True
+    labels[:, 1, :2] = True
+    kept = gate(torch.zeros(1, 2, 100), labels, torch.ones(1, 2, 100))
+    assert kept[:, 0].all()
+    assert torch.equal(kept[:, 1], labels[:, 1])
+    assert gate.silent() is None
+
+
+def test_silence_needs_the_shares_of_labelled_scans():
+    with pytest.raises(ValueError, match="the silence compares with whole labelled scans: give labelled_share"):
+        ConfidenceGate(3, silence=True)
