@@ -64,15 +64,15 @@ def images_of_each_step(network):
     return seen
 
 
-@METHODS
 @pytest.mark.parametrize(
-    ("configuration", "kind"),
+    ("method", "configuration", "kind"),
     [
-        ("3d_fullres", "labels"),
-        ("2d", "labels"),
-        ("3d_fullres", "ignore"),
-        ("2d", "regions"),
-        ("3d_fullres", "regions_ignore"),
+        ("MeanTeacher", "3d_fullres", "labels"),
+        ("CPS", "3d_fullres", "labels"),
+        ("CPS", "2d", "labels"),
+        ("MeanTeacher", "3d_fullres", "ignore"),
+        ("MeanTeacher", "2d", "regions"),
+        ("CPS", "3d_fullres", "regions_ignore"),
     ],
 )
 def test_trains_and_restores(make_trainer, method, configuration, kind):
