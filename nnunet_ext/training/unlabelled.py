@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -51,6 +52,7 @@ class UnlabelledCriterion(nn.Module):
             class_weights: Weights ``(K,)`` of the classes in the cross-entropy, None for 1.
             silent: Classes ``(K,)`` bool that the labels say nothing of, None for none; not for regions.
         """
+        spoken: dict[str, Any] = {} if silent is None else {"silent": silent}  # regions know no silence
         total: Tensor | None = None
         for weight, logits in zip(self.weights, outputs, strict=True):
             if weight == 0:
@@ -63,7 +65,7 @@ class UnlabelledCriterion(nn.Module):
                 at_scale(valid, size),
                 class_weights,
                 gather=sum_over_processes(self.ddp),
-                **({} if silent is None else {"silent": silent}),
+                **spoken,
             )
             total = weight * loss if total is None else total + weight * loss
         if total is None:

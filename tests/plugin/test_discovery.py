@@ -25,10 +25,15 @@ some += ["nnUNetTrainerCPS_100epochs", "nnUNetTrainerANUNet_3epochs_2iterations"
 for name in some:
     assert find(name) is find(name) is getattr(nnunet_ext.trainers, name), name
     assert find(name).__name__ == name
-# The rest without nnU-Net's own folder, which takes long to look through.
-for name in names:
+# The rest without nnU-Net's own folder, which takes long to look through; each look imports the module anew.
+for name in names[::20]:
     found = recursive_find_python_class({str(FOLDER)!r}, name, None, {str(FOLDER)!r}, False, True)
     assert found is getattr(nnunet_ext.trainers, name), name
+import sys
+sys.path.insert(0, {str(FOLDER)!r})
+import nnunet_ext_trainers
+for name in names:
+    assert getattr(nnunet_ext_trainers, name) is getattr(nnunet_ext.trainers, name), name
 try:
     find("nnUNetTrainerCPS_foo")
 except RuntimeError as error:

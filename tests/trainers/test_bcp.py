@@ -8,6 +8,7 @@ import pytest
 import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from reference import tiny
+from reference.gates import GateOf
 
 from nnunet_ext.training.checkpoints import SECOND_NETWORK, TEACHING
 from nnunet_ext.training.copy_paste import CopyPasted
@@ -63,15 +64,15 @@ def images_of_each_step(network):
     return seen
 
 
-@METHODS
 @pytest.mark.parametrize(
-    ("configuration", "kind"),
+    ("method", "configuration", "kind"),
     [
-        ("3d_fullres", "labels"),
-        ("2d", "labels"),
-        ("3d_fullres", "ignore"),
-        ("2d", "regions"),
-        ("3d_fullres", "regions_ignore"),
+        ("MeanTeacher", "3d_fullres", "labels"),
+        ("CPS", "3d_fullres", "labels"),
+        ("CPS", "2d", "labels"),
+        ("MeanTeacher", "3d_fullres", "ignore"),
+        ("MeanTeacher", "2d", "regions"),
+        ("CPS", "3d_fullres", "regions_ignore"),
     ],
 )
 def test_trains_and_restores(make_trainer, method, configuration, kind):
@@ -148,9 +149,9 @@ def test_labels_of_the_mixed_patches(make_trainer, method):
     trainer, loader = ready(make_trainer(f"nnUNetTrainer{method}_BCP_Confidence{LENGTH}"))
     step, batch = step_of(trainer), next(loader)
     if method == "CPS":
-        step.gates = (half_of_the_labels, half_of_the_labels)
+        step.gates = (GateOf(half_of_the_labels), GateOf(half_of_the_labels))
     else:
-        step.gate = half_of_the_labels
+        step.gate = GateOf(half_of_the_labels)
     mixed = learned_by_each(step, batch)
     step.mixer = None
     unmixed = learned_by_each(step, batch)

@@ -4,6 +4,7 @@ from functools import partial
 
 import pytest
 import torch
+from reference.gates import GateOf
 from torch._dynamo.utils import counters
 
 from nnunet_ext.plugin import compat
@@ -66,7 +67,7 @@ def test_a_teacher_labels_in_another_precision(make_trainer):
             )
         )
     gate = {}
-    trainer.teaching_step.gate = lambda logits, labels, confidence, valid: gate.update(c=confidence) or valid
+    trainer.teaching_step.gate = GateOf(lambda logits, labels, confidence, valid: gate.update(c=confidence) or valid)
     report = trainer.train_step(next(loader))
     assert report["unlabeled_loss"] is not None
     assert seen == {"student": torch.float32, "teacher": torch.bfloat16}

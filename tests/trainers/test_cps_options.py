@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from reference.gates import GateOf
 
 from nnunet_ext.training import cps_monitor, cps_views_monitor
 from nnunet_ext.training.checkpoints import SECOND_NETWORK
@@ -249,7 +250,7 @@ def test_steps_of_bcp_with_means_and_turns(make_trainer):
         report = trainer.train_step(next(loader))
         assert np.isfinite([report["loss"], report["loss_2"]]).all()
         assert report["cps"] is None if epoch == 0 else np.isfinite(report["cps"])
-    trainer.cps_step.gates = (lambda logits, labels, *_: torch.zeros_like(labels, dtype=torch.bool), None)
+    trainer.cps_step.gates = (GateOf(lambda logits, labels, *_: torch.zeros_like(labels, dtype=torch.bool)), None)
     report = trainer.train_step(next(loader))
     assert report["nothing_kept"].tolist() == [0, 1]  # true labels beside them are none of pseudo-labels
 

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from reference import tiny
+from reference.gates import GateOf
 
 from nnunet_ext.training.checkpoints import SECOND_NETWORK
 from nnunet_ext.training.cps_step import CPSStep
@@ -172,7 +173,7 @@ def test_each_network_has_a_gate_of_its_own_that_its_peer_learns_by(make_trainer
     trainer, loader = ready(make_trainer(PLAIN.replace("CPS", "CPS_Confidence")))
     first, second = trainer.cps_step.gates
     assert first is not second
-    trainer.cps_step.gates = (lambda logits, labels, *_: torch.zeros_like(labels, dtype=torch.bool), None)
+    trainer.cps_step.gates = (GateOf(lambda logits, labels, *_: torch.zeros_like(labels, dtype=torch.bool)), None)
     (one, two), _ = trainer.cps_step.pseudo_labelled(next(loader))
     assert torch.equal(one.kept, one.valid)
     assert not two.kept.any()

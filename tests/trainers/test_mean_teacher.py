@@ -9,6 +9,7 @@ import torch
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from reference import tiny
+from reference.gates import GateOf
 
 from nnunet_ext.training.checkpoints import TEACHING
 
@@ -125,7 +126,7 @@ def test_boxes_move_images_labels_and_masks_alike(make_trainer):
 def test_a_gate_that_keeps_nothing_leaves_the_labels_alone(make_trainer):
     trainer = make_trainer(PLAIN)
     trainer, loader = ready(trainer)
-    trainer.teaching_step.gate = lambda logits, labels, *_: torch.zeros_like(labels, dtype=torch.bool)
+    trainer.teaching_step.gate = GateOf(lambda logits, labels, *_: torch.zeros_like(labels, dtype=torch.bool))
     report = trainer.train_step(next(loader))
     assert report["unlabeled_loss"] == 0
     assert report["kept_counts"].sum() == 0

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from reference import tiny
+from reference.gates import GateOf
 
 from nnunet_ext.data.views import apply_turns, draw_turn
 from nnunet_ext.training.checkpoints import SECOND_NETWORK, TEACHING
@@ -43,9 +44,9 @@ def both_kept(trainer):
 
     step = step_of(trainer)
     if hasattr(step, "gates"):
-        step.gates = (gate, gate)
+        step.gates = (GateOf(gate), GateOf(gate))
     else:
-        step.gate = gate
+        step.gate = GateOf(gate)
 
 
 @EACH

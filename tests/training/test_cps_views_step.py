@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from reference.gates import GateOf
 from torch import nn
 
 from nnunet_ext.training.class_balance import ClassBalance
@@ -129,11 +130,13 @@ def test_deep_supervision_is_on_again_after_an_error():
     assert step.networks[0].decoder.deep_supervision
 
 
+@GateOf
 def every_other(logits, labels, *_):
     """Keep every second voxel along the last axis."""
     return torch.arange(labels.shape[-1]).expand_as(labels) % 2 == 0
 
 
+@GateOf
 def nothing(logits, labels, *_):
     return torch.zeros_like(labels, dtype=torch.bool)
 
