@@ -8,7 +8,7 @@ from typing import Any
 from nnunet_ext import files
 from nnunet_ext.demo.dataset import DATASET_NAME
 
-DEFAULT_EPOCHS = 25
+DEFAULT_EPOCHS = 32
 DEFAULT_ITERATIONS = 70
 _SETTINGS_FILE = "demo.json"
 _OWN_FOLDERS = ("stages", "raw", "preprocessed", "results", "predictions", "logs", "report")  # the records go first

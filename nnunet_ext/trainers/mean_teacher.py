@@ -180,7 +180,7 @@ class MeanTeacherPart(TrainerMixin):
 
     def labels_in_bf16(self) -> bool:
         """Whether the teacher labels in bfloat16."""
-        return self.teacher_precision == "bf16"
+        return super().labels_in_bf16() or self.teacher_precision == "bf16"
 
     def label_maker(self) -> tuple[nn.Module, float]:
         """Return the network that labels, and the weight that its labels have in this epoch."""
