@@ -21,7 +21,7 @@ COMMANDS = {
     "export": "write a trained model that plain nnU-Net predicts with",
     "pseudo_label": "label unlabelled scans by what several networks agree about, and make a dataset of them",
     "profile": "predict in several ways and compare time, memory and accuracy",
-    "demo": "generate phantoms, train supervised and CPS with the stock commands, and compare",
+    "demo": "generate phantoms, train with and without unlabelled scans by the stock commands, and compare",
 }
 
 
