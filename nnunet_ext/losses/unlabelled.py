@@ -53,7 +53,8 @@ def unlabelled_loss(
         silent: ``(K,)`` bool, classes that the labels say nothing of, as whoever makes them cannot see these yet: the
             cross-entropy of another label is that of the label *or any of them*, which neither favours nor denies them
             (the marginal loss of Shi, Xiao, Chen and Zhou, "Marginal loss and exclusion loss for partially supervised
-            multi-organ segmentation", 2021). ``None`` for none.
+            multi-organ segmentation", 2021). In the Dice they are left out, and where another class is the label they
+            count as it. ``None`` for none.
 
     Returns:
         Scalar; 0 (with a graph) where nothing is kept.
@@ -81,7 +82,11 @@ def unlabelled_loss(
     else:
         entropy = _marginal_entropy(log_probs, targets, silent)
         total = ((entropy if weight is None else entropy * weight[targets]) * kept).sum()
-    dice, voxels = soft_dice(log_probs[:, 1:].exp(), _foreground(log_probs, targets), kept, batch_dice, smooth, gather)
+    probs, onehot = log_probs[:, 1:].exp(), _foreground(log_probs, targets)
+    if silent is not None:
+        probs = _joined(probs, onehot, silent)
+    dice, voxels = soft_dice(probs, onehot, kept, batch_dice, smooth, gather)
+    voxels = voxels if silent is None else voxels * ~silent[1:]
     return total / count_terms(logits, valid, 1, gather) - mean_of_present(dice.flatten(), voxels.flatten())
 
 
@@ -193,7 +198,10 @@ def bcp_loss(
         there = kept & part
         axes = tuple(range(1, logits.ndim))
         count = (part if valid is None else part & (valid > 0)).sum(axes) * entropy.shape[1]
-        dice, voxels = soft_dice(probs, onehot, there, False, smooth, None)
+        unseen = None if part is labelled else silent  # true labels speak of every class
+        own = probs if unseen is None else _joined(probs, onehot, unseen)
+        dice, voxels = soft_dice(own, onehot, there, False, smooth, None)
+        voxels = voxels if unseen is None else voxels * ~unseen[1:]
         losses.append((entropy * there).sum(axes) / count.clamp_min(1) - mean_of_present(dice, voxels))
     return (losses[0] + pseudo_weight * losses[1]).mean() / (1.0 + pseudo_weight)
 
@@ -251,6 +259,12 @@ def _marginal_entropy(log_probs: Tensor, targets: Tensor, silent: Tensor) -> Ten
     # Not -inf, whose logsumexp has no gradient; e^-10000 is 0 in every type.
     others = torch.where(silent.reshape(-1, *(1,) * (log_probs.ndim - 2)), log_probs, -1e4).logsumexp(1, keepdim=True)
     return -torch.where(silent[targets], own, torch.logaddexp(own, others))
+
+
+def _joined(probs: Tensor, onehot: Tensor, silent: Tensor) -> Tensor:
+    """Return foreground probabilities in which silent classes count as the class that is the label."""
+    unseen = silent[1:].reshape(-1, *(1,) * (probs.ndim - 2))
+    return torch.where((onehot > 0) & ~unseen, probs + (probs * unseen).sum(1, keepdim=True), probs)
 
 
 def _weighted_bce(logits: Tensor, targets: Tensor, weights: Tensor | None) -> Tensor:

@@ -68,6 +68,10 @@ class ConfidencePart(TrainerMixin):
             threshold = _THRESHOLDS[len(self.configuration_manager.patch_size)]
         # Sparse labels do not say how much of a class there is.
         silence = self.confidence_silence and not self.label_manager.has_ignore_label
+        if self.confidence_silence and not silence:
+            self.print_to_log_file(
+                "confidence_silence does nothing with an ignore label, which hides how much of each class there is"
+            )
         if threshold == 0 and not self.confidence_guard and not silence:
             return super().make_gate()
         return ConfidenceGate(

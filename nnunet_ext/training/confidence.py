@@ -91,8 +91,9 @@ class ConfidenceGate:
             a class of which it would keep too little.
         keep: Least share of each class that ``"per_class"`` keeps.
         silence: Whether labels say nothing of a class that whoever makes them cannot see yet: from the start, and again
-            below a quarter of its share in the labelled scans, until it has half of it. Of exclusive classes the loss
-            is told (:meth:`silent`); of regions outsides are dropped. With ``threshold`` 0 nothing else is.
+            below a quarter of its share in the labelled scans, until it has half of it; judged from 69 steps on.
+            Of exclusive classes the loss is told (:meth:`silent`); of regions outsides are dropped. With ``threshold`` 0
+            nothing else is.
         guard: Whether to doubt the background where a class that the labelled scans have goes missing: below 0.2 of
             its share in them, and until it is back at 0.4, background labels are dropped where its probability is 0.1
             or more. A class is judged once half of what decayed counts hold has been seen, 69 steps at 0.99.
@@ -243,7 +244,9 @@ class ConfidenceGate:
     def _find_silent(self) -> None:
         """Find the classes that are not seen yet, or no more; the background always speaks."""
         bound = torch.where(self._silent, _SEEN_ABOVE, _UNSEEN_BELOW)
-        self._silent.copy_(self.class_share() < bound * self.labelled_share)
+        unseen = self.class_share() < bound * self.labelled_share
+        known = self._window * (1 - self.decay) >= _SEEN  # a few patches say nothing
+        self._silent.copy_(torch.where(known, unseen, self._silent))
         if not self.regions:
             self._silent[0] = False
 

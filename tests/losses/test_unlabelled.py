@@ -270,15 +270,16 @@ class TestSilence:
     """Classes that the labels say nothing of."""
 
     def test_golden(self):
-        """Softmax (0.5, 0.3, 0.2): background without class 2 is 0.5 + 0.2; label 2 stands for itself."""
+        """Softmax (0.5, 0.3, 0.2): background without class 2 is 0.5 + 0.2; label 2 stands for itself.
+
+        Dice of class 1 alone: 0.3 + 0.2 where it is the label, 0.3 elsewhere.
+        """
         logits = torch.tensor([0.5, 0.3, 0.2], dtype=torch.float64).log().reshape(1, 3, 1, 1).repeat(1, 1, 1, 3)
         labels = torch.tensor([0, 1, 2]).reshape(1, 1, 1, 3)
         everywhere, silent = torch.ones_like(labels), torch.tensor([False, False, True])
         entropy = -(math.log(0.7) + math.log(0.5) + math.log(0.2)) / 3
-        without = unlabelled_loss(logits, labels, everywhere)
-        with_silence = unlabelled_loss(logits, labels, everywhere, silent=silent)
-        denied = -(math.log(0.5) + math.log(0.3) + math.log(0.2)) / 3
-        assert (with_silence - without).item() == pytest.approx(entropy - denied)
+        found = unlabelled_loss(logits, labels, everywhere, silent=silent)
+        assert found.item() == pytest.approx(entropy - 2 * 0.5 / (1.1 + 1), abs=1e-5)
 
     def test_what_is_silent_is_not_pushed_down(self):
         logits = torch.randn(2, 3, 4, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
@@ -288,6 +289,20 @@ class TestSilence:
             unlabelled_loss(outputs, labels, torch.ones_like(labels), silent=silent).backward()
             assert bool((outputs.grad[:, 2] > 0).any()) is denied
             assert (outputs.grad[:, 1] > 0).all()
+
+    def test_the_dice_does_not_push_it_down_either(self):
+        """A class of which one voxel is labelled, and another that is labelled where it may be the silent one."""
+        logits = torch.randn(1, 3, 10, 10, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+        labels = torch.zeros(1, 1, 10, 10, dtype=torch.int64)
+        labels[0, 0, 0, 0] = 2
+        labels[0, 0, 5:] = 1
+        box = torch.zeros(1, 1, 10, 10)
+        for loss in (unlabelled_loss, lambda *arguments, **options: bcp_loss(*arguments, box, **options)):
+            outputs = logits.clone().requires_grad_()
+            loss(outputs, labels, torch.ones_like(labels), silent=torch.tensor([False, False, True])).backward()
+            pushed = outputs.grad[:, 2]
+            assert pushed[0, 0, 0] < 0
+            assert (pushed <= 1e-12).all()
 
     def test_nobody_silent_is_the_loss_without(self):
         logits = torch.randn(2, 3, 4, 5, generator=torch.Generator().manual_seed(0)).requires_grad_()
