@@ -92,8 +92,8 @@ class ConfidenceGate:
         keep: Least share of each class that ``"per_class"`` keeps.
         silence: Whether labels say nothing of a class that whoever makes them cannot see yet: from the start, and again
             below a quarter of its share in the labelled scans, until it has half of it; judged from 69 steps on.
-            Of exclusive classes the loss is told (:meth:`silent`); of regions outsides are dropped. With ``threshold`` 0
-            nothing else is.
+            The loss is told of exclusive classes (:meth:`silent`); of regions outsides are dropped. With ``threshold``
+            0 nothing else is.
         guard: Whether to doubt the background where a class that the labelled scans have goes missing: below 0.2 of
             its share in them, and until it is back at 0.4, background labels are dropped where its probability is 0.1
             or more. A class is judged once half of what decayed counts hold has been seen, 69 steps at 0.99.
