@@ -8,6 +8,7 @@ kept when the command is run again, also with other thresholds.
 from __future__ import annotations
 
 import argparse
+import json
 import math
 import sys
 from pathlib import Path
@@ -182,7 +183,12 @@ def _print(outcome: Outcome) -> None:
     print(f"In {place}: {', '.join(name for name in names if (place / name).is_file())}.")
     if outcome.dataset is not None:
         number = outcome.dataset.name[7:10]
+        folds = len(json.loads((outcome.dataset / "splits_final.json").read_text(encoding="utf-8")))
         print(f"Train with it: nnUNetv2_plan_and_preprocess -d {number}, then nnUNetv2_train {number} ...")
+        print(
+            f"Its folds are 0 to {folds - 1}, validated with true labels alone; of any other fold nnU-Net would draw a "
+            "split of its own, pseudo-labels included."
+        )
     for name, reason in outcome.failures.items():
         print(f"{name} is left out: {reason}", file=sys.stderr)
     if outcome.message:

@@ -160,7 +160,9 @@ def _scans_of_folder(folder: Path, dataset_json: dict[str, Any]) -> tuple[dict[s
     for images in found:
         name = os.path.basename(images[0])[: -len(ending) - len("_0000")]
         problem = name_problem(name)
-        if problem is None and len(images) not in numbers_of_files(dataset_json):
+        numbered = [f"_{number:04d}{ending}" for number in range(len(images))]
+        in_order = all(image.endswith(end) for image, end in zip(images, numbered, strict=True))
+        if problem is None and not (in_order and len(images) in numbers_of_files(dataset_json)):
             problem = channel_files_message(tuple(images), number_of_channels(dataset_json), ending, "dataset.json")
         if problem is None:
             scans[name] = tuple(os.path.abspath(image) for image in images)

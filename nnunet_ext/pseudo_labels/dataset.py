@@ -155,9 +155,15 @@ def write_dataset(new: NewDataset, store: Store, roots: Roots, reader: BaseReade
 
     Raises:
         FileExistsError: If there is a dataset of this number.
+        BusyError: If another process is writing it.
         ValueError: If a validation set would hold a case without a true label.
     """
-    refuse_existing(new.name, roots)
+    with files.only_here(roots.raw / new.name, "written"):
+        refuse_existing(new.name, roots)
+        return _write(new, store, roots, reader)
+
+
+def _write(new: NewDataset, store: Store, roots: Roots, reader: BaseReaderWriter) -> Path:
     splits = _with_pseudo_labels(split_of_true_cases(new.source), new)
     labels = {name: _entry(new, store, name) for name in new.accepted}
     record = provenance.make_record(source_dataset=new.source.name, **new.record, labels=labels)

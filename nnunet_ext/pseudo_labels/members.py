@@ -161,6 +161,7 @@ def _question(content: dict[str, Any]) -> dict[str, Any]:
     return {
         "labels": labels,
         "regions_class_order": order,
+        "order of the regions": list(labels) if regions else None,  # which channel is which
         "channel_names": channel_names(content),
         "file_ending": content["file_ending"],
     }

@@ -107,8 +107,10 @@ def test_scans_of_a_folder(tiny, tmp_path):
     (folder / "scan_0_0000.nii.gz").rename(folder / "new_0000.nii.gz")
     (folder / "two_0000.nii.gz").write_bytes(b"")
     (folder / "two_0001.nii.gz").write_bytes(b"")
+    (folder / "late_0001.nii.gz").write_bytes(b"")
     source = find(tiny, folder)
     assert list(source.scans) == ["new"]
+    assert "late has the channel file(s) late_0001.nii.gz, expected 1" in source.failures["late"]
     assert "two has the channel file(s) two_0000.nii.gz, two_0001.nii.gz, expected 1" in source.failures["two"]
     assert list(source.others) == ["scan_0", "scan_1", "scan_2"]
 

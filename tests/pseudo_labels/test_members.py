@@ -71,6 +71,15 @@ def test_models_of_other_questions_are_refused(folds, tmp_path, content, error):
         find_members([folds.folder, other.folder])
 
 
+def test_regions_in_another_order_are_other_channels(folds, tmp_path):
+    regions = {"background": 0, "whole": [1, 2, 3], "core": [2, 3]}
+    one, other = (copy_model(folds, tmp_path / name) for name in ("one", "other"))
+    change(one, "dataset.json", labels=regions, regions_class_order=[1, 2])
+    change(other, "dataset.json", labels=dict(sorted(regions.items())), regions_class_order=[1, 2])
+    with pytest.raises(ValueError, match="differ in order of the regions: .*'whole', 'core'.* and .*'core', 'whole'"):
+        find_members([one.folder, other.folder])
+
+
 def test_an_ignored_label_makes_no_difference(folds, tmp_path):
     other = make_folds(tmp_path, 3, share=0.2)
     change(other, "dataset.json", labels={"background": 0, "one": 1, "two": 2, "three": 3, "ignore": 4})
