@@ -172,6 +172,7 @@ def _members_of(
 ) -> list[Member]:
     found = []
     configurations = set()
+    asked = _question(read_model_json(model / "dataset.json"))  # the same logits may be other labels
     for fold in folds:
         file = model / f"fold_{fold}" / checkpoint
         content = load_checkpoint(file, mapped=True, trusted=trusted or trusted_by_environment())
@@ -183,7 +184,7 @@ def _members_of(
                 "choose folds of one with -f"
             )
         _refuse_later_stage(model, plans, configuration)
-        sha256, settings = _sha256(file), digest(plans)
+        sha256, settings = _sha256(file), digest({"plans": plans, "asked": asked})
         names = (str(content["trainer_name"]), str(plans.get("plans_name")), configuration)
         dataset = str(plans.get("dataset_name"))
         found += [

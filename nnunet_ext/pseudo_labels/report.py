@@ -112,7 +112,11 @@ def _one_case(case: CaseScores, store: Store, source: Source, reader: BaseReader
         image = array[0, index]
         spacing = [float(value) for value in properties["spacing"]]
         aspect = spacing[1] / spacing[2]
-    except (OSError, ValueError):  # it is named where it is predicted; the outlines are worth seeing without it
+    except (
+        OSError,
+        ValueError,
+        RuntimeError,
+    ):  # it is named where it is predicted; the outlines are worth seeing without it
         title += "\n(image not readable)"
     return OneCase(title, image, aspect, consensus, members)
 

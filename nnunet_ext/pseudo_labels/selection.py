@@ -104,6 +104,8 @@ def nothing_accepted(cases: Sequence[CaseScores], rule: Rule) -> str:
         rule: What accepted none of them.
     """
     scored = sorted((case for case in cases if not math.isnan(case.score)), key=lambda case: case.score, reverse=True)
+    if not cases:
+        return "no case is accepted: every one of them failed"
     if not scored:
         return f"no case is accepted: no network finds any class in any of {len(cases)} case(s)"
     tenth = scored[: max(1, math.ceil(len(scored) / 10))]

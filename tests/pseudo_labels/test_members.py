@@ -124,3 +124,6 @@ def test_the_digest_is_that_of_the_networks(folds, tmp_path):
     copied = find_members([copy_model(folds, tmp_path / "elsewhere").folder])
     assert members_digest(members) == members_digest(copied) == members_digest(members[::-1])
     assert members_digest(members) != members_digest(members[:2])
+    corrected = copy_model(folds, tmp_path / "corrected")
+    change(corrected, "dataset.json", labels={"background": 0, "one": 1, "two": 3, "three": 2})
+    assert members_digest(members) != members_digest(find_members([corrected.folder]))

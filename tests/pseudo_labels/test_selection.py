@@ -42,6 +42,7 @@ def test_where_nothing_is_accepted_the_threshold_that_is_named_accepts_a_tenth()
     )
     found = re.search(r"--min_score (\S+) --min_class_score (\S+) would", message)
     assert names(select(CASES, Rule(float(found[1]), float(found[2]))).accepted) == ["c"]
+    assert nothing_accepted([], Rule()) == "no case is accepted: every one of them failed"
     assert "no network finds any class in any of 1 case" in nothing_accepted(CASES[3:], Rule())
 
 
