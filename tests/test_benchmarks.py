@@ -113,6 +113,8 @@ class TestList:
 
     def test_costs(self):
         assert listed.cost(BY_NAME["phantoms4_supervised_equal_cost_seed0"]) == pytest.approx(2.35)
+        semi = listed.cost(BY_NAME["phantoms4_Semi_seed0"])
+        assert listed.cost(BY_NAME["phantoms4_supervised_cost_of_semi_seed0"]) == pytest.approx(semi)
         assert listed.cost(BY_NAME["phantoms4_supervised_batch4_seed0"]) == 2
         assert listed.cost(BY_NAME[f"phantoms4_{TEACHER}_every1_seed0"]) == pytest.approx(2.34)
         assert not any(np.isnan(listed.cost(run)) for run in listed.RUNS if run.task != "atrium8")
@@ -215,6 +217,7 @@ class TestAgainstControls:
         record(work, f"hippocampus5_supervised_strong_seed{seed}", {"network 1": 0.72, "mean weights": 0.72})
         record(work, f"hippocampus5_supervised_batch4_seed{seed}", {"network 1": 0.71, "mean weights": 0.71})
         record(work, f"hippocampus5_supervised_equal_cost_seed{seed}", {"network 1": 0.73, "mean weights": 0.73})
+        record(work, f"hippocampus5_supervised_cost_of_semi_seed{seed}", {"network 1": 0.72, "mean weights": 0.72})
         record(work, f"hippocampus5_ceiling_seed{seed}", {"network 1": 0.95, "mean weights": 0.95})
 
     def row(self, method, *seeds):
@@ -226,7 +229,7 @@ class TestAgainstControls:
         row = self.row(TEACHER)
         assert row[2].startswith("1.65 (measured")
         assert row[3] == "1.65"
-        assert row[4] == "supervised, mean weights, 1.00; best of 8"
+        assert row[4] == "supervised, mean weights, 1.00; best of 10"
         assert row[5] == "+0.020 [+0.020, +0.020]"
         assert row[7] == "no; one seed"
 
@@ -239,7 +242,7 @@ class TestAgainstControls:
     def test_missing_controls_are_said(self, work):
         record(work, "hippocampus5_supervised_seed0", {"network 1": 0.7, "mean weights": 0.7})
         record(work, f"hippocampus5_{TEACHER}_seed0", 0.695)
-        assert self.row(TEACHER)[7] == "no; one seed; gain; 2 of 8 controls"
+        assert self.row(TEACHER)[7] == "no; one seed; gain; 2 of 10 controls"
 
     @pytest.mark.parametrize(
         ("values", "reasons"),
