@@ -9,6 +9,7 @@ import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from reference import tiny
 from reference.gates import GateOf
+from reference.taught import networks, ready, same, step_of, weights
 
 from nnunet_ext.training.checkpoints import SECOND_NETWORK, TEACHING
 from nnunet_ext.training.copy_paste import CopyPasted
@@ -16,34 +17,6 @@ from nnunet_ext.training.copy_paste import CopyPasted
 LENGTH = "_4epochs_2iterations"
 METHODS = pytest.mark.parametrize("method", ["MeanTeacher", "CPS"])
 LOSSES = {"MeanTeacher": ("loss", "unlabeled_loss"), "CPS": ("loss", "loss_2", "cps")}
-
-
-def weights(network):
-    return {key: value.detach().clone() for key, value in network.state_dict().items()}
-
-
-def same(first, second):
-    return first.keys() == second.keys() and all(torch.equal(first[key], second[key]) for key in first)
-
-
-def networks(trainer):
-    """The networks that are trained."""
-    return [trainer.network, trainer.network_2] if hasattr(trainer, "network_2") else [trainer.network]
-
-
-def step_of(trainer):
-    return trainer.cps_step if hasattr(trainer, "cps_step") else trainer.teaching_step
-
-
-def ready(trainer, epoch=2):
-    """An initialised trainer in an epoch in which pseudo-labels count, and its loader."""
-    trainer.initialize()
-    trainer.set_deep_supervision_enabled(True)
-    trainer.current_epoch = epoch
-    loader, _ = trainer.get_dataloaders()
-    for network in networks(trainer):
-        network.train()
-    return trainer, loader
 
 
 def with_batches(trainer, number):

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from reference.gates import GateOf
+from reference.taught import networks, ready, same, weights
 
 from nnunet_ext.training import cps_monitor, cps_views_monitor
 from nnunet_ext.training.checkpoints import SECOND_NETWORK
@@ -16,30 +17,6 @@ from nnunet_ext.training.schedules import linear_ramp
 PLAIN = "nnUNetTrainerCPS_4epochs_2iterations"
 VIEWS = "nnUNetTrainerCPS_Confidence_4epochs_2iterations"
 LONG = "nnUNetTrainerCPS_Confidence_40epochs_2iterations"
-
-
-def weights(network):
-    return {key: value.detach().clone() for key, value in network.state_dict().items()}
-
-
-def same(first, second):
-    return first.keys() == second.keys() and all(torch.equal(first[key], second[key]) for key in first)
-
-
-def networks(trainer):
-    return trainer.network, trainer.network_2
-
-
-def ready(trainer, epoch=2, **settings):
-    for name, value in settings.items():
-        setattr(trainer, name, value)
-    trainer.initialize()
-    trainer.set_deep_supervision_enabled(True)
-    trainer.current_epoch = epoch
-    loader, _ = trainer.get_dataloaders()
-    for network in networks(trainer):
-        network.train()
-    return trainer, loader
 
 
 def test_running_means_label_the_weak_view_in_place_of_the_networks(make_trainer):

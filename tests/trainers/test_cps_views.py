@@ -8,6 +8,7 @@ import pytest
 import torch
 from reference import tiny
 from reference.gates import GateOf
+from reference.taught import networks, ready, same, weights
 
 from nnunet_ext.training.checkpoints import SECOND_NETWORK
 from nnunet_ext.training.cps_step import CPSStep
@@ -16,29 +17,6 @@ from nnunet_ext.training.cps_views_step import CPSViewsStep
 SHORT = "nnUNetTrainerCPS_CutMix_Confidence_ClassBalance_4epochs_2iterations"
 CUTMIX = "nnUNetTrainerCPS_CutMix_4epochs_2iterations"
 PLAIN = "nnUNetTrainerCPS_4epochs_2iterations"
-
-
-def weights(network):
-    return {key: value.detach().clone() for key, value in network.state_dict().items()}
-
-
-def same(first, second):
-    return first.keys() == second.keys() and all(torch.equal(first[key], second[key]) for key in first)
-
-
-def networks(trainer):
-    return trainer.network, trainer.network_2
-
-
-def ready(trainer, epoch=2):
-    """An initialised trainer in an epoch with the whole weight, and its loader."""
-    trainer.initialize()
-    trainer.set_deep_supervision_enabled(True)
-    trainer.current_epoch = epoch
-    loader, _ = trainer.get_dataloaders()
-    for network in networks(trainer):
-        network.train()
-    return trainer, loader
 
 
 def switched_off(trainer):

@@ -10,29 +10,12 @@ from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from reference import tiny
 from reference.gates import GateOf
+from reference.taught import ready, same, weights
 
 from nnunet_ext.training.checkpoints import TEACHING
 
 SHORT = "nnUNetTrainerMeanTeacher_CutMix_Confidence_ClassBalance_4epochs_2iterations"
 PLAIN = "nnUNetTrainerMeanTeacher_4epochs_2iterations"
-
-
-def weights(network):
-    return {key: value.detach().clone() for key, value in network.state_dict().items()}
-
-
-def same(first, second):
-    return first.keys() == second.keys() and all(torch.equal(first[key], second[key]) for key in first)
-
-
-def ready(trainer, epoch=2):
-    """An initialised trainer in an epoch in which pseudo-labels count, and its loader."""
-    trainer.initialize()
-    trainer.set_deep_supervision_enabled(True)
-    trainer.current_epoch = epoch
-    loader, _ = trainer.get_dataloaders()
-    trainer.network.train()
-    return trainer, loader
 
 
 @pytest.mark.parametrize(

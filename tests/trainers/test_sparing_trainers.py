@@ -7,30 +7,11 @@ import numpy as np
 import pytest
 import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from reference.taught import ready, same, weights
 
 TEACHER = "nnUNetTrainerMeanTeacher_CutMix_Confidence_ClassBalance_4epochs_4iterations"
 PAIR = "nnUNetTrainerCPS_CutMix_Confidence_ClassBalance_4epochs_4iterations"
 LENGTH = "_4epochs_4iterations"
-
-
-def weights(network):
-    return {key: value.detach().clone() for key, value in network.state_dict().items()}
-
-
-def same(first, second):
-    return first.keys() == second.keys() and all(torch.equal(first[key], second[key]) for key in first)
-
-
-def ready(trainer, epoch=2, **settings):
-    """An initialised trainer in an epoch with the whole weight, and its loader."""
-    for name, value in settings.items():
-        setattr(trainer, name, value)
-    trainer.initialize()
-    trainer.set_deep_supervision_enabled(True)
-    trainer.current_epoch = epoch
-    loader, _ = trainer.get_dataloaders()
-    trainer.network.train()
-    return trainer, loader
 
 
 @pytest.mark.parametrize("name", [TEACHER, PAIR])
