@@ -13,12 +13,11 @@ from nnunet_ext import files
 from nnunet_ext.demo.dataset import FILE_ENDING
 from nnunet_ext.demo.figures import OverlayRow, dice_figure, overlay_figure, read_slices
 from nnunet_ext.demo.phantom import LABELS
+from nnunet_ext.evaluation.summary import RESAMPLES, paired_bootstrap, read_summary
 
 Array = npt.NDArray[np.float64]
 
 ORGANS = tuple(name for name in LABELS if name != "background")
-_RESAMPLES = 10_000
-_BOOTSTRAP_SEED = 0
 _WHEN = """Unlabelled scans pay where few scans have labels and many more have none, and where the training is long
 enough for the network that labels them to be right most of the time; they cannot teach what no labelled scan shows.
 Both trainings took the same number of steps, and those with unlabelled scans take longer: docs/benchmarks.md compares
@@ -84,24 +83,6 @@ class Comparison:
         return paired_bootstrap(pairs)
 
 
-def paired_bootstrap(differences: Array) -> tuple[float, float, float]:
-    """Mean of paired differences with its 95 % percentile bootstrap interval.
-
-    Args:
-        differences: Differences, one a case; NaN is left out.
-
-    Returns:
-        Mean, lower and upper end; the seed is fixed, so the same input gives the same interval.
-    """
-    values = differences[~np.isnan(differences)]
-    if not len(values):
-        return float("nan"), float("nan"), float("nan")
-    rng = np.random.default_rng(_BOOTSTRAP_SEED)
-    means = values[rng.integers(0, len(values), (_RESAMPLES, len(values)))].mean(axis=1)
-    low, high = np.quantile(means, [0.025, 0.975])
-    return float(values.mean()), float(low), float(high)
-
-
 def compare(baseline: Path, candidate: Path) -> Comparison:
     """Read the two ``summary.json`` of nnU-Net's evaluation.
 
@@ -133,12 +114,9 @@ def compare(baseline: Path, candidate: Path) -> Comparison:
 
 def _by_case(summary: Path, measure: str) -> dict[str, list[float]]:
     """Return a measure of nnU-Net's evaluation for each organ of each case."""
-    content = files.read_json(summary, "evaluate the predictions again with nnUNetv2_evaluate_folder")
     return {
-        Path(case["prediction_file"]).name.removesuffix(FILE_ENDING): [
-            float(case["metrics"][str(LABELS[organ])][measure]) for organ in ORGANS
-        ]
-        for case in content["metric_per_case"]
+        case: [classes[LABELS[organ]][measure] for organ in ORGANS]
+        for case, classes in read_summary(summary, FILE_ENDING).items()
     }
 
 
@@ -319,7 +297,7 @@ def _page(table: str, sentence: str, setup: dict[str, Any], figures: Sequence[Pa
 
 Dice is nnU-Net's own (`nnUNetv2_evaluate_folder`). The worst case is that of the lowest mean over organs, the
 smallest organ that of the fewest voxels. The interval is a paired bootstrap over the test cases
-({_RESAMPLES} resamples): it holds for new phantoms with these two trained networks, not for another training run.
+({RESAMPLES} resamples): it holds for new phantoms with these two trained networks, not for another training run.
 Time is wall-clock time of `nnUNetv2_train`, its final validation included. Memory is that of the command with its
 workers, shared pages counted once, sampled every four seconds, without GPU memory. Phantoms are no patients, and this
 training is far shorter than nnU-Net's default of 250 000 iterations: read this as a check that everything works, not

@@ -22,9 +22,9 @@ from nnunet_ext.demo.folder import (
     read_record,
 )
 from nnunet_ext.demo.process import Usage, run_command
-from nnunet_ext.demo.progress import PredictionBar, StageBar, TrainingBar
 from nnunet_ext.demo.report import Method, write_report
 from nnunet_ext.evaluation.command import CommandError
+from nnunet_ext.evaluation.progress import PredictionBar, StageBar, TrainingBar
 from nnunet_ext.training.precision import cpu_has_bf16_units
 
 PLANNER = "SemiSupervisedPlanner"

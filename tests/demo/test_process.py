@@ -1,4 +1,4 @@
-"""Commands run by the demo: output, errors, time, memory, progress bars."""
+"""Commands run by the demo: output, errors, time, memory."""
 
 import os
 import sys
@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 
 from nnunet_ext.demo.process import Usage, run_command, tree_memory_mb
-from nnunet_ext.demo.progress import PredictionBar, StageBar, TrainingBar
 from nnunet_ext.evaluation.command import CommandError, find_command
 
 
@@ -82,42 +81,3 @@ def test_an_interrupted_demo_ends_its_command(log: Path) -> None:
         run_command([sys.executable, "-S", "-c", code], {}, log, Usage(), interrupt, lambda: None)
     with pytest.raises(ProcessLookupError):
         os.kill(pids[0], 0)
-
-
-def test_training_bar_follows_nnunets_lines() -> None:
-    bar = TrainingBar("train", epochs=4)
-    for line in (
-        "2026-01-01 10:00:00.000000: Epoch 0",
-        "2026-01-01 10:00:01.000000: Pseudo dice [np.float32(0.2), np.float32(0.4), np.float64(nan)]",
-        "2026-01-01 10:00:01.000000: Epoch time: 1.0 s",
-    ):
-        bar.line(line)
-    assert bar.bar.n == 1
-    assert "0.300" in str(bar.bar.postfix)  # (0.2 + 0.4) / 2, nan left out
-    bar.line("2026-01-01 10:00:02.000000: Epoch 1")
-    assert bar.bar.n == 1
-    bar.close(finished=False)
-
-
-def test_training_bar_of_a_continued_training_starts_in_the_middle() -> None:
-    bar = TrainingBar("train", epochs=4)
-    bar.line("2026-01-01 10:00:00.000000: Epoch 2 ")
-    assert (bar.bar.n, bar.bar.initial) == (2, 2)
-    bar.close(finished=True)
-    assert bar.bar.n == 4
-
-
-def test_prediction_bar_counts_cases() -> None:
-    bar = PredictionBar("predict", cases=3)
-    for line in ("Predicting test_000:", "done with test_000", "something else"):
-        bar.line(line)
-    assert bar.bar.n == 1
-    bar.close(finished=False)
-
-
-def test_stage_bar_shows_the_time_only(capsys: pytest.CaptureFixture[str]) -> None:
-    bar = StageBar("plan")
-    bar.line("anything")
-    bar.tick()
-    bar.close(finished=True)
-    assert "plan [00:00]" in capsys.readouterr().err

@@ -12,7 +12,7 @@ from matplotlib.image import imread
 from nnunet_ext.demo.dataset import write_dataset
 from nnunet_ext.demo.figures import read_slices
 from nnunet_ext.demo.phantom import LABELS
-from nnunet_ext.demo.report import ORGANS, Comparison, Method, compare, markdown_table, paired_bootstrap, verdict
+from nnunet_ext.demo.report import ORGANS, Comparison, Method, compare, markdown_table, verdict
 from nnunet_ext.demo.report import write_report as write
 
 CASES = ("test_000", "test_001", "test_002")
@@ -151,18 +151,6 @@ def test_slices_face_the_same_way_however_they_are_stored(tmp_path: Path, flippe
     np.testing.assert_array_equal(shown, labels[1])  # the slice with two labels
     np.testing.assert_array_equal(hu, scan[1])
     assert aspect == pytest.approx(1.5)
-
-
-def test_bootstrap_of_constant_differences_has_no_width() -> None:
-    assert paired_bootstrap(np.array([0.1, 0.1, np.nan, 0.1])) == pytest.approx((0.1, 0.1, 0.1))
-
-
-def test_bootstrap_interval_agrees_with_the_normal_one() -> None:
-    values = np.random.default_rng(5).normal(0.2, 0.1, size=400)
-    half_width = 1.96 * values.std() / np.sqrt(len(values))
-    mean, low, high = paired_bootstrap(values)
-    assert mean == pytest.approx(values.mean())
-    assert (mean - low, high - mean) == pytest.approx((half_width, half_width), rel=0.05)
 
 
 @pytest.mark.parametrize(

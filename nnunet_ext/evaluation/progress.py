@@ -11,16 +11,25 @@ _EPOCH_DONE = re.compile(r"\bEpoch time: ")
 _DICE = re.compile(r"\bPseudo dice (\[.*\])")
 _NUMBER = re.compile(r"\d+\.\d+|nan")
 _CASE = re.compile(r"^done with \S+")
+_COUNT = re.compile(r"\|\s*(\d+)/(\d+) \[")  # of a bar of tqdm
 
 
 class StageBar:
     """Progress bar of a stage whose command tells nothing: it shows the time."""
 
-    def __init__(self, title: str, total: int | None = None, unit: str = "it") -> None:
+    def __init__(self, title: str, total: int | None = None, unit: str = "it", shown: bool = True) -> None:
         # into a file, a line every ten seconds is enough
         interval = 0.2 if sys.stderr.isatty() else 10
         shape = None if total else "{desc} [{elapsed}]"
-        self.bar = tqdm(total=total, desc=title, unit=unit, mininterval=interval, bar_format=shape, dynamic_ncols=True)
+        self.bar = tqdm(
+            total=total,
+            desc=title,
+            unit=unit,
+            mininterval=interval,
+            bar_format=shape,
+            dynamic_ncols=True,
+            disable=not shown,
+        )
 
     def line(self, text: str) -> None:
         """Take one line of the command's output."""
@@ -40,8 +49,8 @@ class StageBar:
 class TrainingBar(StageBar):
     """One step per epoch, with the mean pseudo Dice that nnU-Net logs."""
 
-    def __init__(self, title: str, epochs: int) -> None:
-        super().__init__(title, epochs, "epoch")
+    def __init__(self, title: str, epochs: int, shown: bool = True) -> None:
+        super().__init__(title, epochs, "epoch", shown)
 
     def line(self, text: str) -> None:
         """Take one line of the training's output."""
@@ -73,3 +82,16 @@ class PredictionBar(StageBar):
         """Take one line of the prediction's output."""
         if _CASE.match(text):
             self.bar.update(1)
+
+
+class CountBar(StageBar):
+    """Follows the progress bar of the command."""
+
+    def __init__(self, title: str, shown: bool = True) -> None:
+        super().__init__(title, 1, "case", shown)
+
+    def line(self, text: str) -> None:
+        """Take one line of the command's output."""
+        if counts := _COUNT.findall(text):
+            self.bar.n, self.bar.total = (int(number) for number in counts[-1])
+            self.bar.refresh()
