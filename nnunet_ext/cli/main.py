@@ -20,6 +20,7 @@ COMMANDS = {
     "contours": "draw the contours that the contour-weighted loss finds in label files",
     "export": "write a trained model that plain nnU-Net predicts with",
     "pseudo_label": "label unlabelled scans by what several networks agree about, and make a dataset of them",
+    "self_train": "train, label the unlabelled scans by agreement, train with the certain ones, and so on",
     "profile": "predict in several ways and compare time, memory and accuracy",
     "demo": "generate phantoms, train with and without unlabelled scans by the stock commands, and compare",
 }

@@ -46,16 +46,22 @@ def _part(text: str) -> float:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of ``nnUNetv2_ext pseudo_label``."""
-    model = "model folders: nnUNet_results/DATASET/TRAINER__PLANS__CONF"
+    model = "model folders: nnUNet_results/DATASET/TRAINER__PLANS__CONF, or MODEL/fold_0 for one fold of it"
     parser.add_argument("-d", required=True, metavar="DATASET", help="number or name of the dataset with true labels")
     parser.add_argument("-m", nargs="+", type=Path, required=True, metavar="MODEL", help=model)
     parser.add_argument("-o", required=True, metavar="OUTPUT", help="number or name of the dataset to make")
     parser.add_argument(
         "-i", type=Path, metavar="FOLDER", help="scans to label (default: all unlabelled ones of the dataset)"
     )
-    parser.add_argument("-f", nargs="+", type=fold, metavar="FOLD", help="folds (default: all there are)")
+    parser.add_argument(
+        "-f",
+        nargs="+",
+        type=fold,
+        metavar="FOLD",
+        help="folds of the models that are named whole (default: all there are)",
+    )
     add_checkpoint(parser)
-    _add_selection(parser)
+    add_selection(parser)
     parser.add_argument(
         "--diverse",
         type=positive_int,
@@ -63,14 +69,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="clusters of alike scans that take turns in the list of scans to annotate (default: no clusters)",
     )
-    parser.add_argument(
-        "-step_size",
-        type=_part,
-        default=0.5,
-        metavar="STEP",
-        help="of the sliding window, in patches (default: %(default)s)",
-    )
-    parser.add_argument("--disable_tta", action="store_true", help="predict without mirroring: faster, less accurate")
     add_device(parser, meaning="device that predicts")
     parser.add_argument(
         "-npp",
@@ -85,7 +83,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_no_progress_bar(parser)
 
 
-def _add_selection(parser: argparse.ArgumentParser) -> None:
+def add_selection(parser: argparse.ArgumentParser) -> None:
+    """Add the options that decide how the networks predict, and which labels are accepted."""
     from nnunet_ext.pseudo_labels.agreement import SCORES
     from nnunet_ext.pseudo_labels.selection import Rule
 
@@ -131,6 +130,30 @@ def _add_selection(parser: argparse.ArgumentParser) -> None:
         help="voxels of less mean probability are uncertain, beside those the networks disagree about "
         "(default: %(default)s)",
     )
+    _add_prediction(parser)
+
+
+def _add_prediction(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "-step_size",
+        type=_part,
+        default=0.5,
+        metavar="STEP",
+        help="of the sliding window, in patches (default: %(default)s)",
+    )
+    parser.add_argument("--disable_tta", action="store_true", help="predict without mirroring: faster, less accurate")
+
+
+def selection_words(arguments: argparse.Namespace) -> list[str]:
+    """Return the options of :func:`add_selection` that were given, as words of a command."""
+    parser = argparse.ArgumentParser(add_help=False)
+    add_selection(parser)
+    words: list[str] = []
+    for action in parser._actions:
+        value = getattr(arguments, action.dest)
+        if value != action.default:
+            words += [action.option_strings[0], *([] if action.nargs == 0 else [str(value)])]
+    return words
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -178,9 +178,7 @@ def check_labelled_cases(trainer: Trainer, names: Iterable[str]) -> None:
     """
     folder = Path(trainer.preprocessed_dataset_folder)
     for name in names:
-        if (folder / f"{name}.npz").is_file():  # the format of earlier versions of nnU-Net
-            continue
-        problem = _labelled_damage(folder, name)
+        problem = labelled_damage(folder, name)
         if problem is not None:
             raise RuntimeError(f"{problem}; to make the labelled cases again, run: {labelled_command(trainer)}")
 
@@ -230,7 +228,10 @@ def reading_problem(dataset: Any, name: str) -> str | None:
     return None
 
 
-def _labelled_damage(folder: Path, name: str) -> str | None:
+def labelled_damage(folder: Path, name: str) -> str | None:
+    """Return what is wrong with a preprocessed labelled case, or None; only the heads of its files are read."""
+    if (folder / f"{name}.npz").is_file():  # the format of earlier versions of nnU-Net
+        return None
     shapes = []
     for file in (folder / f"{name}.b2nd", folder / f"{name}_seg.b2nd"):
         if not file.is_file():

@@ -104,7 +104,7 @@ def refuse_existing(name: str, roots: Roots) -> None:
 
 
 def _is_unfinished(name: str, roots: Roots) -> bool:
-    """Whether only the splits of a dataset are there, which are written before all else."""
+    """Whether only what is written before all else is there of a dataset."""
     from nnunetv2.paths import nnUNet_results
 
     folder = roots.preprocessed / name
@@ -113,7 +113,7 @@ def _is_unfinished(name: str, roots: Roots) -> bool:
         elsewhere.append(Path(str(nnUNet_results)) / name)
     if any(place.exists() for place in elsewhere) or not folder.is_dir():
         return False
-    ours = {SPLITS, provenance.FILE}
+    ours = {SPLITS, DATASET_JSON, provenance.FILE}
     return all(file.name in ours or file.name.startswith(files.PREFIX) for file in folder.iterdir())
 
 
@@ -171,6 +171,8 @@ def _write(new: NewDataset, store: Store, roots: Roots, reader: BaseReaderWriter
     files.write_json(preprocessed / provenance.FILE, record, 1)
     files.write_json(preprocessed / SPLITS, splits, 4)
     dataset_json = _dataset_json(new, roots)
+    # as planning would put it there, for those who move the plans of another dataset here instead
+    files.write_json(preprocessed / DATASET_JSON, dataset_json, 4)
     ignored = dataset_json["labels"].get(IGNORE) if new.ignore_uncertain else None
     files.sweep(roots.raw)
     with files.whole(folder) as built:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 from nnunet_ext.data.dataset_json import channel_names
 from nnunet_ext.data.signature import digest
 from nnunet_ext.inference.checks import check_model
-from nnunet_ext.model_sharing.folders import find_folds, read_model_json
+from nnunet_ext.model_sharing.folders import as_folds, find_folds, read_model_json
 from nnunet_ext.training.checkpoints import SECOND_NETWORK, TEACHING
 from nnunet_ext.training.safe_load import load_checkpoint
 from nnunet_ext.training.trusted_classes import trusted_by_environment
@@ -87,8 +88,8 @@ def find_members(
     """Find the networks of models, and check that they answer the same question.
 
     Args:
-        models: Folders of trained models.
-        folds: Folds to take of each; None takes all that have the checkpoint.
+        models: Folders of trained models; that of one fold, ``MODEL/fold_0``, stands for this fold alone.
+        folds: Folds to take of each other model; None takes all that have the checkpoint.
         checkpoint: Name of the checkpoint file in each fold's folder.
         trusted: Whether checkpoints and plans may hold code.
 
@@ -99,13 +100,14 @@ def find_members(
     """
     members: list[Member] = []
     firsts: list[tuple[Path, dict[str, Any]]] = []
-    for model in models:
-        check_model(model, folds, checkpoint, trusted)
+    for named in models:
+        model, own_folds = _model_and_folds(named, folds)
+        check_model(model, own_folds, checkpoint, trusted)
         plans, dataset_json = (read_model_json(model / name) for name in ("plans.json", "dataset.json"))
         if firsts:
             refuse_other_question(*firsts[0], model, dataset_json)
         firsts.append((model, dataset_json))
-        members += _members_of(model, plans, find_folds(model, folds, checkpoint), checkpoint, trusted)
+        members += _members_of(model, plans, find_folds(model, own_folds, checkpoint), checkpoint, trusted)
     _refuse_repeated(members)
     if len(members) < 2:
         names = members[0].name if members else "none"
@@ -114,6 +116,11 @@ def find_members(
             "second model after -m, or take a model of CPS or of a mean teacher, which has two"
         )
     return members
+
+
+def _model_and_folds(named: Path, folds: Sequence[int | str] | None) -> tuple[Path, Sequence[int | str] | None]:
+    found = re.fullmatch(r"fold_(all|0|[1-9][0-9]*)", named.name)
+    return (named, folds) if found is None else (named.parent, as_folds([found[1]]))
 
 
 def members_digest(members: Sequence[Member]) -> str:
@@ -184,7 +191,7 @@ def _members_of(
                 "choose folds of one with -f"
             )
         _refuse_later_stage(model, plans, configuration)
-        sha256, settings = _sha256(file), digest({"plans": plans, "asked": asked})
+        sha256, settings = sha256_of(file), digest({"plans": plans, "asked": asked})
         names = (str(content["trainer_name"]), str(plans.get("plans_name")), configuration)
         dataset = str(plans.get("dataset_name"))
         found += [
@@ -226,7 +233,8 @@ def _refuse_repeated(members: Sequence[Member]) -> None:
         seen[key] = member
 
 
-def _sha256(file: Path) -> str:
+def sha256_of(file: Path) -> str:
+    """Return the SHA-256 of a file, as hexadecimal digits."""
     total = hashlib.sha256()
     with file.open("rb") as content:
         while chunk := content.read(_CHUNK):

@@ -31,6 +31,15 @@ def test_each_fold_is_one(folds):
     assert [member.fold for member in find_members([folds.folder], [2, 0])] == [2, 0]
 
 
+def test_the_folder_of_a_fold_stands_for_it(folds):
+    named = [folds.folder / "fold_2", folds.folder / "fold_0"]
+    assert [member.fold for member in find_members(named)] == [2, 0]
+    assert [member.fold for member in find_members(named, [1])] == [2, 0]  # -f is for models that are named whole
+    assert find_members(named)[0].model == folds.folder
+    with pytest.raises(FileNotFoundError, match=r"has no fold_3/checkpoint_final\.pth"):
+        find_members([folds.folder / "fold_3"])
+
+
 @pytest.mark.parametrize(
     ("key", "names"), [(SECOND_NETWORK, ["1", "2"]), (TEACHING, ["teacher", "student"])], ids=["CPS", "mean teacher"]
 )
