@@ -262,14 +262,14 @@ class TestScore:
         assert found["score"] == np.mean(list(expected.values()))
         assert len(found["networks"]) == 3
 
-    @pytest.mark.parametrize("kind", ["classes", "regions"])
+    @pytest.mark.parametrize("kind", KINDS)
     def test_it_equals_the_naive_version(self, tmp_path, kind):
         model = with_image(make_folds(tmp_path, 1, share=0.1, **copy.deepcopy(KINDS[kind])))
         found = records(predict(model, tmp_path / "out", agreement=True))["a"]["agreement"]
         images = (str(model.images / "a_0000.nii.gz"),)
         _, consensus, maps = naive_consensus(find_members([model.folder]), images)
         regions = {name: np.atleast_1d(value) for name, value in KINDS[kind].get("labels", LABELS).items()}
-        del regions["background"]
+        regions = {name: region for name, region in regions.items() if name not in ("background", "ignore")}
         dice = {}
         for name, region in regions.items():
             agreed, own = np.isin(consensus, region), [np.isin(one, region) for one in maps]
@@ -451,6 +451,16 @@ class TestLeastAgreement:
         said = capsys.readouterr().out
         assert "Predicted before without --agreement, so there is no score: a, b; remove their label maps" in said
         assert "Predicted before by other networks (fold 0, network 1; fold 2, network 1): c" in said
+
+    def test_cases_of_other_runs_in_the_folder_are_none_of_this_one(self, model, tmp_path, capsys):
+        output = predict(model, tmp_path / "out", agreement=True)
+        (model.images / "a_0000.nii.gz").unlink()
+        with_image(model, "b", 2)
+        capsys.readouterr()
+        predict(model, output, min_agreement=1.0, overwrite=False)
+        said = capsys.readouterr().out
+        assert "Agreement is below 1 in 1 of 1 case(s), the least first:\n  b: " in said
+        assert sorted(self.scores(output)) == ["a", "b"]
 
     def test_a_killed_run_keeps_the_scores_that_it_had(self, three, tmp_path, monkeypatch, capsys):
         with monkeypatch.context() as patch:
