@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from nnunet_ext.cli.pseudo_label import add_selection, selection_words
+from nnunet_ext.cli.pseudo_label import add_selection, options_of, selection_words
 from nnunet_ext.cli.values import add_device, add_no_progress_bar, add_processes, natural, positive_int
 
 if TYPE_CHECKING:
@@ -80,6 +80,7 @@ def run(arguments: argparse.Namespace) -> int:
     from nnunet_ext.pseudo_labels.run import find_roots
     from nnunet_ext.pseudo_labels.self_training import SelfTraining, find_results
 
+    options_of(arguments)  # refused now, not after hours of training
     scheme = Scheme(
         check_raw_dataset(arguments.d).name,
         arguments.c,

@@ -64,11 +64,16 @@ class Options:
     progress_bar: bool = True
 
     def __post_init__(self) -> None:
-        """Refuse a probability out of range.
+        """Refuse a probability out of range, and thresholds that would do nothing.
 
         Raises:
-            ValueError: If it is not between 0 and 1.
+            ValueError: If it is not between 0 and 1, or all scans are accepted and a rule is given, too.
         """
+        if self.partial and self.rule != Rule():
+            raise ValueError(
+                "--partial accepts every scan in part, so that thresholds of scores would do nothing; leave out "
+                "--partial, or --min_score, --min_class_score and --top"
+            )
         if not 0 <= self.min_probability < 1:
             raise ValueError(f"min_probability must be 0 or more and below 1, got {self.min_probability}")
 

@@ -39,6 +39,8 @@ def test_errors_are_a_sentence(tiny, capsys):
     assert "self_train: error: " in capsys.readouterr().err
     assert run("-f", 0, "-tr", "nnUNetTrainer") == 1
     assert "one network cannot agree with itself" in capsys.readouterr().err
+    assert run("--partial", "--top", 0.5) == 1
+    assert "--partial accepts every scan in part" in capsys.readouterr().err
 
 
 def test_a_folder_of_results_that_is_not_set(tiny, capsys, monkeypatch):
