@@ -13,6 +13,9 @@ atrium8        100 crops of left atria in a folder of yours (--atrium or NNUNET_
         first one is training
     python benchmarks/unlabelled.py report
         tables of what is done, gap closed, against the best control, by class; and what is owed
+    python benchmarks/unlabelled.py scores
+        what the scores of agreement of each self-training are worth: rank correlation with true Dice, and the true Dice
+        of accepted and rejected scans
 
 Controls: supervised on all labels (the ceiling), on the few, with the intensities of the strong views, with twice the
 labelled batch, with as much computation as a mean teacher; a running mean of the weights is judged beside each of them.
@@ -320,7 +323,7 @@ def refuse_without_gpu(runs: Sequence[Run]) -> None:
 def main() -> None:
     """Parse and run."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("command", choices=["run", "report", "one"])
+    parser.add_argument("command", choices=["run", "report", "scores", "one"])
     parser.add_argument("--only", nargs="+", help="names of runs, in the order in which they are trained")
     parser.add_argument("--jobs", type=int, default=1, help="trainings side by side, each with one thread")
     parser.add_argument("--seconds", type=float, help="train for this time instead of steps, measured beforehand")
@@ -335,6 +338,10 @@ def main() -> None:
     runs = chosen_runs(parser, arguments)
     if arguments.command == "report":
         report(runs)
+    elif arguments.command == "scores":
+        from _agreement_worth import worth
+
+        print("\n\n".join("\n".join(lines) for run in runs if run.labelled_by and (lines := worth(run))))
     elif arguments.command == "one":
         sys.exit(one(runs[0]))
     else:
