@@ -180,16 +180,18 @@ def options_of(arguments: argparse.Namespace) -> Options:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Label; the exit status is 1 if a scan failed, or none was accepted."""
+    """Label; the exit status is 1 if a scan failed, and 3 if none was accepted, so that there is no dataset."""
     from nnunet_ext.inference.checks import check_device
-    from nnunet_ext.pseudo_labels.run import pseudo_label
+    from nnunet_ext.pseudo_labels.run import NONE_ACCEPTED, pseudo_label
 
     check_device(arguments.device)
     wanted = {"diverse": arguments.diverse, "processes": arguments.npp, "progress_bar": not arguments.no_pbar}
     options = replace(options_of(arguments), **wanted)
     outcome = pseudo_label(arguments.d, arguments.m, arguments.o, options, arguments.i, arguments.f, arguments.chk)
     _print(outcome)
-    return 1 if outcome.failures or outcome.dataset is None else 0
+    if outcome.dataset is None:
+        return NONE_ACCEPTED
+    return 1 if outcome.failures else 0
 
 
 def _print(outcome: Outcome) -> None:

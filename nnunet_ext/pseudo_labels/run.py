@@ -36,6 +36,8 @@ from nnunet_ext.pseudo_labels.provenance import next_cycle
 from nnunet_ext.pseudo_labels.selection import CaseScores, Rule, Selection, nothing_accepted, select
 from nnunet_ext.pseudo_labels.store import Store
 
+NONE_ACCEPTED = 3  # exit status of the command
+
 
 @dataclass(frozen=True)
 class Options:
@@ -250,6 +252,19 @@ def _prediction_options(options: Options) -> dict[str, Any]:
     }
 
 
+def accepted_by(options: Options) -> dict[str, Any]:
+    """Return what decides which labels are accepted, as ``pseudo_labels.json`` says it."""
+    return {
+        "score": options.score,
+        "min_score": options.rule.min_score,
+        "min_class_score": options.rule.min_class_score,
+        "top": options.rule.top,
+        "partial": options.partial,
+        "ignore_uncertain": options.partial or options.ignore_uncertain,
+        **_prediction_options(options),
+    }
+
+
 def _accept(scores: Sequence[CaseScores], options: Options) -> Selection:
     if not options.partial:
         return select(scores, options.rule)
@@ -280,15 +295,7 @@ def _record(outcome: Outcome, source: Source, options: Options, roots: Roots) ->
     return {
         "cycle": next_cycle(roots.raw, {source.name, *(member.dataset for member in outcome.members)}),
         "members": [member.describe() for member in outcome.members],
-        "accepted_by": {
-            "score": options.score,
-            "min_score": options.rule.min_score,
-            "min_class_score": options.rule.min_class_score,
-            "top": options.rule.top,
-            "partial": options.partial,
-            "ignore_uncertain": options.partial or options.ignore_uncertain,
-            **_prediction_options(options),
-        },
+        "accepted_by": accepted_by(options),
         "not_accepted": {
             case.name: {"reason": reason, "score": None if reason != "rejected" else case.score}
             for reason, cases in rejected.items()
