@@ -12,8 +12,9 @@ from pathlib import Path
 
 import _atrium
 import accuracy
-from _unlabelled_runs import FULL, PLANS, SMALL, TASKS, UnlabelledTask
+from _unlabelled_runs import FULL, PLANS, SMALL, TASKS, Run, UnlabelledTask
 
+from nnunet_ext.data.splits import FILE as SPLITS
 from nnunet_ext.files import BusyError, only_here, write_json
 
 PHANTOMS, PHANTOM_TESTS = 40, 40
@@ -52,6 +53,31 @@ def _prepare_ceiling(dataset: str, plans: dict, few_labels: Path) -> None:
             write_json(ceiling / file, json.loads((few_labels / file).read_text()), indent=1)
         write_json(ceiling / f"{PLANS}.json", plans | {"dataset_name": dataset}, indent=1)
         accuracy.stock(f"nnUNetv2_preprocess -d {dataset[7:10]} -plans_name {PLANS} -c {FULL} -np 1")
+
+
+def label_scans(run: Run, folds: Sequence[Path]) -> None:
+    """Make the dataset of a self-training by the stock commands.
+
+    Args:
+        run: It says which labels are accepted.
+        folds: Folders of the networks that label.
+    """
+    task, raw = TASKS[run.task], accuracy.WORK / "raw" / run.dataset
+    preprocessed, number = accuracy.WORK / "preprocessed" / run.dataset, int(run.dataset[7:10])
+    source = accuracy.WORK / "preprocessed" / task.dataset
+    if not (source / SPLITS).is_file():  # with so few cases nnU-Net makes none; nothing is chosen by this one
+        names = sorted(file.name.partition(".")[0] for file in (source / "gt_segmentations").iterdir())
+        write_json(source / SPLITS, [{"train": names, "val": names[:1]}], indent=1)
+    if not (raw / "pseudo_labels.json").is_file():
+        members = " ".join(map(str, folds))
+        how = " ".join(["-device cpu -npp 0 --no_pbar --disable_tta", *run.accept])
+        accuracy.stock(f"nnUNetv2_ext pseudo_label -d {task.number} -m {members} -o {run.dataset} {how}")
+    if not (preprocessed / "dataset_fingerprint.json").is_file():
+        accuracy.stock(f"nnUNetv2_extract_fingerprint -d {number} -np 1")
+    accuracy.stock(f"nnUNetv2_move_plans_between_datasets -s {task.number} -t {number} -sp {PLANS} -tp {PLANS}")
+    if not (preprocessed / "labelled").is_file():
+        accuracy.stock(f"nnUNetv2_preprocess -d {number} -plans_name {PLANS} -c {task.configuration} -np 1")
+        (preprocessed / "labelled").touch()
 
 
 @contextlib.contextmanager

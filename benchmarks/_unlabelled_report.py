@@ -17,6 +17,7 @@ from _unlabelled_runs import CONTROLS, EPOCHS, ITERATIONS, TASKS, Run, cost, ste
 
 HEADROOM = 0.01  # between supervised and ceiling, below which a task cannot show anything
 NOTHING = 0.1  # Dice of a class below which it was not learned
+LONG_COSTS = 2.5  # in supervised trainings of the usual length; a long one costs three
 FEW_TESTS = 10  # test cases up to which each is listed
 # What a method must keep to: more Dice than the best control, and no class and no worst case much below supervised.
 LEAST_GAIN, MOST_CLASS_LOSS, MOST_WORST_LOSS = 0.005, 0.01, 0.02
@@ -204,17 +205,20 @@ def gap_closed(gain: float, gap: float) -> str:
     return f"{gain / gap:+.2f} of {gap:.3f}" if gap >= HEADROOM else f"headroom {gap:+.3f}, too little"
 
 
-def best_control(results: Results, task: str, seeds: Sequence[int]) -> tuple[str, str, Table, int] | None:
+def best_control(
+    results: Results, task: str, seeds: Sequence[int], costs: float = 0
+) -> tuple[str, str, Table, int] | None:
     """Return method, network and Dice of the control with the highest mean Dice, and among how many.
 
     Args:
         results: What is done.
         task: Name of the task.
         seeds: That all have to be done of a control.
+        costs: Of what is compared with it: a long training is a control for those that cost as much.
     """
     found = [
         (method, network, table)
-        for method in CONTROLS
+        for method in (*CONTROLS, *(["supervised_long"] if costs >= LONG_COSTS else []))
         for network in (FIRST, MEAN)
         if (table := results.mean(task, method, seeds, "dsc", network)) is not None
     ]
@@ -242,7 +246,7 @@ def equal_cost_table(results: Results, task: str) -> Iterator[str]:
         if run.is_control or run.all_labels or run.baseline != "supervised":
             continue
         for seeds in groups_of_seeds(runs):
-            control = best_control(results, task, seeds)
+            control = best_control(results, task, seeds, cost(run))
             dice = results.mean(task, method, seeds, "dsc")
             if control is None or dice is None:
                 continue

@@ -25,6 +25,8 @@ VARIANTS = {
     "lambda1": {"unlabeled_weight": 1.0},
     "geometry": {"second_geometry": True},
 }
+# Self-training: who labels, whose weights the student begins with, and options of nnUNetv2_ext pseudo_label.
+LABELLED_BY, BEGINS_WITH = ("supervised", "Semi"), "Semi"
 CONTROLS = (
     "supervised",
     "supervised_strong",
@@ -142,6 +144,9 @@ class Run:
         device: Where.
         seconds: Length instead of steps: as many of them as fit are trained in 20 epochs.
         trainer_name: Of the trainer, where parts do not make it.
+        labelled_by: Methods of the same task and seed whose networks label the scans without labels first.
+        begins_with: Method whose weights the training begins with.
+        accept: Options of ``nnUNetv2_ext pseudo_label``: which of these labels are trained with.
     """
 
     name: str
@@ -157,6 +162,9 @@ class Run:
     device: str = "cpu"
     seconds: float | None = None
     trainer_name: str = ""
+    labelled_by: tuple[str, ...] = ()
+    begins_with: str = ""
+    accept: tuple[str, ...] = ()
 
     @property
     def trainer(self) -> str:
@@ -188,8 +196,22 @@ class Run:
 
     @property
     def is_control(self) -> bool:
-        """Whether it learns from labels alone; the ceiling is none."""
-        return not self.parts and not self.all_labels
+        """Whether it learns from true labels of the few scans alone."""
+        return not self.parts and not self.all_labels and not self.labelled_by
+
+    @property
+    def dataset(self) -> str:
+        """Name of the dataset that is trained with."""
+        task = TASKS[self.task]
+        if not self.labelled_by:
+            return str(task.ceiling if self.all_labels else task.dataset)
+        number = 970 + [run.name for run in RUNS if run.labelled_by].index(self.name)
+        return f"Dataset{number}_{task.dataset.partition('_')[2]}"
+
+    def other(self, method: str) -> Run:
+        """Return the run of another method with this task and seed."""
+        name = f"{self.task}_{method}_seed{self.seed}"
+        return next(run for run in RUNS if run.name == name)
 
     def timed(self, seconds: float) -> Run:
         """Return the same training for a time instead of steps."""
@@ -213,6 +235,18 @@ def _methods(task: str) -> list[Run]:
         Run("supervised_cost_of_semi", "", task, epochs=COST_OF_SEMI),
         *(Run(parts, parts, task) for parts in ("CPS", "CPS_CutMix", *teachers, "MeanTeacher_BCP", "Semi")),
         *(Run(f"{BEST}_{name}", BEST, task, attributes=changed) for name, changed in VARIANTS.items()),
+        *_self_trainings(task),
+    ]
+
+
+def _self_trainings(task: str) -> list[Run]:
+    """Return trainings with the labels that others made: one cycle, all scans in part, another student, two cycles."""
+    first = Run("selftrain", "", task, labelled_by=LABELLED_BY, begins_with=BEGINS_WITH)
+    return [
+        first,
+        replace(first, name="selftrain_partial", accept=("--partial", "--min_probability", "0.7")),
+        replace(first, name="selftrain_Semi", parts="Semi"),
+        replace(first, name="selftrain_twice", labelled_by=("selftrain", "Semi"), begins_with="selftrain"),
     ]
 
 
@@ -257,5 +291,12 @@ def step_cost(run: Run) -> tuple[float, str]:
 
 
 def cost(run: Run) -> float:
-    """Return the time of a run, in supervised trainings of the usual length."""
-    return step_cost(run)[0] * run.epochs / EPOCHS
+    """Return the time of a run with those that it builds on, in supervised trainings of the usual length."""
+    trained = {other.name: other for other in _labellers(run)}
+    return sum(step_cost(one)[0] * one.epochs / EPOCHS for one in (run, *trained.values()))
+
+
+def _labellers(run: Run) -> list[Run]:
+    """Return all trainings that a run builds on."""
+    direct = [run.other(method) for method in run.labelled_by]
+    return direct + [earlier for other in direct for earlier in _labellers(other)]

@@ -13,6 +13,9 @@ atrium8        100 crops of left atria in a folder of yours (--atrium or NNUNET_
         first one is training
     python benchmarks/unlabelled.py report
         tables of what is done, gap closed, against the best control, by class; and what is owed
+    python benchmarks/unlabelled.py scores
+        what the scores of agreement of each self-training are worth: rank correlation with true Dice, and the true Dice
+        of accepted and rejected scans
 
 Controls: supervised on all labels (the ceiling), on the few, with the intensities of the strong views, with twice the
 labelled batch, with as much computation as a mean teacher; a running mean of the weights is judged beside each of them.
@@ -37,7 +40,7 @@ from pathlib import Path
 from typing import Any
 
 import accuracy
-from _unlabelled_data import ATRIUM, atrium_folder, prepare
+from _unlabelled_data import ATRIUM, atrium_folder, label_scans, prepare
 from _unlabelled_report import report
 from _unlabelled_runs import EPOCHS, PLANS, RUNS, SMALL, TASKS, Run
 
@@ -123,7 +126,7 @@ def make_trainer(run: Run, trainer_class: type) -> Any:
     import torch
 
     task = TASKS[run.task]
-    preprocessed = accuracy.WORK / "preprocessed" / str(task.ceiling if run.all_labels else task.dataset)
+    preprocessed = accuracy.WORK / "preprocessed" / run.dataset
     plans = json.loads((preprocessed / f"{PLANS}.json").read_text()) | {"continue_training": False}
     if run.batch is not None:
         plans["configurations"][SMALL]["batch_size"] = run.batch
@@ -132,6 +135,12 @@ def make_trainer(run: Run, trainer_class: type) -> Any:
     trainer = trainer_class(plans, task.configuration, "all", dataset_json, torch.device(run.device))
     set_attributes(trainer, run)
     return trainer
+
+
+def fold_of(run: Run) -> Path:
+    """Return where the checkpoints of a run lie."""
+    model = f"{run.trainer}__{PLANS}__{TASKS[run.task].configuration}"
+    return accuracy.WORK / "runs" / run.name / run.dataset / model / "fold_all"
 
 
 def set_length(trainer: Any, iterations: int) -> None:
@@ -175,6 +184,8 @@ def train_and_evaluate(run: Run) -> None:
     import torch
 
     torch.set_num_threads(1)
+    if run.labelled_by:
+        label_scans(run, [fold_of(run.other(method)) for method in run.labelled_by])
     trainer_class = trainer_class_of(run)
     iterations = None if run.seconds is None else iterations_in(run, trainer_class)
     if not run.parts:
@@ -188,6 +199,10 @@ def train_and_evaluate(run: Run) -> None:
     checkpoint = next((file for file in checkpoints if file.is_file()), None)
     if checkpoint is not None:
         trainer.load_checkpoint(str(checkpoint))
+    elif run.begins_with:
+        from nnunetv2.run.load_pretrained_weights import load_pretrained_weights
+
+        load_pretrained_weights(trainer.network, str(fold_of(run.other(run.begins_with)) / checkpoints[0].name))
     if checkpoint != checkpoints[0]:
         trainer.run_training()
     seconds = time.time() - seconds
@@ -308,7 +323,7 @@ def refuse_without_gpu(runs: Sequence[Run]) -> None:
 def main() -> None:
     """Parse and run."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("command", choices=["run", "report", "one"])
+    parser.add_argument("command", choices=["run", "report", "scores", "one"])
     parser.add_argument("--only", nargs="+", help="names of runs, in the order in which they are trained")
     parser.add_argument("--jobs", type=int, default=1, help="trainings side by side, each with one thread")
     parser.add_argument("--seconds", type=float, help="train for this time instead of steps, measured beforehand")
@@ -323,6 +338,10 @@ def main() -> None:
     runs = chosen_runs(parser, arguments)
     if arguments.command == "report":
         report(runs)
+    elif arguments.command == "scores":
+        from _agreement_worth import worth
+
+        print("\n\n".join("\n".join(lines) for run in runs if run.labelled_by and (lines := worth(run))))
     elif arguments.command == "one":
         sys.exit(one(runs[0]))
     else:

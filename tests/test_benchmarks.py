@@ -119,11 +119,32 @@ class TestList:
         assert listed.cost(BY_NAME[f"phantoms4_{TEACHER}_every1_seed0"]) == pytest.approx(2.34)
         assert not any(np.isnan(listed.cost(run)) for run in listed.RUNS if run.task != "atrium8")
 
+    def test_self_training_costs_what_it_builds_on(self):
+        once, twice = (listed.cost(BY_NAME[f"phantoms4_selftrain{more}_seed0"]) for more in ("", "_twice"))
+        assert once == pytest.approx(1 + 1.65 + 1)
+        assert twice == pytest.approx(once + 1)  # Semi labels twice, and is trained once
+        assert listed.cost(BY_NAME["phantoms4_selftrain_Semi_seed0"]) == pytest.approx(1 + 2 * 1.65)
+
+    def test_self_training_is_no_control_and_has_data_of_its_own(self):
+        runs = [run for run in listed.RUNS if run.labelled_by]
+        assert not any(run.is_control for run in runs)
+        assert len({run.dataset for run in runs}) == len(runs) < 30  # numbers 970 to 999
+        assert BY_NAME["phantoms4_selftrain_seed1"].other("Semi") is BY_NAME["phantoms4_Semi_seed1"]
+        assert BY_NAME["phantoms4_ceiling_seed0"].dataset == "Dataset957_PhantomsAll"
+
     def test_published_records_are_read(self):
         run = BY_NAME["phantoms4_supervised_seed0"]
         table = tables.table_of(run, "dsc", "mean weights")
         assert table.values.shape == (40, 6)
         assert tables.table_of(run, "dsc", "network 2") is None
+
+
+def test_a_long_training_is_a_control_of_what_costs_as_much(work):
+    record(work, "phantoms4_supervised_seed0", 0.6, 0.5)
+    record(work, "phantoms4_supervised_long_seed0", 0.9, 0.8)
+    results = tables.Results(listed.RUNS)
+    assert tables.best_control(results, "phantoms4", (0,), 1.65)[0] == "supervised"
+    assert tables.best_control(results, "phantoms4", (0,), 3.65)[0] == "supervised_long"
 
 
 class TestScores:

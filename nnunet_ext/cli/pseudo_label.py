@@ -11,6 +11,7 @@ import argparse
 import json
 import math
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,7 +26,7 @@ from nnunet_ext.cli.values import (
 )
 
 if TYPE_CHECKING:
-    from nnunet_ext.pseudo_labels.run import Outcome
+    from nnunet_ext.pseudo_labels.run import Options, Outcome
 
 _LISTED = 10  # scans to annotate that are printed; all are in the file
 
@@ -156,30 +157,41 @@ def selection_words(arguments: argparse.Namespace) -> list[str]:
     return words
 
 
-def run(arguments: argparse.Namespace) -> int:
-    """Label; the exit status is 1 if a scan failed, or none was accepted."""
-    from nnunet_ext.inference.checks import check_device
+def options_of(arguments: argparse.Namespace) -> Options:
+    """Return what the options of :func:`add_selection` ask for, with device and trust.
+
+    Raises:
+        ValueError: If they do not go together.
+    """
     from nnunet_ext.pseudo_labels.panel import Settings
-    from nnunet_ext.pseudo_labels.run import Options, pseudo_label
+    from nnunet_ext.pseudo_labels.run import Options
     from nnunet_ext.pseudo_labels.selection import Rule
 
-    check_device(arguments.device)
-    options = Options(
+    return Options(
         score=arguments.score,
         rule=Rule(arguments.min_score, arguments.min_class_score, arguments.top),
         ignore_uncertain=arguments.uncertain == "ignore",
         partial=arguments.partial,
         min_probability=arguments.min_probability,
-        diverse=arguments.diverse,
         settings=Settings(
             arguments.device, arguments.step_size, not arguments.disable_tta, trusted=arguments.trust_model
         ),
-        processes=arguments.npp,
-        progress_bar=not arguments.no_pbar,
     )
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Label; the exit status is 1 if a scan failed, and 3 if none was accepted, so that there is no dataset."""
+    from nnunet_ext.inference.checks import check_device
+    from nnunet_ext.pseudo_labels.run import NONE_ACCEPTED, pseudo_label
+
+    check_device(arguments.device)
+    wanted = {"diverse": arguments.diverse, "processes": arguments.npp, "progress_bar": not arguments.no_pbar}
+    options = replace(options_of(arguments), **wanted)
     outcome = pseudo_label(arguments.d, arguments.m, arguments.o, options, arguments.i, arguments.f, arguments.chk)
     _print(outcome)
-    return 1 if outcome.failures or outcome.dataset is None else 0
+    if outcome.dataset is None:
+        return NONE_ACCEPTED
+    return 1 if outcome.failures else 0
 
 
 def _print(outcome: Outcome) -> None:

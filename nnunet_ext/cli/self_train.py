@@ -8,16 +8,26 @@ true labels. What is there is kept: the same command goes on where it was stoppe
 from __future__ import annotations
 
 import argparse
+import re
+import signal
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from nnunet_ext.cli.pseudo_label import add_selection, selection_words
+from nnunet_ext.cli.pseudo_label import add_selection, options_of, selection_words
 from nnunet_ext.cli.values import add_device, add_no_progress_bar, add_processes, natural, positive_int
 
 if TYPE_CHECKING:
     from nnunet_ext.pseudo_labels.cycles import Scheme
     from nnunet_ext.pseudo_labels.self_training import Result, SelfTraining
+
+
+def _name(text: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", text) or "__" in text:
+        raise argparse.ArgumentTypeError(
+            f"expected letters, digits, '-', '.' and single '_' (two make the name of a model), got {text!r}"
+        )
+    return text
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -62,10 +72,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="begin each training with the weights of its fold in the cycle before (-pretrained_weights)",
     )
     add_selection(parser)
+    _add_running(parser)
+
+
+def _add_running(parser: argparse.ArgumentParser) -> None:
     add_device(parser, meaning="device that trains and predicts")
     add_processes(parser)
-    parser.add_argument("--name", default="self_train", help="folder of report and logs (default: %(default)s)")
-    parser.add_argument("--dry_run", action="store_true", help="print the commands that are left to do, and do nothing")
+    parser.add_argument(
+        "--name", type=_name, default="self_train", help="folder of report and logs (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--dry_run",
+        action="store_true",
+        help="print the commands that are left to do, and reserve the names of their datasets",
+    )
     parser.add_argument(
         "--trust_model", action="store_true", help="load the models as nnU-Net does, even if that runs code in them"
     )
@@ -76,45 +96,52 @@ def run(arguments: argparse.Namespace) -> int:
     """Train; the exit status is 0 when the cycles are done, 130 when interrupted."""
     from nnunet_ext.data.dataset_json import check_raw_dataset
     from nnunet_ext.inference.checks import check_device
+    from nnunet_ext.pseudo_labels.cycle_checks import warnings_of
     from nnunet_ext.pseudo_labels.cycles import Machine, Scheme
-    from nnunet_ext.pseudo_labels.run import find_roots
+    from nnunet_ext.pseudo_labels.run import accepted_by, find_roots
     from nnunet_ext.pseudo_labels.self_training import SelfTraining, find_results
 
+    options = options_of(arguments)  # refused now, not after hours of training
     scheme = Scheme(
         check_raw_dataset(arguments.d).name,
         arguments.c,
         arguments.tr,
         arguments.student or arguments.tr,
         arguments.p,
-        tuple(dict.fromkeys(arguments.f)),
+        tuple(sorted(set(arguments.f))),
         tuple(str(model.absolute()) for model in arguments.m),
         tuple(selection_words(arguments)),
+        accepted_by(options),
         arguments.warm_start,
     )
     machine = Machine(arguments.device, arguments.np, arguments.trust_model)
     training = SelfTraining(
         scheme, arguments.cycles, find_roots(), find_results(), arguments.o, machine, arguments.name
     )
+    for warning in warnings_of(scheme):
+        print(f"WARNING: {warning}", file=sys.stderr)
     if arguments.dry_run:
-        _print_commands(training)
+        _print_commands(training, arguments.patience)
         return 0
     check_device(arguments.device)
+    # as an interrupt, so that the command that runs is stopped, too
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
         result = training.run(arguments.patience, not arguments.no_pbar)
     except KeyboardInterrupt:
         print("\ninterrupted; the same command goes on", file=sys.stderr)
         return 130
     _print(result, scheme, training)
-    return 0
+    return 0 if result.complete else 1
 
 
-def _print_commands(training: SelfTraining) -> None:
-    left = training.commands()
+def _print_commands(training: SelfTraining, patience: int) -> None:
+    left = training.commands(patience)
     before = None
     for step, command in left:
         cycle = step.title.partition(":")[0]
         if cycle != before:
-            print(f"# {cycle}")
+            print(f"# {cycle}{'' if before is None else ', if the cycles before it gain'}")
         before = cycle
         print(command)
     if not left:
@@ -122,7 +149,8 @@ def _print_commands(training: SelfTraining) -> None:
 
 
 def _print(result: Result, scheme: Scheme, training: SelfTraining) -> None:
-    from nnunet_ext.pseudo_labels.cycle_scores import PICTURE, RECORD, TABLE, format_cycles
+    from nnunet_ext.pseudo_labels.cycle_datasets import RECORD
+    from nnunet_ext.pseudo_labels.cycle_scores import PICTURE, TABLE, format_cycles
     from nnunet_ext.pseudo_labels.cycles import number_of
 
     best = result.best
@@ -131,7 +159,7 @@ def _print(result: Result, scheme: Scheme, training: SelfTraining) -> None:
     if len(scheme.folds) > 1:
         print(
             "Networks of several folds label together, and each learned from the others' validation cases: gains over "
-            "cycle 0 are measured too well. Trust test cases, or -f with one fold."
+            "cycle 0 are measured too well. Trust test cases."
         )
     trainer = scheme.trainer if best.cycle == 0 else scheme.student
     folds = " ".join(map(str, scheme.folds))

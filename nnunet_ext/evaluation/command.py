@@ -19,7 +19,15 @@ _LAST_LINES = 12
 
 
 class CommandError(RuntimeError):
-    """A command is missing or failed; the message names it, and the log with its end."""
+    """A command is missing or failed; the message names it, and the log with its end.
+
+    Attributes:
+        status: Exit status of the command, None where it did not run.
+    """
+
+    def __init__(self, message: str, status: int | None = None) -> None:
+        super().__init__(message)
+        self.status = status
 
 
 def find_command(name: str) -> str:
@@ -91,7 +99,7 @@ def run_command(
     if process.returncode:
         end = "\n".join(log.read_text(encoding="utf-8").splitlines()[-_LAST_LINES:])
         failed = f"{shlex.join(arguments)} ended with exit status {process.returncode}"
-        raise CommandError(f"{failed}. Its output is in {log}, the end of it:\n{end}")
+        raise CommandError(f"{failed}. Its output is in {log}, the end of it:\n{end}", process.returncode)
     return seconds
 
 

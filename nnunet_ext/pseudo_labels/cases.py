@@ -80,7 +80,7 @@ def find_source(dataset: str | int, preprocessed_root: Path, folder: Path | None
     """
     raw = check_raw_dataset(dataset)
     dataset_json, record = load_dataset_json(raw), read_record(raw)
-    labelled, _ = images_and_problems(raw, dataset_json)
+    labelled, wrong = images_and_problems(raw, dataset_json)
     pseudo = pseudo_labelled(record) & labelled.keys()
     splits_file = preprocessed_root / raw.name / SPLITS
     splits = load_splits(splits_file.parent)
@@ -94,7 +94,7 @@ def find_source(dataset: str | int, preprocessed_root: Path, folder: Path | None
         for name, images in labelled.items()
         if name not in hidden | pseudo
     }
-    _check_true(raw, true)
+    _check_true(raw, true, {name: what for name, what in wrong.items() if name not in hidden | pseudo})
     scans, others = dict(sorted(unlabelled.items())), {}
     if folder is not None:
         scans, failures = _scans_of_folder(folder, dataset_json)
@@ -143,7 +143,9 @@ def _label_of(raw: Path, dataset_json: dict[str, Any], name: str) -> str:
     return str(raw / "labelsTr" / f"{name}{dataset_json['file_ending']}")
 
 
-def _check_true(raw: Path, true: Mapping[str, TrueCase]) -> None:
+def _check_true(raw: Path, true: Mapping[str, TrueCase], wrong: Mapping[str, str]) -> None:
+    for name, what in wrong.items():  # or the new dataset would lack the case, and nobody would be told
+        raise FileNotFoundError(f"the labelled case {name} cannot be used: {what} Mend it, or remove the case")
     if not true:
         raise ValueError(
             f"{raw.name} has no case with a true label, without which nothing can be validated; add labelled cases"

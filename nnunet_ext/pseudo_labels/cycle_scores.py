@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,8 +16,10 @@ from nnunet_ext.data.classes import Region
 from nnunet_ext.evaluation.record import without_nan
 from nnunet_ext.evaluation.summary import paired_bootstrap, read_summary
 from nnunet_ext.evaluation.table import align
+from nnunet_ext.pseudo_labels.cycle_datasets import RECORD
 
-TABLE, PICTURE, RECORD = "self_train.csv", "self_train.png", "self_train.json"
+Key = tuple[int, str]  # fold and case: a case may be in the validation sets of several folds
+TABLE, PICTURE = "self_train.csv", "self_train.png"
 _REMEDY = "validate again: nnUNetv2_train ... --val"
 _NAMED = 5  # cases named in an error
 
@@ -31,14 +33,14 @@ class CycleScores:
         dataset: Name of the dataset that was trained with.
         model: Folder of the model.
         accepted: Number of pseudo-labels that were trained with.
-        cases: Validation case -> class -> Dice, NaN where neither truth nor prediction has the class.
+        cases: Fold and validation case -> class -> Dice, NaN where neither truth nor prediction has the class.
     """
 
     cycle: int
     dataset: str
     model: Path
     accepted: int
-    cases: Mapping[str, Mapping[str, float]]
+    cases: Mapping[Key, Mapping[str, float]]
 
     @property
     def classes(self) -> dict[str, float]:
@@ -57,7 +59,7 @@ class CycleScores:
         means = [self.mean_of(case) for case in self.cases]
         return min((value for value in means if not math.isnan(value)), default=math.nan)
 
-    def mean_of(self, case: str) -> float:
+    def mean_of(self, case: Key) -> float:
         """Return the mean over the classes of a case."""
         return _mean(list(self.cases[case].values()))
 
@@ -76,7 +78,7 @@ def read_cycle(
     dataset: str,
     model: Path,
     accepted: int,
-    summaries: Sequence[Path],
+    splits: Mapping[int, Collection[str]],
     names: Mapping[str, Region],
     ending: str,
 ) -> CycleScores:
@@ -87,38 +89,38 @@ def read_cycle(
         dataset: Name of the dataset that was trained with.
         model: Folder of the model.
         accepted: Number of pseudo-labels that were trained with.
-        summaries: ``summary.json`` of each fold.
+        splits: Fold -> its validation cases.
         names: Class -> label, or labels of a region.
         ending: Of the label files.
 
     Raises:
-        FileNotFoundError: If one is missing.
-        ValueError: If one is no summary, or lacks a class.
+        FileNotFoundError: If a summary is missing.
+        ValueError: If one is no summary, lacks a class, or is of other cases than the split's.
     """
-    cases: dict[str, dict[str, float]] = {}
-    for file in summaries:
-        for case, regions in read_summary(file, ending, _REMEDY).items():
+    cases: dict[Key, dict[str, float]] = {}
+    for fold, expected in splits.items():
+        file = model / f"fold_{fold}" / "validation" / "summary.json"
+        measured = read_summary(file, ending, _REMEDY)
+        _refuse_other_cases(file, set(measured), set(expected))
+        for case, regions in measured.items():
             missing = [name for name, region in names.items() if region not in regions]
             if missing:
                 raise ValueError(f"{file} says nothing of {missing[0]} in {case}; {_REMEDY}")
-            cases[case] = {name: regions[region]["Dice"] for name, region in names.items()}
+            cases[fold, case] = {name: regions[region]["Dice"] for name, region in names.items()}
     return CycleScores(cycle, dataset, model, accepted, cases)
 
 
-def refuse_other_cases(first: CycleScores, other: CycleScores) -> None:
-    """Raise where two cycles were not validated with the same cases.
-
-    Raises:
-        ValueError: Names the cases that only one of them has.
-    """
-    unpaired = sorted(set(first.cases) ^ set(other.cases))
-    if unpaired:
-        more = f" and {len(unpaired) - _NAMED} more" if len(unpaired) > _NAMED else ""
-        raise ValueError(
-            f"{first.model} and {other.model} were validated with different cases ({', '.join(unpaired[:_NAMED])}"
-            f"{more} in one of them only), so that cycles cannot be compared: the splits were changed since. Restore "
-            "splits_final.json, or train the later one anew"
-        )
+def _refuse_other_cases(file: Path, measured: set[str], expected: set[str]) -> None:
+    """Raise where a fold was validated with other cases than those of its split, so that cycles cannot be compared."""
+    other = sorted(measured ^ expected)
+    if not other:
+        return
+    more = f" and {len(other) - _NAMED} more" if len(other) > _NAMED else ""
+    raise ValueError(
+        f"{file} is not of the validation cases of splits_final.json: {', '.join(other[:_NAMED])}{more} in one of them "
+        "only. If the splits were changed after this training, restore them, or train this fold anew; if the folder "
+        "holds files of an earlier validation, empty it and validate again (nnUNetv2_train ... --val)"
+    )
 
 
 def best_of(cycles: Sequence[CycleScores]) -> CycleScores:
@@ -143,16 +145,13 @@ def format_cycles(cycles: Sequence[CycleScores]) -> str:
     return align(rows, left=(0, 1))
 
 
-def write_cycles(
-    folder: Path, cycles: Sequence[CycleScores], scheme: Mapping[str, Any], datasets: Sequence[str]
-) -> None:
+def write_cycles(folder: Path, cycles: Sequence[CycleScores], reserved: Mapping[str, Any]) -> None:
     """Write the record, and the table with a row for each cycle and case.
 
     Args:
         folder: Where.
-        cycles: The cycles that are done.
-        scheme: What was wanted, for the record.
-        datasets: Names of the datasets of cycles 1, 2, ..., which later runs keep.
+        cycles: The cycles that are done, one at least.
+        reserved: What the record said before any was.
     """
     entries = [
         {
@@ -167,19 +166,15 @@ def write_cycles(
         }
         for scores in cycles
     ]
-    best = best_of(cycles).cycle if cycles else None
-    content = {"scheme": dict(scheme), "datasets": list(datasets), "best": best, "cycles": entries}
-    files.write_json(folder / RECORD, without_nan(content), 1)
-    if not cycles:
-        return
+    files.write_json(folder / RECORD, without_nan({**reserved, "best": best_of(cycles).cycle, "cycles": entries}), 1)
     names = list(cycles[0].classes)
     with files.whole(folder / TABLE) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
-        writer.writerow(["cycle", "case", "mean", *names])
+        writer.writerow(["cycle", "fold", "case", "mean", *names])
         for scores in cycles:
-            for case, values in sorted(scores.cases.items()):
+            for (fold, case), values in sorted(scores.cases.items()):
                 row = [_mean(list(values.values())), *(values[name] for name in names)]
-                writer.writerow([scores.cycle, case, *("" if math.isnan(v) else f"{v:.6f}" for v in row)])
+                writer.writerow([scores.cycle, fold, case, *("" if math.isnan(v) else f"{v:.6f}" for v in row)])
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -6,8 +6,8 @@ or a job on a cluster.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +24,12 @@ from nnunet_ext.data.unlabeled import find_unlabeled_cases
 from nnunet_ext.evaluation.summary import read_summary
 from nnunet_ext.model_sharing.folders import model_folder
 from nnunet_ext.pseudo_labels.dataset import Roots
-from nnunet_ext.pseudo_labels.members import sha256_of
+from nnunet_ext.pseudo_labels.members import checkpoint_files, sha256_of
 from nnunet_ext.pseudo_labels.provenance import read_record
 
 FINAL = "checkpoint_final.pth"
 _FINGERPRINT = "dataset_fingerprint.json"
-TRAINING, COUNTED, TIMED = "training", "counted", "timed"
+TRAINING, LABELLING, COUNTED, TIMED = "training", "labelling", "counted", "timed"
 
 
 @dataclass(frozen=True)
@@ -45,6 +45,7 @@ class Scheme:
         folds: That are trained, and whose networks label.
         others: Folders of further models that label in each cycle.
         selection: Options of ``nnUNetv2_ext pseudo_label``, as words.
+        accepted_by: What these options come to in ``pseudo_labels.json``.
         warm_start: Whether a training begins with the weights of the same fold in the cycle before.
     """
 
@@ -56,11 +57,15 @@ class Scheme:
     folds: tuple[int, ...]
     others: tuple[str, ...] = ()
     selection: tuple[str, ...] = ()
+    accepted_by: Mapping[str, Any] = field(default_factory=dict)
     warm_start: bool = False
 
     def describe(self) -> dict[str, Any]:
-        """Return the scheme as JSON values."""
-        return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
+        """Return the scheme as JSON values, the same on every machine: models by the end of their paths."""
+        content = asdict(self) | {"folds": sorted(self.folds)}
+        content["others"] = sorted(_end_of(Path(other)) for other in self.others)
+        del content["selection"]  # said by accepted_by
+        return content
 
 
 @dataclass(frozen=True)
@@ -85,9 +90,10 @@ class Step:
     Attributes:
         name: Of its log.
         title: For the progress bar.
-        kind: What its output tells: epochs, a count, or nothing.
+        kind: ``TRAINING``, ``LABELLING``, or what its output tells: ``COUNTED`` a count, ``TIMED`` nothing.
         words: Returns the command as it has to be run now: a training that was begun is continued.
         is_done: Whether there is nothing left to do.
+        place: What is worked on; no two commands of self-trainings do so at once.
     """
 
     name: str
@@ -95,6 +101,7 @@ class Step:
     kind: str
     words: Callable[[], list[str]]
     is_done: Callable[[], bool]
+    place: Path
 
 
 class Cycles:
@@ -129,8 +136,20 @@ class Cycles:
         trainer = scheme.trainer if cycle == 0 else scheme.student
         return model_folder(self.dataset(cycle), trainer, scheme.plans, scheme.configuration)
 
+    def is_finished(self, cycle: int) -> bool:
+        """Whether all folds of a cycle are trained, whatever else is still there of it."""
+        return all(self.is_trained(cycle, fold) for fold in self.scheme.folds)
+
     def steps(self, cycle: int) -> Iterator[Step]:
-        """Yield the steps of a cycle in their order."""
+        """Yield the steps of a cycle in their order; none where it is finished.
+
+        Raises:
+            ValueError: If the cycle was made otherwise than is wanted.
+        """
+        if cycle > 0:
+            self.refuse_others_labels(cycle)
+        if self.is_finished(cycle):
+            return
         if cycle > 0:
             yield self._pseudo_label(cycle)
             yield from self._preprocess(cycle)
@@ -142,9 +161,17 @@ class Cycles:
         return self.model(cycle) / f"fold_{fold}" / "validation" / "summary.json"
 
     def _step(
-        self, cycle: int, name: str, kind: str, words: Callable[[], list[str]], is_done: Callable[[], bool]
+        self,
+        cycle: int,
+        name: str,
+        kind: str,
+        words: Callable[[], list[str]],
+        is_done: Callable[[], bool],
+        place: Path | None = None,
     ) -> Step:
-        return Step(f"cycle{cycle}_{name.replace(' ', '_')}", f"cycle {cycle}: {name}", kind, words, is_done)
+        # a name of our own: commands lock their places themselves
+        place = place or self.roots.preprocessed / f"{self.dataset(cycle)}_self_train"
+        return Step(f"cycle{cycle}_{name.replace(' ', '_')}", f"cycle {cycle}: {name}", kind, words, is_done, place)
 
     def _pseudo_label(self, cycle: int) -> Step:
         scheme = self.scheme
@@ -155,30 +182,51 @@ class Cycles:
         words += ["--trust_model"] * self.machine.trusted
 
         def is_done() -> bool:
-            record = read_record(self.roots.raw / output)
-            if record:
-                self._refuse_others_labels(cycle, record)
-            return bool(record)
+            return bool(self.refuse_others_labels(cycle))
 
-        return self._step(cycle, "pseudo label", COUNTED, lambda: words, is_done)
+        return self._step(cycle, "pseudo label", LABELLING, lambda: words, is_done)
 
-    def _refuse_others_labels(self, cycle: int, record: dict[str, Any]) -> None:
-        """Raise where the labels of a dataset come from other networks than those that are there now."""
-        name, made_by = self.dataset(cycle), {member.get("sha256") for member in record.get("members", ())}
-        for fold in self.scheme.folds:
-            file = self.model(cycle - 1) / f"fold_{fold}" / FINAL
-            if file.is_file() and sha256_of(file) not in made_by:
-                raise ValueError(
-                    f"{self.roots.raw / name} was labelled by others than {file}: by the networks of another "
-                    f"training, or of the same one before it was trained anew. Remove {name} from nnUNet_raw, "
-                    "nnUNet_preprocessed and nnUNet_results, or name another number with -o"
-                )
+    def refuse_others_labels(self, cycle: int) -> dict[str, Any]:
+        """Return the record of the pseudo-labels of a cycle, empty where there is none.
+
+        Raises:
+            ValueError: If they were made of another dataset, by other networks, or accepted otherwise.
+        """
+        name = self.dataset(cycle)
+        record = read_record(self.roots.raw / name)
+        if not record:
+            return {}
+        why, expected = None, dict(self.scheme.accepted_by)
+        accepted = {key: record.get("accepted_by", {}).get(key) for key in expected}
+        if record.get("source_dataset") != self.scheme.source:
+            why = f"it was made of {record.get('source_dataset')}, not of {self.scheme.source}"
+        elif accepted != expected:
+            key = next(key for key in expected if accepted[key] != expected[key])
+            why = f"its labels were accepted with {key} {accepted[key]}, not {expected[key]}"
+        elif not self._labelled_by_these(cycle, {member.get("sha256") for member in record.get("members", ())}):
+            why = f"other networks labelled it than those of cycle {cycle - 1} are now"
+        if why is not None:
+            raise ValueError(
+                f"{self.roots.raw / name} is not cycle {cycle} of this self-training: {why}. Remove {name} from "
+                "nnUNet_raw, nnUNet_preprocessed and nnUNet_results if nobody needs it, or begin another self-training "
+                "with --name NAME"
+            )
+        return record
+
+    def _labelled_by_these(self, cycle: int, made_by: set[Any]) -> bool:
+        expected = [self.model(cycle - 1) / f"fold_{fold}" / FINAL for fold in self.scheme.folds]
+        for other in map(Path, self.scheme.others):
+            expected += checkpoint_files(other, FINAL) if other.is_dir() else [other / FINAL]
+        hashes = {sha256_of(file) for file in expected if file.is_file()}
+        # networks that were removed since cannot be compared
+        return hashes == made_by or (hashes < made_by and not all(file.is_file() for file in expected))
 
     def _preprocess(self, cycle: int) -> Iterator[Step]:
         scheme, number = self.scheme, number_of(self.dataset(cycle))
         folder = self.roots.preprocessed / self.dataset(cycle)
         processes = ["-np", str(self.machine.processes)]
-        words = ["nnUNetv2_extract_fingerprint", "-d", number, *processes]
+        # --clean: it runs where there is none, or half of one that a killed run left
+        words = ["nnUNetv2_extract_fingerprint", "-d", number, "--clean", *processes]
         yield self._step(cycle, "fingerprint", TIMED, lambda: words, lambda: _is_json(folder / _FINGERPRINT))
         moved = ["nnUNetv2_move_plans_between_datasets", "-s", number_of(scheme.source), "-t", number]
         moved += ["-sp", scheme.plans, "-tp", scheme.plans]
@@ -221,7 +269,11 @@ class Cycles:
     def _is_preprocessed(self, cycle: int) -> bool:
         raw = self.roots.raw / self.dataset(cycle)
         folder = self.roots.preprocessed / self.dataset(cycle) / self._configuration.data_identifier
-        names, _ = images_and_problems(raw, load_dataset_json(raw))
+        content = load_dataset_json(raw)
+        names, _ = images_and_problems(raw, content)
+        truth = folder.parent / "gt_segmentations"  # copied at the very end, and needed by the validation
+        if not all(_has_content(truth / f"{name}{content['file_ending']}") for name in names):
+            return False
         if any(labelled_damage(folder, name) is not None for name in names):
             return False
         return not (self.learns_unlabelled and self._preprocesses_unlabelled) or self._has_unlabelled(cycle)
@@ -248,7 +300,7 @@ class Cycles:
                 return [*fixed, "-pretrained_weights", str(self.model(cycle - 1) / f"fold_{fold}" / FINAL)]
             return fixed
 
-        return self._step(cycle, f"train fold {fold}", TRAINING, words, lambda: self.is_trained(cycle, fold))
+        return self._step(cycle, f"train fold {fold}", TRAINING, words, lambda: self.is_trained(cycle, fold), folder)
 
     def is_trained(self, cycle: int, fold: int) -> bool:
         """Whether a training is finished and validated."""
@@ -261,9 +313,18 @@ class Cycles:
             return False
 
 
+def _end_of(model: Path) -> str:
+    """Return dataset and model, and fold where one is named."""
+    return "/".join(model.parts[-3:] if model.name.startswith("fold_") else model.parts[-2:])
+
+
 def number_of(dataset: str) -> str:
     """Return the number of a dataset, as nnU-Net's commands take it."""
     return str(int(dataset[7:10]))
+
+
+def _has_content(file: Path) -> bool:
+    return file.is_file() and file.stat().st_size > 0
 
 
 def _is_json(file: Path) -> bool:

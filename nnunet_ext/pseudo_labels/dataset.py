@@ -221,7 +221,10 @@ def _dataset_json(new: NewDataset, roots: Roots) -> dict[str, Any]:
         return [_path(file, text, folder, roots.raw) for file, text in _pairs(images, said.get(name, ()))]
 
     dataset: dict[str, Any] = {}
+    used = {name for split in split_of_true_cases(source) for key in ("train", "val") for name in split[key]}
     for name, case in source.true.items():
+        if name not in used:  # nnU-Net would preprocess it, and fail where the splits leave it out for being damaged
+            continue
         label = source.dataset_json.get("dataset", {}).get(name, {}).get("label")
         dataset[name] = {
             "images": listed(name, case.images),

@@ -6,6 +6,7 @@ import hashlib
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -224,8 +225,24 @@ def _refuse_repeated(members: Sequence[Member]) -> None:
         seen[key] = member
 
 
+def checkpoint_files(model: Path, checkpoint: str = "checkpoint_final.pth") -> list[Path]:
+    """Return the checkpoints that a model, or the folder of one fold, stands for.
+
+    Raises:
+        FileNotFoundError: If there is none.
+    """
+    folder, folds = _model_and_folds(model, None)
+    return [folder / f"fold_{fold}" / checkpoint for fold in find_folds(folder, folds, checkpoint)]
+
+
 def sha256_of(file: Path) -> str:
-    """Return the SHA-256 of a file, as hexadecimal digits."""
+    """Return the SHA-256 of a file, as hexadecimal digits; the same file is read once."""
+    status = file.stat()
+    return _sha256_of(file, status.st_size, status.st_mtime_ns)
+
+
+@lru_cache(maxsize=1024)
+def _sha256_of(file: Path, size: int, changed: int) -> str:
     total = hashlib.sha256()
     with file.open("rb") as content:
         while chunk := content.read(_CHUNK):

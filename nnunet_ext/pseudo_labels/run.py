@@ -36,6 +36,8 @@ from nnunet_ext.pseudo_labels.provenance import next_cycle
 from nnunet_ext.pseudo_labels.selection import CaseScores, Rule, Selection, nothing_accepted, select
 from nnunet_ext.pseudo_labels.store import Store
 
+NONE_ACCEPTED = 3  # exit status of the command
+
 
 @dataclass(frozen=True)
 class Options:
@@ -64,11 +66,16 @@ class Options:
     progress_bar: bool = True
 
     def __post_init__(self) -> None:
-        """Refuse a probability out of range.
+        """Refuse a probability out of range, and thresholds that would do nothing.
 
         Raises:
-            ValueError: If it is not between 0 and 1.
+            ValueError: If it is not between 0 and 1, or all scans are accepted and a rule is given, too.
         """
+        if self.partial and self.rule != Rule():
+            raise ValueError(
+                "--partial accepts every scan in part, so that thresholds of scores would do nothing; leave out "
+                "--partial, or --min_score, --min_class_score and --top"
+            )
         if not 0 <= self.min_probability < 1:
             raise ValueError(f"min_probability must be 0 or more and below 1, got {self.min_probability}")
 
@@ -245,6 +252,19 @@ def _prediction_options(options: Options) -> dict[str, Any]:
     }
 
 
+def accepted_by(options: Options) -> dict[str, Any]:
+    """Return what decides which labels are accepted, as ``pseudo_labels.json`` says it."""
+    return {
+        "score": options.score,
+        "min_score": options.rule.min_score,
+        "min_class_score": options.rule.min_class_score,
+        "top": options.rule.top,
+        "partial": options.partial,
+        "ignore_uncertain": options.partial or options.ignore_uncertain,
+        **_prediction_options(options),
+    }
+
+
 def _accept(scores: Sequence[CaseScores], options: Options) -> Selection:
     if not options.partial:
         return select(scores, options.rule)
@@ -275,15 +295,7 @@ def _record(outcome: Outcome, source: Source, options: Options, roots: Roots) ->
     return {
         "cycle": next_cycle(roots.raw, {source.name, *(member.dataset for member in outcome.members)}),
         "members": [member.describe() for member in outcome.members],
-        "accepted_by": {
-            "score": options.score,
-            "min_score": options.rule.min_score,
-            "min_class_score": options.rule.min_class_score,
-            "top": options.rule.top,
-            "partial": options.partial,
-            "ignore_uncertain": options.partial or options.ignore_uncertain,
-            **_prediction_options(options),
-        },
+        "accepted_by": accepted_by(options),
         "not_accepted": {
             case.name: {"reason": reason, "score": None if reason != "rejected" else case.score}
             for reason, cases in rejected.items()

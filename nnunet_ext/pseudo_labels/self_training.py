@@ -6,47 +6,48 @@ repeated. All work is done by commands that can be run by hand, or elsewhere.
 
 from __future__ import annotations
 
+import contextlib
 import re
 import shlex
+import socket
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
+import psutil
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from tqdm import tqdm
 
 from nnunet_ext import files
 from nnunet_ext.data.classes import classes_of
 from nnunet_ext.data.dataset_json import check_raw_dataset, load_dataset_json
+from nnunet_ext.data.signature import plans_signature
 from nnunet_ext.data.splits import load_splits
 from nnunet_ext.data.unlabeled import find_unlabeled_cases
 from nnunet_ext.evaluation.command import CommandError, run_command
 from nnunet_ext.evaluation.progress import CountBar, StageBar, TrainingBar
 from nnunet_ext.figures.self_training import draw_cycles
 from nnunet_ext.pseudo_labels import cycles as steps
+from nnunet_ext.pseudo_labels.cycle_checks import check_scheme
+from nnunet_ext.pseudo_labels.cycle_datasets import RECORD, choose_names, reserved_elsewhere
 from nnunet_ext.pseudo_labels.cycle_scores import (
     PICTURE,
-    RECORD,
     CycleScores,
     best_of,
     has_stopped_gaining,
     read_cycle,
-    refuse_other_cases,
     write_cycles,
 )
 from nnunet_ext.pseudo_labels.cycles import Cycles, Machine, Scheme, Step
-from nnunet_ext.pseudo_labels.dataset import Roots, output_name, refuse_existing
-from nnunet_ext.pseudo_labels.provenance import pseudo_labelled, read_record
+from nnunet_ext.pseudo_labels.dataset import Roots
+from nnunet_ext.pseudo_labels.provenance import pseudo_labelled
+from nnunet_ext.pseudo_labels.run import NONE_ACCEPTED
 
 FOLDER = "self_train"
-_LAST = 999  # number of a dataset
-_MEMBERS = (
-    "agreement needs two networks or more: train several folds (-f 0 1), take a trainer with two networks "
-    "(nnUNetTrainerSemi), or name other models with -m"
-)
+_LOCK_SECONDS = 20  # choosing names takes a moment
 
 
 @dataclass(frozen=True)
@@ -57,11 +58,13 @@ class Result:
         cycles: That are done.
         folder: Of record, table, picture and logs.
         ended: Why there are no more cycles.
+        complete: Whether that is how it should end; no scan may have been accepted in cycle 1.
     """
 
     cycles: list[CycleScores]
     folder: Path
     ended: str
+    complete: bool = True
 
     @property
     def best(self) -> CycleScores:
@@ -83,11 +86,11 @@ class SelfTraining:
 
     Attributes:
         folder: Of record, table, picture and logs.
-        cycles: Commands of all cycles.
+        cycles: Commands of all cycles; the names of their datasets are reserved.
 
     Raises:
-        FileExistsError: If a dataset of a number that is wanted is there, and none of this self-training.
-        FileNotFoundError: If dataset or plans are missing.
+        FileExistsError: If ``first`` is taken.
+        FileNotFoundError: If dataset, plans, scans or models are missing.
         ValueError: If the scheme is impossible, or the folder holds a self-training by another one.
     """
 
@@ -102,23 +105,40 @@ class SelfTraining:
         name: str = FOLDER,
     ) -> None:
         self.scheme, self.number, self.roots = scheme, number, roots
-        raw = check_raw_dataset(scheme.source)
-        self.dataset_json = load_dataset_json(raw)
-        learns_unlabelled = check_scheme(scheme, number, roots)
+        self.dataset_json = load_dataset_json(check_raw_dataset(scheme.source))
+        machine = machine or Machine()
+        learns_unlabelled = check_scheme(scheme, number, roots, machine)
         self.folder = results / scheme.source / name
-        before = files.read_json(self.folder / RECORD) if (self.folder / RECORD).is_file() else {}
-        self._refuse_other_scheme(before)
-        outputs = choose_outputs(scheme.source, number, first, before.get("datasets", ()), roots)
-        self.cycles = Cycles(scheme, outputs, roots, machine or Machine(), learns_unlabelled)
+        with _locked(results / FOLDER):
+            self.record = files.read_json(self.folder / RECORD) if (self.folder / RECORD).is_file() else {}
+            self._refuse_other_scheme()
+            before, reserved = self.record.get("datasets", ()), reserved_elsewhere(results, self.folder)
+            names = choose_names(scheme.source, number, first, before, reserved, roots)
+            self.record |= {"scheme": scheme.describe(), "datasets": list(names)}
+            files.write_json(self.folder / RECORD, self.record, 1)
+        self.cycles = Cycles(scheme, names, roots, machine, learns_unlabelled)
 
-    def commands(self) -> list[tuple[Step, str]]:
-        """Return what is left to do, as commands for a shell, as far as it is known now."""
-        left = []
+    def commands(self, patience: int = 1) -> list[tuple[Step, str]]:
+        """Return what is left to do, as commands for a shell, as far as it is known now.
+
+        Args:
+            patience: Cycles without a gain after which there are no more.
+        """
+        left: list[tuple[Step, str]] = []
+        done: list[CycleScores] = []
         for cycle in range(self.number + 1):
-            for step in self.cycles.steps(cycle):
-                if not self._is_done(step, cycle):
-                    left.append((step, shlex.join(step.words())))
+            found = [(step, shlex.join(step.words())) for step in self._left(cycle)]
+            if found and not left and len(done) > 1 and has_stopped_gaining(done, patience):
+                break
+            left += found
+            if not left:
+                done.append(self._read(cycle))
         return left
+
+    def _left(self, cycle: int) -> Iterator[Step]:
+        for step in self.cycles.steps(cycle):
+            if not self._is_done(step, cycle):
+                yield step
 
     def _is_done(self, step: Step, cycle: int) -> bool:
         there = cycle == 0 or (self.roots.raw / self.cycles.dataset(cycle)).is_dir()
@@ -132,47 +152,62 @@ class SelfTraining:
             progress_bar: Show one for each command.
 
         Raises:
-            BusyError: If another process does the same.
+            BusyError: If another process does the same, or a command of an earlier call is still running.
             CommandError: If a command fails; names it and its log.
             ValueError: If cycles cannot be compared.
         """
         with files.only_here(self.folder, "self-trained"):
             files.sweep(self.folder)
             done: list[CycleScores] = []
-            self._write(done)
-            ended = f"all {self.number} cycle(s) are done"
             for cycle in range(self.number + 1):
-                for step in self.cycles.steps(cycle):
-                    self._do(step, cycle, progress_bar)
-                    if step.name.endswith("pseudo_label"):
-                        self._refuse_none_left(cycle)
+                if len(done) > 1 and has_stopped_gaining(done, patience) and not self.cycles.is_finished(cycle):
+                    return Result(done, self.folder, f"{patience} cycle(s) gained nothing (--patience {patience})")
+                why = self._do_cycle(cycle, progress_bar)
+                if why is not None:
+                    return Result(done, self.folder, why, complete=len(done) > 1)
                 done.append(self._read(cycle))
-                refuse_other_cases(done[0], done[-1])
                 self._write(done)
-                if cycle < self.number and cycle > 0 and has_stopped_gaining(done, patience):
-                    ended = f"the last {patience} cycle(s) gained nothing (--patience {patience})"
-                    break
-            return Result(done, self.folder, ended)
+            return Result(done, self.folder, f"all {self.number} cycle(s) are done")
+
+    def _do_cycle(self, cycle: int, progress_bar: bool) -> str | None:
+        """Do a cycle, or return why there is nothing to train with."""
+        if self.cycles.is_finished(cycle):
+            tqdm.write(f"cycle {cycle}: done", file=sys.stderr)
+        for step in self.cycles.steps(cycle):
+            try:
+                self._do(step, cycle, progress_bar)
+            except CommandError as error:
+                if step.kind == steps.LABELLING and error.status == NONE_ACCEPTED:
+                    return f"no scan is accepted in cycle {cycle}. {error}"
+                raise
+            if step.kind == steps.LABELLING:
+                self._refuse_none_left(cycle)
+        return None
 
     def _do(self, step: Step, cycle: int, progress_bar: bool) -> None:
         if self._is_done(step, cycle):
             tqdm.write(f"{step.title}: done", file=sys.stderr)
             return
-        words = step.words()
+        words, log = step.words(), self.folder / "logs" / f"{step.name}.log"
+        running = log.with_suffix(".running.json")
+        _refuse_running(running)
         tqdm.write(f"$ {shlex.join(words)}", file=sys.stderr)
-        log = self.folder / "logs" / f"{step.name}.log"
         bar = _bar(step, self.scheme, cycle, progress_bar)
         finished = False
         try:
-            run_command(words, log, on_line=bar.line, on_tick=lambda _: bar.tick())
+            with files.only_here(step.place, "made by self_train"):
+                run_command(
+                    words, log, None, bar.line, lambda _: bar.tick(), lambda process: _note_running(running, process)
+                )
             finished = True
         except CommandError:
-            # pseudo_label says by its exit status that some scans cannot be read; the others are labelled all the same
-            if not (step.kind == steps.COUNTED and self._is_done(step, cycle)):
+            # commands say by their exit status that some scans cannot be read; the others are done all the same
+            if step.kind not in (steps.COUNTED, steps.LABELLING) or not self._is_done(step, cycle):
                 raise
             tqdm.write(f"{step.title}: some scans failed, the others are done; see {log}", file=sys.stderr)
         finally:
             bar.close(finished)
+            running.unlink(missing_ok=True)  # it stays where this process is killed, and the command may live on
         if finished and not self._is_done(step, cycle):
             raise CommandError(f"{shlex.join(words)} ended without what it should have made; its output is in {log}")
 
@@ -182,40 +217,110 @@ class SelfTraining:
         if self.cycles.learns_unlabelled and not cases:
             raise ValueError(
                 f"all scans of {raw.name} got labels, and {self.scheme.student} needs some without: train the cycles "
-                "with a supervised trainer (--student nnUNetTrainer), or accept fewer (--min_score, --top)"
+                "with a supervised trainer (--student nnUNetTrainer), or accept fewer (--min_score, --top), each with "
+                "--name NAME"
             )
 
     def _read(self, cycle: int) -> CycleScores:
-        model = self.cycles.model(cycle)
+        model, dataset = self.cycles.model(cycle), self.cycles.dataset(cycle)
         plans = files.read_json(model / "plans.json", "train again")
-        names = classes_of(plans, self.dataset_json).regions
-        summaries = [self.cycles.summary(cycle, fold) for fold in self.scheme.folds]
-        accepted = len(pseudo_labelled(read_record(self.roots.raw / self.cycles.dataset(cycle)))) if cycle else 0
-        ending = self.dataset_json["file_ending"]
-        return read_cycle(cycle, self.cycles.dataset(cycle), model, accepted, summaries, names, ending)
+        self._refuse_other_plans(model, plans)
+        splits = load_splits(self.roots.preprocessed / self.scheme.source)
+        validated = {fold: splits[fold]["val"] for fold in self.scheme.folds}
+        names, ending = classes_of(plans, self.dataset_json).regions, self.dataset_json["file_ending"]
+        return read_cycle(cycle, dataset, model, self._accepted(cycle), validated, names, ending)
+
+    def _accepted(self, cycle: int) -> int:
+        """Return how many pseudo-labels a cycle has, also where its dataset was removed since."""
+        if cycle == 0:
+            return 0
+        record = self.cycles.refuse_others_labels(cycle)
+        known = {entry["cycle"]: entry["pseudo_labels"] for entry in self.record.get("cycles", ())}
+        return len(pseudo_labelled(record)) if record else known.get(cycle, 0)
+
+    def _refuse_other_plans(self, model: Path, plans: dict[str, Any]) -> None:
+        """Raise where a model was trained with other patches or preprocessing than the plans say now."""
+        now = files.read_json(self.roots.preprocessed / self.scheme.source / f"{self.scheme.plans}.json")
+        for content in (plans, now):
+            content.pop("continue_training", None)
+        trained, wanted = (_decisive(content, self.scheme.configuration) for content in (plans, now))
+        if trained != wanted:
+            key = next(key for key in wanted if trained.get(key) != wanted[key])
+            raise ValueError(
+                f"{model} was trained with other plans than {self.scheme.plans} are now ({key} differs), so that "
+                "cycles would compare plans as well; train it anew, or restore the plans"
+            )
 
     def _write(self, done: Sequence[CycleScores]) -> None:
-        record = self.scheme.describe()
-        write_cycles(self.folder, done, record, self.cycles.outputs)
+        write_cycles(self.folder, done, self.record)
         if len(done) > 1:
             drawn = [_drawn(scores, done[0]) for scores in done]
             title = f"{self.scheme.source}, {self.scheme.student}, {self.scheme.configuration}"
             draw_cycles(self.folder / PICTURE, title, drawn, best_of(done).cycle)
 
-    def _refuse_other_scheme(self, record: dict[str, Any]) -> None:
-        before, now = record.get("scheme"), self.scheme.describe()
-        if before is None or before == now:
+    def _refuse_other_scheme(self) -> None:
+        before, now = self.record.get("scheme"), self.scheme.describe()
+        if not isinstance(before, dict):
             return
-        key = next(key for key in now if before.get(key) != now[key])
-        raise ValueError(
-            f"{self.folder} holds a self-training whose {key.replace('_', ' ')} is {_said(before.get(key))}, now it is "
-            f"{_said(now[key])}: its cycles do not go on from each other. Ask for the same, or begin another one with "
-            "--name NAME"
-        )
+        for key, value in now.items():
+            if key in before and before[key] != value:
+                raise ValueError(
+                    f"{self.folder} holds a self-training whose {key.replace('_', ' ')} is {_said(before[key])} and "
+                    f"now {_said(value)}: its cycles do not go on from each other. Ask for the same, or begin another "
+                    "one with --name NAME"
+                )
+
+
+def _decisive(plans: dict[str, Any], configuration: str) -> dict[str, Any]:
+    manager = PlansManager(plans)
+    wanted = manager.get_configuration(configuration)
+    more = {"patch_size": list(wanted.patch_size), "batch_size": wanted.batch_size}
+    return plans_signature(manager, wanted) | more
 
 
 def _said(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {part}" for key, part in value.items())
     return " ".join(map(str, value)) or "none" if isinstance(value, list) else str(value)
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Let one process at a time choose names."""
+    end = time.monotonic() + _LOCK_SECONDS
+    while True:
+        with contextlib.ExitStack() as stack:
+            try:
+                stack.enter_context(files.only_here(folder, "reserved for self-training"))
+            except files.BusyError:
+                if time.monotonic() > end:
+                    raise
+                time.sleep(0.2)
+                continue
+            yield
+            return
+
+
+def _note_running(file: Path, process: int) -> None:
+    with contextlib.suppress(psutil.Error):
+        created = psutil.Process(process).create_time()
+        files.write_json(file, {"host": socket.gethostname(), "pid": process, "created": created})
+
+
+def _refuse_running(file: Path) -> None:
+    """Raise where a command of an earlier call lives on, whose caller was killed."""
+    try:
+        noted = files.read_json(file)
+        process = psutil.Process(noted["pid"])
+        alive = noted["host"] == socket.gethostname() and process.create_time() == noted["created"]
+        alive = alive and process.status() != psutil.STATUS_ZOMBIE
+    except (OSError, ValueError, KeyError, psutil.Error):
+        return
+    if alive:
+        raise files.BusyError(
+            f"process {noted['pid']} of an earlier call is still at it ({file.name.partition('.')[0]}); wait until it "
+            "is done, or stop it"
+        )
 
 
 def find_results() -> Path:
@@ -231,101 +336,10 @@ def find_results() -> Path:
     return Path(str(nnUNet_results))
 
 
-def check_scheme(scheme: Scheme, cycles: int, roots: Roots) -> bool:
-    """Check what would otherwise fail after hours.
-
-    Args:
-        scheme: What is trained.
-        cycles: Number of cycles after the first training.
-        roots: nnU-Net's folders.
-
-    Returns:
-        Whether the student learns from unlabelled scans.
-
-    Raises:
-        FileNotFoundError: If the plans are missing.
-        ValueError: If configuration, trainer or folds are wrong, or fewer than two networks would label.
-    """
-    preprocessed, number = roots.preprocessed / scheme.source, steps.number_of(scheme.source)
-    plans = files.read_json(
-        preprocessed / f"{scheme.plans}.json",
-        f"run nnUNetv2_plan_and_preprocess -d {number}, or name other plans with -p",
-    )
-    if scheme.configuration not in plans.get("configurations", {}):
-        known = ", ".join(plans.get("configurations", {}))
-        raise ValueError(f"-c is {scheme.configuration}, expected one of the plans {scheme.plans}: {known}")
-    stage = PlansManager(plans).get_configuration(scheme.configuration).previous_stage_name
-    if stage is not None:
-        raise ValueError(f"-c is {scheme.configuration}, which needs predictions of {stage}; take 3d_fullres instead")
-    splits = load_splits(preprocessed)
-    for fold in scheme.folds:
-        if fold >= (len(splits) or 5):
-            raise ValueError(
-                f"-f is {fold}, expected 0 to {(len(splits) or 5) - 1}: of any other fold nnU-Net draws a split of its "
-                "own, which may validate with pseudo-labels"
-            )
-    networks = [_networks(name) for name in (scheme.trainer, scheme.student)]
-    label = networks[:cycles]  # those of the last cycle do not
-    if not scheme.others and min(count for count, _ in label) * len(scheme.folds) < 2:
-        raise ValueError(f"one network cannot agree with itself; {_MEMBERS}")
-    return networks[1][1]
-
-
-def _networks(trainer: str) -> tuple[int, bool]:
-    """Return how many networks a trainer leaves, and whether it learns from unlabelled scans."""
-    from nnunet_ext.trainers.cps import CPSPart
-    from nnunet_ext.trainers.mean_teacher import MeanTeacherPart
-
-    try:
-        found = recursive_find_trainer_class_by_name(trainer)
-    except RuntimeError as error:  # nnU-Net's names the folders where it looked
-        raise ValueError(f"there is no trainer {trainer}; see nnUNetv2_ext trainers") from error
-    semi = issubclass(found, (CPSPart, MeanTeacherPart))
-    return (2 if semi else 1), semi
-
-
-def choose_outputs(source: str, number: int, first: int | None, before: Sequence[str], roots: Roots) -> tuple[str, ...]:
-    """Return the names of the datasets of cycles 1, 2, ...
-
-    Args:
-        source: Name of the dataset with the true labels.
-        number: Of cycles.
-        first: Number of the first dataset; None takes the first free numbers after that of ``source``.
-        before: Names that an earlier run chose.
-        roots: nnU-Net's folders.
-
-    Raises:
-        FileExistsError: If one that is wanted is there, and is of nobody's cycle.
-        ValueError: If there are no numbers left, or ``first`` is another one than before.
-    """
-    names = list(before)
-    if names and first is not None and output_name(str(first), source) != names[0]:
-        raise ValueError(
-            f"-o is {first}, but cycle 1 of this self-training is {names[0]}; leave out -o, or name another --name"
-        )
-    candidate = int(names[-1][7:10]) + 1 if names else first or int(source[7:10]) + 1
-    fixed = bool(names) or first is not None
-    while len(names) < number:
-        if candidate > _LAST:
-            raise ValueError(
-                f"there are no {number} free dataset numbers in a row up to {_LAST}; name the first with -o"
-            )
-        name = output_name(str(candidate), source)
-        try:
-            refuse_existing(name, roots)
-            names.append(name)
-        except FileExistsError:
-            if fixed:
-                raise
-            names.clear()
-        candidate += 1
-    return tuple(names)
-
-
 def _bar(step: Step, scheme: Scheme, cycle: int, shown: bool) -> StageBar:
     if step.kind == steps.TRAINING:
         return TrainingBar(step.title, _epochs(scheme.student if cycle else scheme.trainer), shown)
-    return CountBar(step.title, shown) if step.kind == steps.COUNTED else StageBar(step.title, shown=shown)
+    return StageBar(step.title, shown=shown) if step.kind == steps.TIMED else CountBar(step.title, shown)
 
 
 def _epochs(trainer: str) -> int:
@@ -334,13 +348,12 @@ def _epochs(trainer: str) -> int:
 
 
 def _drawn(scores: CycleScores, first: CycleScores) -> dict[str, Any]:
-    means = [scores.mean_of(case) for case in sorted(first.cases)]
     return {
         "cycle": scores.cycle,
         "pseudo_labels": scores.accepted,
         "dice": scores.dice,
         "worst_case": scores.worst,
         "classes": scores.classes,
-        "cases": means,
+        "cases": [scores.mean_of(case) for case in sorted(first.cases)],
         "interval": scores.gain_over(first)[1:],
     }

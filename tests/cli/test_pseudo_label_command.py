@@ -22,7 +22,7 @@ def pseudo_label(model, *arguments):
 
 def test_what_is_printed(tiny, tmp_path, capsys):
     model = make_folds(tmp_path / "m", 1)
-    assert pseudo_label(model, "--min_score", 1) == 1
+    assert pseudo_label(model, "--min_score", 1) == 3
     captured = capsys.readouterr()
     assert "0 scan(s) accepted, 3 rejected" in captured.out
     assert "would accept a tenth; see the scores first" in captured.err

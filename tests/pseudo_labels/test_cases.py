@@ -33,6 +33,22 @@ def test_unlabelled_scans_and_true_cases(tiny):
     assert source.true["case_3"].label == str(tiny.raw / "labelsTr" / "case_3.nii.gz")
 
 
+def test_a_labelled_case_whose_image_is_damaged_is_not_lost_in_silence(tiny):
+    image = tiny.raw / "imagesTr" / "case_2_0000.nii.gz"
+    image.unlink()
+    image.symlink_to(tiny.raw / "nowhere.nii.gz")
+    with pytest.raises(FileNotFoundError, match=r"labelled case case_2 cannot be used: .*Mend it, or remove the case"):
+        find(tiny)
+
+
+def test_a_withheld_case_whose_image_is_damaged_is_a_failure(tiny):
+    tiny.write_splits({"train": TRAIN[:2], "val": VAL, "unlabeled": TRAIN[2:]})
+    image = tiny.raw / "imagesTr" / "case_4_0000.nii.gz"
+    image.unlink()
+    image.symlink_to(tiny.raw / "nowhere.nii.gz")
+    assert "case_4" in find(tiny).failures
+
+
 def test_withheld_labels_make_scans(tiny):
     tiny.write_splits({"train": TRAIN[:2], "val": VAL, "unlabeled": TRAIN[2:]})
     source = find(tiny)

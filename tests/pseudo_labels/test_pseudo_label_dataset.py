@@ -75,6 +75,16 @@ def test_no_pseudo_label_gets_into_a_validation_set(roots):
         _with_pseudo_labels([{"train": ["case_1"], "val": ["case_0", "scan_0"]}], new)
 
 
+def test_a_case_that_no_fold_uses_stays_out(tiny, roots):
+    """It may be damaged: nnU-Net's own planning would fail on what the splits leave out."""
+    tiny.write_splits({"train": ["case_1", "case_2"], "val": ["case_0"]})
+    new = NewDataset("Dataset914_X", find_source("777", roots.preprocessed), ["scan_0"], False, {})
+    content = _dataset_json(new, roots)
+    assert sorted(content["dataset"]) == ["case_0", "case_1", "case_2", "scan_0"]
+    assert content["numTraining"] == 4
+    assert not {"case_3", "case_4"} & set(content["unlabeled"])
+
+
 def test_paths_hold_elsewhere(tiny, roots, monkeypatch, tmp_path):
     """Variables stay, what lies in nnUNet_raw is named from there, and anything else as it is."""
     archive = tmp_path / "archive"

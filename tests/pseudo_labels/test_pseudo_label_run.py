@@ -244,9 +244,14 @@ def test_uncertain_voxels_are_ignored(tiny, model):
         assert 0 < share < 1
 
 
+def test_thresholds_that_would_do_nothing_are_refused():
+    with pytest.raises(ValueError, match="--partial accepts every scan in part, .* leave out --partial, or"):
+        Options(rule=Rule(0.5), partial=True)
+
+
 def test_partial_takes_every_scan_and_regions_keep_their_order(tmp_path, monkeypatch):
     tiny = make_source(tmp_path, monkeypatch, labels=REGIONS, regions_class_order=[1, 2, 3])
-    outcome = run(tiny, make_folds(tmp_path / "m", 1, labels=REGIONS), rule=Rule(1, 1), partial=True)
+    outcome = run(tiny, make_folds(tmp_path / "m", 1, labels=REGIONS), rule=Rule(), partial=True)
     assert len(outcome.selection.accepted) == 3
     content = read_json(outcome.dataset / "dataset.json")
     assert content["labels"] == REGIONS | {"ignore": 4}
