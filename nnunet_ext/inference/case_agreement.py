@@ -91,7 +91,7 @@ def agreement_line(case: str, agreement: Mapping[str, Any]) -> str:
 def summary(
     records: Mapping[str, Mapping[str, Any]], earlier: Iterable[str], networks: Sequence[str], least: float | None
 ) -> list[str]:
-    """Return lines on all cases of a folder: those that the networks agree too little about, and those without a score.
+    """Return lines on all cases of a run: those that the networks agree too little about, and those without a score.
 
     Args:
         records: Records of the cases that are done.
@@ -124,13 +124,22 @@ def summary(
     others: dict[str, list[str]] = {}
     for case in done:
         if case in agreements and agreements[case]["networks"] != list(networks):
-            others.setdefault("; ".join(agreements[case]["networks"]), []).append(case)
+            others.setdefault("; ".join(map(str, agreements[case]["networks"])), []).append(case)
     lines += [f"Predicted before by other networks ({names}): {', '.join(cases)}" for names, cases in others.items()]
     return lines
 
 
 def _is_agreement(found: Any) -> bool:
-    return isinstance(found, dict) and {"score", "classes", "networks"} <= found.keys()
+    """Whether something that was read is the record of an agreement; files may be damaged, or written by hand."""
+    if not isinstance(found, dict) or not isinstance(found.get("networks"), list) or "score" not in found:
+        return False
+    classes = found.get("classes")
+    if not isinstance(classes, dict):
+        return False
+    scores = [found["score"], *classes.values()]
+    if not all(score is None or isinstance(score, (int, float)) for score in scores):
+        return False
+    return (found["score"] is None) == all(score is None for score in classes.values())
 
 
 def _scores(agreement: Mapping[str, Any]) -> str:

@@ -55,7 +55,17 @@ def test_cases_done_before_without_a_score_or_by_other_networks_are_named(thresh
     assert len(lines) == (2 if threshold is None else 3)
 
 
-@pytest.mark.parametrize("found", [None, 0.9, {}, {"score": 0.9}])
+@pytest.mark.parametrize(
+    "found",
+    [
+        *(None, 0.9, {}, {"score": 0.9}),
+        {"score": "high", "classes": {"liver": 0.9}, "networks": FOLDS},
+        {"score": 0.9, "classes": {"liver": "high"}, "networks": FOLDS},
+        {"score": 0.9, "classes": {"liver": None}, "networks": FOLDS},
+        {"score": 0.9, "classes": [0.9], "networks": FOLDS},
+        {"score": 0.9, "classes": {"liver": 0.9}, "networks": 2},
+    ],
+)
 def test_what_is_no_record_of_an_agreement_is_none(found):
     (line,) = summary({"a": {"agreement": found}}, ["a"], FOLDS, 0.8)
     assert "there is no score: a" in line
