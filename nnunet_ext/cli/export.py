@@ -1,6 +1,6 @@
 """Writes a trained model that plain nnU-Net, without this plugin, predicts with.
 
-Of a CPS training either network can be exported, or both as two folds, so that stock prediction averages them.
+Of CPS and of a mean teacher either network can be exported, or both as two folds, which stock prediction averages.
 """
 
 from __future__ import annotations
@@ -10,13 +10,19 @@ import shlex
 from pathlib import Path
 
 from nnunet_ext.cli.values import add_checkpoint, add_model_argument, fold
+from nnunet_ext.model_sharing.choice_of_network import NETWORKS
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of ``nnUNetv2_ext export``."""
     add_model_argument(parser)
     parser.add_argument("-o", type=Path, required=True, metavar="OUTPUT", help="folder to write, or a file *.zip")
-    parser.add_argument("--network", choices=["1", "2", "both"], default="1", help="of CPS (default: %(default)s)")
+    parser.add_argument(
+        "--network",
+        choices=NETWORKS,
+        default="1",
+        help="of CPS, or of a mean teacher, whose student is 2 (default: %(default)s)",
+    )
     parser.add_argument("-f", nargs="+", type=fold, default=None, metavar="FOLD", help="folds (default: all there are)")
     add_checkpoint(parser)
     parser.add_argument("--stock", action="store_true", help="what export does anyway; kept for scripts")

@@ -86,7 +86,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def add_selection(parser: argparse.ArgumentParser) -> None:
     """Add the options that decide how the networks predict, and which labels are accepted."""
-    from nnunet_ext.pseudo_labels.agreement import SCORES
+    from nnunet_ext.inference.agreement_scores import SCORES
     from nnunet_ext.pseudo_labels.selection import Rule
 
     default = Rule()

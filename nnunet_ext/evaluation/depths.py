@@ -13,9 +13,9 @@ from nnunetv2.evaluation.evaluate_predictions import compute_metrics
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunet_ext import files
+from nnunet_ext.data.classes import classes_of
 from nnunet_ext.data.reading import choose_reader
 from nnunet_ext.evaluation.inputs import ProfileInputs, find_inputs
-from nnunet_ext.evaluation.metrics import classes_of
 from nnunet_ext.evaluation.profile import ProfileOptions, failed, profile
 from nnunet_ext.evaluation.record import without_nan
 from nnunet_ext.evaluation.settings import Setting

@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,38 +17,12 @@ import numpy as np
 from nnunetv2.evaluation.evaluate_predictions import compute_tp_fp_fn_tn, region_or_label_to_mask
 from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
 
-Region = int | tuple[int, ...]
+from nnunet_ext.data.classes import Classes as Classes
+from nnunet_ext.data.classes import Region as Region
+from nnunet_ext.data.classes import classes_of as classes_of
+
 Scores = dict[str, float]
 MEASURES = ("dsc", "nsd")
-
-
-@dataclass(frozen=True)
-class Classes:
-    """Classes or regions that are evaluated.
-
-    Attributes:
-        regions: Name -> label, or labels of a region; as dataset.json names them, without background.
-        ignored: Label of voxels that do not count, None where there is none.
-    """
-
-    regions: dict[str, Region]
-    ignored: int | None = None
-
-
-def classes_of(plans: dict[str, Any], dataset_json: dict[str, Any]) -> Classes:
-    """Return the classes, or regions for region-based training, that nnU-Net evaluates.
-
-    Args:
-        plans: Content of the model's plans.json.
-        dataset_json: Content of the model's dataset.json.
-    """
-    from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
-
-    manager = PlansManager(plans).get_label_manager(dataset_json)
-    names = {_key(value): name for name, value in dataset_json["labels"].items()}
-    evaluated = manager.foreground_regions if manager.has_regions else manager.foreground_labels
-    keys = [_key(value) for value in evaluated]
-    return Classes({names.get(key, str(key)): key for key in keys}, manager.ignore_label)
 
 
 def compare(
@@ -219,13 +192,6 @@ def _joined(boxes: Iterable[tuple[slice, ...]], axes: int) -> tuple[slice, ...]:
 def _grown(box: tuple[slice, ...], margin: int) -> tuple[slice, ...]:
     """Return a box with a margin, which the image may cut off; so it has one voxel only where the image has."""
     return tuple(slice(max(0, axis.start - margin), axis.stop + margin) for axis in box)
-
-
-def _key(value: int | list[int] | tuple[int, ...]) -> Region:
-    if isinstance(value, (list, tuple)):
-        labels = tuple(int(label) for label in value)
-        return labels if len(labels) > 1 else labels[0]
-    return int(value)
 
 
 def _mean(values: Iterable[float]) -> float:

@@ -246,8 +246,9 @@ def _quality_key(inputs: ProfileInputs, options: ProfileOptions) -> dict[str, An
 
 
 def _quality(inputs: ProfileInputs, folder: Path, tolerance_mm: float) -> dict[str, Any]:
+    from nnunet_ext.data.classes import classes_of
     from nnunet_ext.data.reading import choose_reader
-    from nnunet_ext.evaluation.metrics import classes_of, evaluate, means
+    from nnunet_ext.evaluation.metrics import evaluate, means
 
     labels = inputs.labels or {}
     reader = choose_reader(inputs.dataset_json, [str(file) for file in labels.values()])()

@@ -10,7 +10,7 @@ import numpy.typing as npt
 from nnunetv2.evaluation.evaluate_predictions import key_to_label_or_region
 
 from nnunet_ext import files
-from nnunet_ext.evaluation.metrics import Region
+from nnunet_ext.data.classes import Region
 
 RESAMPLES = 10_000
 _BOOTSTRAP_SEED = 0

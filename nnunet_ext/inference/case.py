@@ -41,12 +41,14 @@ class Model:
         configuration: nnU-Net's ConfigurationManager, with the spacing that the network was trained at.
         dataset_json: Content of the model's dataset.json.
         verbose: Whether nnU-Net's preprocessor prints what it does.
+        stock_resampling: Whether images are resampled by the plans' own function, to the last bit, whatever the memory.
     """
 
     plans: PlansManager
     configuration: ConfigurationManager
     dataset_json: dict[str, Any]
     verbose: bool = False
+    stock_resampling: bool = False
 
     @property
     def channels(self) -> int:
@@ -82,14 +84,17 @@ class Prepared:
 class CaseConfiguration(ConfigurationManager):
     """A configuration that resamples to the spacing of one case, with as little memory as it can."""
 
-    def __init__(self, configuration: ConfigurationManager, target: Sequence[float], image_only: bool) -> None:
+    def __init__(
+        self, configuration: ConfigurationManager, target: Sequence[float], image_only: bool, stock: bool = False
+    ) -> None:
         super().__init__({**configuration.configuration, "spacing": list(target)})
-        self._image_only = image_only
+        self._image_only, self._stock = image_only, stock
 
     @cached_property
     def resampling_fn_data(self) -> Callable[..., Any]:
         """The plans' function, or one that gives the same values with less memory."""
-        return with_less_memory(super().resampling_fn_data)
+        own: Callable[..., Any] = super().resampling_fn_data
+        return own if self._stock else with_less_memory(own)
 
     @cached_property
     def resampling_fn_seg(self) -> Callable[..., Any]:
@@ -146,7 +151,7 @@ def prepare(
     properties = {**properties, "spacing": list(choice.declared)}
     preprocessor = model.configuration.preprocessor_class(verbose=model.verbose)
     image_only = seg is None and type(preprocessor).run_case_npy is DefaultPreprocessor.run_case_npy
-    configuration = CaseConfiguration(model.configuration, target, image_only)
+    configuration = CaseConfiguration(model.configuration, target, image_only, model.stock_resampling)
     holder = [data]
     del data, images  # the preprocessor makes a copy; nobody needs the image after that
     try:

@@ -7,13 +7,27 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from nnunet_ext.model_sharing.folders import as_folds, find_folds, model_folder, read_model_json
+from nnunet_ext.model_sharing.choice_of_network import BOTH, FIRST, SECOND, chosen_networks
+from nnunet_ext.model_sharing.folders import as_folds, find_folds, folds_that_predict, model_folder, read_model_json
 from nnunet_ext.training.safe_load import load_checkpoint
 from nnunet_ext.training.trusted_classes import check_classes, trusted_by_environment
 
-OUR_FLAGS = frozenset({"--forced_spacing", "--target_spacing", "--max_voxels", "--fast_export", "--prune_depth"})
+OUR_FLAGS = frozenset(
+    (
+        *("--forced_spacing", "--target_spacing", "--max_voxels", "--fast_export", "--prune_depth"),
+        *("--network", "--agreement", "--min_agreement"),
+    )
+)
 TRUST_FLAG = "--trust_model"
+TWO_NETWORKS = (
+    "name more folds with -f, or pass --network both for a model of CPS (nnUNetTrainerCPS) or of a mean teacher "
+    "(nnUNetTrainerSemi), which has two networks a fold"
+)
 _REMEDY = f"pass {TRUST_FLAG}"
+
+
+class BadInputError(ValueError):
+    """A call of the predictor that cannot be done; the message says what to do instead."""
 
 
 def check_device(device: str) -> None:
@@ -62,12 +76,70 @@ def check_model(model: Path, folds: Sequence[int | str] | None, checkpoint_name:
         check_classes(PlansManager(plans).get_configuration(configuration).configuration["architecture"], _REMEDY)
 
 
-def check_command(parsed: argparse.Namespace, trusted: bool = False) -> None:
+def check_networks(
+    model: Path,
+    folds: Sequence[int | str] | None,
+    checkpoint_name: str,
+    network: str = FIRST,
+    agreement: bool = False,
+    trusted: bool = False,
+) -> list[str]:
+    """Check that the networks that are to predict are there, and two or more where their agreement is wanted.
+
+    Args:
+        model: Folder of the trained model, as given to -m.
+        folds: Folds that predict; None takes all that have the checkpoint, but for ``all``.
+        checkpoint_name: Name of the checkpoint file in each fold's folder.
+        network: Which networks of each checkpoint, ``"1"``, ``"2"`` or ``"both"``.
+        agreement: Whether their agreement is wanted.
+        trusted: Whether checkpoints may hold code.
+
+    Returns:
+        What each network is called.
+
+    Raises:
+        FileNotFoundError: If a fold is missing.
+        ValueError: If a checkpoint has no such network, or agreement is wanted of too few, of one with itself, or of
+            labels that no consensus is defined for.
+    """
+    from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+    from nnunet_ext.inference.comparison import why_not_compared
+
+    found = folds_that_predict(model, folds, checkpoint_name)
+    if network != FIRST:
+        for fold in found:
+            file = model / f"fold_{fold}" / checkpoint_name
+            content = load_checkpoint(file, mapped=True, trusted=trusted or None, remedy=_REMEDY)
+            chosen_networks(content, network, file, "predict with")
+    wanted = (FIRST, SECOND) if network == BOTH else (network,)
+    names = [f"fold {fold}, network {one}" for fold in found for one in wanted]
+    if not agreement:
+        return names
+    if len(names) < 2:
+        raise ValueError(f"agreement needs two networks or more, got one ({names[0]}); {TWO_NETWORKS}")
+    if len(set(names)) < len(names):
+        raise ValueError(
+            f"-f names a fold twice ({' '.join(map(str, found))}), which would agree with itself; name it once"
+        )
+    reason = why_not_compared(
+        PlansManager(read_model_json(model / "plans.json")).get_label_manager(read_model_json(model / "dataset.json"))
+    )
+    if reason is not None:
+        raise ValueError(f"agreement is not defined for {model}: {reason}; predict without --agreement")
+    return names
+
+
+def check_command(
+    parsed: argparse.Namespace, trusted: bool = False, network: str = FIRST, agreement: bool = False
+) -> None:
     """Check the arguments of one of nnU-Net's predict commands, before it begins.
 
     Args:
         parsed: Arguments of the predict command as argparse returns them.
         trusted: Whether checkpoints and plans may hold code.
+        network: Which networks of each checkpoint predict, ``"1"``, ``"2"`` or ``"both"``.
+        agreement: Whether their agreement is wanted.
 
     Raises:
         FileNotFoundError: If something that is read is missing.
@@ -81,7 +153,9 @@ def check_command(parsed: argparse.Namespace, trusted: bool = False) -> None:
     model = _model_of(given)
     if model is None:
         return
-    check_model(model, as_folds(given["f"]), given["chk"], trusted)
+    folds = as_folds(given["f"])
+    check_model(model, folds, given["chk"], trusted)
+    check_networks(model, folds, given["chk"], network, agreement, trusted)
     check_device(given["device"])
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -16,8 +17,18 @@ from nnunet_ext.inference.spacing import (
     SpacingRule,
     TargetSpacing,
 )
+from nnunet_ext.model_sharing.choice_of_network import FIRST, NETWORKS
 
 PREDICTOR = "nnUNetPredictor"  # the class that the entry points look up in their module
+_OF_NETWORKS = ("network", "agreement", "min_agreement")
+_NONE = {  # what is parsed where none of our options is given
+    "spacing": None,
+    "fast_export": False,
+    "prune_depth": None,
+    "network": FIRST,
+    "agreement": False,
+    "min_agreement": None,
+}
 
 
 class _SpacingValues(argparse.Action):
@@ -45,6 +56,16 @@ def _depth(text: str) -> int:
     if not text.isdigit() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"expected a depth of 1 or more, got {text!r}")
     return int(text)
+
+
+def _score(text: str) -> float:
+    try:
+        score = float(text)
+    except ValueError:
+        score = math.nan
+    if not 0 <= score <= 1:
+        raise argparse.ArgumentTypeError(f"expected a score of 0 to 1, got {text!r}")
+    return score
 
 
 def _rule(
@@ -82,10 +103,34 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="cut a network trained with ANUNet at depth N: only what that depth needs is built, loaded and run "
         "(nnUNetv2_ext prune compares the depths)",
     )
+    _add_networks(group)
     group.add_argument(
         "--trust_model",
         action="store_true",
         help="with another of these options: load the model as nnU-Net does, even if that runs code in it",
+    )
+
+
+def _add_networks(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--network",
+        choices=NETWORKS,
+        default=FIRST,
+        help="which networks of each checkpoint predict: 1 is the one that nnU-Net loads (of CPS the first, of a mean "
+        "teacher the teacher), 2 the other one (the second, the student), both are averaged as folds are (default: 1)",
+    )
+    group.add_argument(
+        "--agreement",
+        action="store_true",
+        help="of two networks or more (folds, --network both): score how far they agree about each case, 0 to 1, as "
+        "nnUNetv2_ext pseudo_label does; printed, and kept in spacing_report.json",
+    )
+    group.add_argument(
+        "--min_agreement",
+        type=_score,
+        metavar="S",
+        default=None,
+        help="--agreement, and at the end a list of the cases with a score below S, to be looked at first",
     )
 
 
@@ -126,11 +171,12 @@ def take_options(parsed: argparse.Namespace) -> dict[str, Any]:
     """Take our options out of what was parsed and return the arguments for the predictor that differ from nnU-Net's."""
     rules = [vars(parsed).pop(name) for name in ("forced_spacing", "target_spacing", "max_voxels")]
     options: dict[str, Any] = {"spacing": next((rule for rule in rules if rule is not None), None)}
-    options["fast_export"] = vars(parsed).pop("fast_export")
-    options["prune_depth"] = vars(parsed).pop("prune_depth")
-    options["trust_model"] = vars(parsed).pop("trust_model")
-    if options["spacing"] is None and not options["fast_export"] and options["prune_depth"] is None:
+    options |= {name: vars(parsed).pop(name) for name in ("fast_export", "prune_depth", *_OF_NETWORKS)}
+    options["agreement"] |= options["min_agreement"] is not None
+    trust = {"trust_model": vars(parsed).pop("trust_model")}
+    if options == _NONE:
         return {}
+    options |= trust
     return options | {"part": (getattr(parsed, "part_id", 0), getattr(parsed, "num_parts", 1))}
 
 
@@ -156,7 +202,7 @@ def run(entry: Callable[[], Any], names: dict[str, Any]) -> int | None:
         if options:
             from nnunet_ext.inference.checks import check_command
 
-            check_command(parsed, options["trust_model"])
+            check_command(parsed, options["trust_model"], options["network"], options["agreement"])
             names[PREDICTOR] = _predictor_with(options)
         return parsed
 
@@ -165,8 +211,8 @@ def run(entry: Callable[[], Any], names: dict[str, Any]) -> int | None:
         return entry()
     except Exception as error:
         from nnunet_ext.errors import is_said_by_us
+        from nnunet_ext.inference.checks import BadInputError
         from nnunet_ext.inference.prediction_run import PredictionFailedError
-        from nnunet_ext.inference.predictor import BadInputError
 
         # without our options everything is nnU-Net's, its tracebacks too
         is_message = isinstance(error, (BadInputError, PredictionFailedError)) or is_said_by_us(error)

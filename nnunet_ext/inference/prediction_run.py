@@ -88,14 +88,17 @@ class PredictorOfCases(Protocol):
     def export_device(self) -> torch.device:
         """Device that fast exports interpolate on."""
 
-    def predict_logits(self, prepared: Prepared) -> torch.Tensor:
-        """Return the logits of a case, and complete its record."""
+    def predict_logits(self, prepared: Prepared, folder: Path | None) -> torch.Tensor:
+        """Return the logits of a case, and complete its record; intermediate files may lie on the folder's disk."""
 
     def exports_fast(self, prepared: Prepared, logits: torch.Tensor, save_probabilities: bool) -> bool:
         """Whether a case is exported fast."""
 
     def say_spacing(self, name: str, record: dict[str, Any]) -> None:
         """Print which spacings a case got."""
+
+    def say_agreement(self, name: str, record: dict[str, Any]) -> None:
+        """Print what the networks agree about in a case, where that is wanted."""
 
 
 class Run:
@@ -147,14 +150,16 @@ class Run:
                     continue
                 print(f"\nPredicting {name}:")
                 predictor.say_spacing(name, prepared.record)
+                output = self.tasks[name].output
                 try:
-                    logits = predictor.predict_logits(prepared)
+                    logits = predictor.predict_logits(prepared, None if output is None else Path(output).parent)
+                    predictor.say_agreement(name, prepared.record)
                     is_fast = predictor.exports_fast(prepared, logits, self.save_probabilities)
                 except Exception as failure:
                     self._fail(name, failure)
                     continue
                 self.records[name] = prepared.record
-                shared = (prepared, model, self.tasks[name].output, self.save_probabilities, is_fast)
+                shared = (prepared, model, output, self.save_probabilities, is_fast)
                 record = None if self.report is None else self.report.record_of(name)
                 if is_fast:
                     fast_exports.submit(name, export, logits, *shared, predictor.export_device, record)

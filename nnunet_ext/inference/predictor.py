@@ -11,33 +11,25 @@ from typing import Any
 import numpy as np
 import torch
 from nnunetv2.configuration import default_num_processes
-from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnunetv2.inference.sliding_window_prediction import compute_gaussian
 from nnunetv2.preprocessing.preprocessors.default_preprocessor import DefaultPreprocessor
 from nnunetv2.utilities.helpers import empty_cache
 from nnunetv2.utilities.json_export import recursive_fix_for_json_export
-from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunet_ext import files
 from nnunet_ext.inference.case import Model, Prepared, prepare
-from nnunet_ext.inference.checks import check_model
+from nnunet_ext.inference.checks import BadInputError as BadInputError
 from nnunet_ext.inference.image_folder import list_inputs
 from nnunet_ext.inference.prediction_run import PredictionFailedError, Result, Run, Task, name_cases, nnunet_result
 from nnunet_ext.inference.process_memory import peak_memory_mib
+from nnunet_ext.inference.several_networks import SeveralNetworks
 from nnunet_ext.inference.spacing import PlansSpacing, SpacingRule
 from nnunet_ext.inference.spacing_report import SpacingReport, spacing_line
 from nnunet_ext.inference.writing import export, why_not_fast
-from nnunet_ext.model_sharing.folders import as_folds
-from nnunet_ext.model_sharing.pruning import load_pruned
 from nnunet_ext.plugin import compat
-from nnunet_ext.training.trusted_classes import trusted_by_environment, trusting
 
 
-class BadInputError(ValueError):
-    """A call of the predictor that cannot be done; the message says what to do instead."""
-
-
-class Predictor(nnUNetPredictor):
+class Predictor(SeveralNetworks):
     """A drop-in ``nnUNetPredictor`` with options of ours. Without them it is nnU-Net's own, voxel for voxel.
 
     With one of them, cases are isolated: if some fail, the others are predicted and written all the same, and then
@@ -45,15 +37,14 @@ class Predictor(nnUNetPredictor):
     ``spacing_report.json`` beside them says what was done with each case.
 
     Args:
-        arguments: Positional arguments of nnUNetPredictor.
+        arguments: Positional arguments of SeveralNetworks, which are those of nnUNetPredictor.
         spacing: Rule that chooses spacings: ``ForcedSpacing``, ``TargetSpacing`` or ``MaxVoxels``; ``None`` is
             nnU-Net's own.
         fast_export: Make the label map without interpolating logits where the winner is known. Equal to stock up to
             float ties; where it cannot be done, nnU-Net's export does it, and a line is printed.
-        prune_depth: Depth at which the nested network of a trainer with ANUNet in its name is cut.
         part: Number of this part and of all parts, for ``predict_from_files_sequential``, whose signature has none.
-        trust_model: With an option: load the model as nnU-Net does, with whatever code is in its checkpoints and plans.
-        keywords: Keyword arguments of nnUNetPredictor.
+        keywords: Keyword arguments of SeveralNetworks: ``network``, ``agreement``, ``min_agreement``, ``prune_depth``,
+            ``trust_model`` and those of nnUNetPredictor.
     """
 
     def __init__(
@@ -61,25 +52,22 @@ class Predictor(nnUNetPredictor):
         *arguments: Any,
         spacing: SpacingRule | None = None,
         fast_export: bool = False,
-        prune_depth: int | None = None,
         part: tuple[int, int] = (0, 1),
-        trust_model: bool = False,
         **keywords: Any,
     ) -> None:
         super().__init__(*arguments, **keywords)
-        self.spacing, self.fast_export, self.prune_depth, self.part = spacing, fast_export, prune_depth, part
-        self.trust_model = trust_model or trusted_by_environment()
+        self.spacing, self.fast_export, self.part = spacing, fast_export, part
         self._printed: set[str] = set()
 
     @property
     def has_options(self) -> bool:
         """Whether anything differs from nnU-Net's predictor."""
-        return self.spacing is not None or self.fast_export or self.prune_depth is not None
+        return super().has_options or self._changes_cases
 
     @property
     def _changes_cases(self) -> bool:
-        """Whether cases are prepared or exported otherwise than by nnU-Net."""
-        return self.spacing is not None or self.fast_export
+        """Whether cases are prepared, exported or recorded otherwise than by nnU-Net."""
+        return self.spacing is not None or self.fast_export or self.agreement
 
     @property
     def _leaves_the_loop_to_stock(self) -> bool:
@@ -87,37 +75,6 @@ class Predictor(nnUNetPredictor):
         if not self.has_options or self._changes_cases:
             return not self.has_options
         return self.configuration_manager.preprocessor_class.run_case is not DefaultPreprocessor.run_case
-
-    def initialize_from_trained_model_folder(  # noqa: D102 - documented by nnU-Net
-        self,
-        model_training_output_dir: str,
-        use_folds: tuple[int | str, ...] | None,
-        checkpoint_name: str = "checkpoint_final.pth",
-    ) -> None:
-        call = (model_training_output_dir, use_folds, checkpoint_name)
-        if not self.has_options:
-            super().initialize_from_trained_model_folder(*call)
-            return
-        model, folds = Path(model_training_output_dir), (use_folds,) if isinstance(use_folds, str) else use_folds
-        try:
-            if self.prune_depth is None:
-                check_model(model, as_folds(folds), checkpoint_name, self.trust_model)
-                with trusting(self.trust_model):
-                    super().initialize_from_trained_model_folder(*call)
-                return
-            pruned = load_pruned(model, folds, checkpoint_name, self.prune_depth, self.trust_model)
-        except (ValueError, FileNotFoundError, RuntimeError) as error:
-            raise BadInputError(str(error)) from error
-        manager = PlansManager(pruned.plans)
-        self.manual_initialization(
-            pruned.network,
-            manager,
-            manager.get_configuration(pruned.configuration),
-            pruned.parameters,
-            pruned.dataset_json,
-            pruned.trainer,
-            pruned.mirroring_axes,
-        )
 
     @property
     def rule(self) -> SpacingRule:
@@ -127,7 +84,10 @@ class Predictor(nnUNetPredictor):
     @property
     def model_of_cases(self) -> Model:
         """Trained model, as workers that prepare and export cases get it."""
-        return Model(self.plans_manager, self.configuration_manager, self.dataset_json, self.verbose_preprocessing)
+        # the label map is to be the same with agreement as without it, where nnU-Net's own loop makes it
+        stock = self.spacing is None and not self.fast_export and self.prune_depth is None
+        managers = self.plans_manager, self.configuration_manager
+        return Model(*managers, self.dataset_json, self.verbose_preprocessing, stock)
 
     def describe_options(self) -> dict[str, Any]:
         """Return the options that change a prediction, for reports."""
@@ -135,6 +95,7 @@ class Predictor(nnUNetPredictor):
             "spacing": self.rule.describe(),
             "fast_export": self.fast_export,
             "prune_depth": self.prune_depth,
+            "network": self.chosen_network,
             "tile_step_size": self.tile_step_size,
             "mirroring": bool(self.use_mirroring and self.allowed_mirroring_axes),
             "device": str(self.device),
@@ -184,7 +145,7 @@ class Predictor(nnUNetPredictor):
         call = {key: value for key, value in locals().items() if key not in ("self", "__class__")}
         if self._leaves_the_loop_to_stock:
             return super().predict_from_list_of_npy_arrays(**call)
-        self.check_preprocessor()
+        self._check_model()
         images, properties = _as_list(image_or_list_of_images), _as_list(properties_or_list_of_properties)
         previous = _as_list(segs_from_prev_stage_or_list_of_segs_from_prev_stage) or [None] * len(images)
         outputs = _as_list(truncated_ofname) or [None] * len(images)
@@ -205,16 +166,18 @@ class Predictor(nnUNetPredictor):
         call = {key: value for key, value in locals().items() if key not in ("self", "__class__")}
         if self._leaves_the_loop_to_stock:
             return super().predict_single_npy_array(**call)
-        self.check_preprocessor()
+        self._check_model()
         source = (input_image, image_properties)
         prepared = prepare(source, segmentation_previous_stage, self.rule, self.model_of_cases)
-        logits = self.predict_logits(prepared)
+        output = output_file_truncated
+        logits = self.predict_logits(prepared, None if output is None else Path(output).parent)
+        self.say_agreement("the image" if output is None else Path(output).name, prepared.record)
         export_fast = self.exports_fast(prepared, logits, save_or_return_probabilities)
         exported = export(
             logits,
             prepared,
             self.model_of_cases,
-            output_file_truncated,
+            output,
             save_or_return_probabilities,
             export_fast,
             self.export_device,
@@ -229,8 +192,9 @@ class Predictor(nnUNetPredictor):
     ) -> list[Any]:
         if self._changes_cases:
             raise BadInputError(
-                f"predict_from_data_iterator takes preprocessed data, where {self.rule.describe()} and fast_export "
-                "come too late; call predict_from_files, predict_from_list_of_npy_arrays or predict_single_npy_array"
+                f"predict_from_data_iterator takes preprocessed data, where {self.rule.describe()}, fast_export and "
+                "agreement come too late; call predict_from_files, predict_from_list_of_npy_arrays or "
+                "predict_single_npy_array"
             )
         return super().predict_from_data_iterator(data_iterator, save_probabilities, num_processes_segmentation_export)
 
@@ -256,13 +220,19 @@ class Predictor(nnUNetPredictor):
             for images, seg, output in zip(images_of, previous, names or [None] * len(images_of), strict=True)
         ]
         report = None if folder is None else SpacingReport(folder, part)
+        earlier: list[str] = []
         if report is not None and not call["overwrite"]:
             ending, probabilities = self.dataset_json["file_ending"], call["save_probabilities"]
             to_do, messages = report.resume(names, ending, probabilities, part[1] == 1, self.describe_options())
+            earlier = [Path(names[index]).name for index in sorted({*range(len(names))} - {*to_do})]
             tasks = [tasks[index] for index in to_do]
             print("\n".join(messages))
         processes = call["num_processes_preprocessing"], call["num_processes_segmentation_export"]
-        return self._run(tasks, call["save_probabilities"], *processes, report, wrong)
+        try:
+            return self._run(tasks, call["save_probabilities"], *processes, report, wrong)
+        finally:
+            if report is not None:
+                self.say_least_agreement(report.content["cases"], earlier, [*name_cases(tasks), *earlier])
 
     def _check_call(self, call: dict[str, Any], part: tuple[int, int]) -> None:
         stage, previous = self.configuration_manager.previous_stage_name, call["folder_with_segs_from_prev_stage"]
@@ -273,7 +243,7 @@ class Predictor(nnUNetPredictor):
             )
         if previous is not None and not Path(previous).is_dir():
             raise BadInputError(f"there is no folder {previous} of the previous stage's predictions; name it")
-        self.check_preprocessor()
+        self._check_model()
         if not 0 <= part[0] < part[1]:
             raise BadInputError(f"part_id must lie in 0 to {part[1] - 1} (num_parts - 1), got {part[0]}")
 
@@ -282,6 +252,10 @@ class Predictor(nnUNetPredictor):
             return list_inputs(Path(source), self.dataset_json["file_ending"])
         except FileNotFoundError as error:
             raise BadInputError(str(error)) from error
+
+    def _check_model(self) -> None:
+        self.check_preprocessor()
+        self.check_agreement()
 
     def check_preprocessor(self) -> None:
         """Refuse a preprocessor with a way of its own to read a case, which preparing cases one by one passes by.
@@ -292,8 +266,8 @@ class Predictor(nnUNetPredictor):
         kind = self.configuration_manager.preprocessor_class
         if kind.run_case is not DefaultPreprocessor.run_case:
             raise BadInputError(
-                f"the plans' preprocessor {kind.__name__} has a run_case of its own, which spacings and fast_export "
-                "would bypass; predict without them, or move what it does to run_case_npy"
+                f"the plans' preprocessor {kind.__name__} has a run_case of its own, which spacings, fast_export "
+                "and agreement would bypass; predict without them, or move what it does to run_case_npy"
             )
 
     def _describe_run(self, folder: Path, call: dict[str, Any]) -> None:
@@ -333,8 +307,17 @@ class Predictor(nnUNetPredictor):
             raise PredictionFailedError(failures, [*results, *[None] * len(wrong)], not_begun)
         return results
 
-    def predict_logits(self, prepared: Prepared) -> torch.Tensor:
-        """Return the logits ``(K, *S)`` of a case, and complete its record."""
+    def predict_logits(self, prepared: Prepared, folder: Path | None = None) -> torch.Tensor:
+        """Return the logits ``(K, *S)`` of a case, and complete its record.
+
+        Args:
+            prepared: The case; it is emptied of its image.
+            folder: On whose disk the logits of each network lie meanwhile, where they are compared.
+        """
+        with self.comparing(prepared, self.model_of_cases, folder, self.export_device):
+            return self._predict_logits(prepared)
+
+    def _predict_logits(self, prepared: Prepared) -> torch.Tensor:
         gpu = self.device.type == "cuda"
         if gpu:
             torch.cuda.reset_peak_memory_stats(self.device)

@@ -17,6 +17,7 @@ NAME = "spacing_report"
 STAGES = ("reading", "preprocessing", "network", "resampling", "writing")  # of a prediction, in this order
 ORDER = "x y z: left-right, front-back, head-foot"
 _RECORD = ".spacing_record_"
+_BEFORE = {"network": "1"}  # options that earlier versions did not have
 
 
 @dataclass(frozen=True)
@@ -159,8 +160,8 @@ def _predicted_otherwise(done: Iterable[str], records: Mapping[str, Any], option
         before = records.get(case, {}).get("predicted_with")
         if not isinstance(before, dict):
             otherwise.setdefault("without a record of how", []).append(case)
-        elif differs := [key for key in options if before.get(key) != options[key]]:
-            text = f"with {', '.join(f'{key} {before.get(key)}' for key in differs)}"
+        elif differs := [key for key in options if (_BEFORE | before).get(key) != options[key]]:
+            text = f"with {', '.join(f'{key} {(_BEFORE | before).get(key)}' for key in differs)}"
             otherwise.setdefault(text, []).append(case)
     return [f"Kept as they are, though predicted {text}: {', '.join(cases)}" for text, cases in otherwise.items()]
 

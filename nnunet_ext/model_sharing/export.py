@@ -9,6 +9,7 @@ from typing import Any
 from torch import nn
 
 from nnunet_ext import files
+from nnunet_ext.model_sharing.choice_of_network import chosen_networks
 from nnunet_ext.model_sharing.folders import (
     building,
     check_plain_name,
@@ -19,7 +20,6 @@ from nnunet_ext.model_sharing.folders import (
 )
 from nnunet_ext.model_sharing.private import for_inference, without_private_keys
 from nnunet_ext.training.architecture import build, check_fit
-from nnunet_ext.training.checkpoints import SECOND_NETWORK
 from nnunet_ext.training.safe_load import load_checkpoint
 from nnunet_ext.training.trusted_classes import STOCK_PACKAGE
 
@@ -41,8 +41,8 @@ def export_model(
     Args:
         model: Folder of the trained model, ``nnUNet_results/DATASET/TRAINER__PLANS__CONFIGURATION``.
         output: Folder to write, or a file ending in ``.zip`` for ``nnUNetv2_install_pretrained_model_from_zip``.
-        network: Network of CPS to export, ``"1"``, ``"2"`` or ``"both"``; both become two folds each, which stock
-            prediction averages.
+        network: Network to export, ``"1"``, ``"2"`` (the second of CPS, the student of a mean teacher) or ``"both"``;
+            both become two folds each, which stock prediction averages.
         folds: Folds to export; None takes all that have the checkpoint.
         checkpoint_name: Name of the checkpoint file in each fold's folder.
         overwrite: Whether to replace what an earlier call wrote to ``output``; anything else is refused.
@@ -72,7 +72,7 @@ def export_model(
             file = model / f"fold_{fold}" / checkpoint_name
             checkpoint = load_checkpoint(file)
             _check_architecture(plans, dataset_json, checkpoint, configuration, file)
-            for weights in _weights(checkpoint, network, file):
+            for weights in chosen_networks(checkpoint, network, file, "export it with"):
                 check_fit(_expected_network(plans, dataset_json, configuration), weights, file)
                 number = len(written) if network == "both" else fold
                 target = built / f"fold_{number}" / "checkpoint_final.pth"
@@ -84,15 +84,6 @@ def export_model(
         copy_fingerprint(model, built)
         check_target(model, output, overwrite)  # somebody may have come meanwhile
     return written
-
-
-def _weights(checkpoint: dict[str, Any], network: str, file: Path) -> list[dict[str, Any]]:
-    if network == "1":
-        return [checkpoint["network_weights"]]
-    if SECOND_NETWORK not in checkpoint:
-        raise ValueError(f"{file} (of {checkpoint['trainer_name']}) has no second network; export it with --network 1")
-    second = checkpoint[SECOND_NETWORK]["network_weights"]
-    return [second] if network == "2" else [checkpoint["network_weights"], second]
 
 
 def _save(checkpoint: dict[str, Any], configuration: str, target: Path) -> None:

@@ -89,6 +89,26 @@ def find_folds(model: Path, folds: Sequence[int | str] | None, checkpoint_name: 
     return list(folds) if folds else available
 
 
+def folds_that_predict(model: Path, folds: Sequence[int | str] | None, checkpoint_name: str) -> list[int | str]:
+    """Return the folds of a model that nnU-Net predicts with: where none are named, all but ``fold_all``.
+
+    Args:
+        model: Folder of the trained model, as given to -m.
+        folds: Folds to use; None takes all that have the checkpoint, but for ``all``.
+        checkpoint_name: Name of the checkpoint file in each fold's folder.
+
+    Raises:
+        FileNotFoundError: If the folder, the checkpoint or a wanted fold is missing.
+    """
+    found = find_folds(model, folds, checkpoint_name)
+    if folds is not None:
+        return found
+    found = [fold for fold in found if fold != "all"]
+    if not found:
+        raise FileNotFoundError(f"no fold of {model} but fold_all has {checkpoint_name}; name it with -f all")
+    return found
+
+
 def is_archive(output: Path) -> bool:
     """Whether a model is written to this path as an archive; endings may be in capital letters."""
     return output.suffix.lower() == ".zip"

@@ -15,12 +15,14 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from torch import Tensor, nn
 
 from nnunet_ext import files
+from nnunet_ext.model_sharing.choice_of_network import FIRST, chosen_networks
 from nnunet_ext.model_sharing.folders import (
     as_folds,
     building,
     check_target,
     copy_fingerprint,
     find_folds,
+    folds_that_predict,
     read_model_json,
 )
 from nnunet_ext.model_sharing.private import for_inference, without_private_keys
@@ -106,6 +108,7 @@ def load_pruned(
     checkpoint_name: str,
     depth: int,
     trusted: bool = False,
+    network: str = FIRST,
 ) -> Pruned:
     """Build the network of a model to a depth, and take the weights that it needs out of the checkpoints.
 
@@ -115,34 +118,31 @@ def load_pruned(
         checkpoint_name: Name of the checkpoint file in each fold's folder.
         depth: Depth of the pruned network, 1 to that of the model.
         trusted: Whether to load checkpoints with whatever code is in them, and to import whatever the plans name.
+        network: Which network of each checkpoint, ``"1"``, ``"2"`` or ``"both"``.
 
     Raises:
         FileNotFoundError: If the folder, a fold or the checkpoint is missing.
-        ValueError: If the network is not a nested one, or not as deep.
+        ValueError: If the network is not a nested one, or not as deep, or there is no such network.
     """
     model = Path(model)
     plans, dataset_json = (read_model_json(model / f"{name}.json") for name in ("plans", "dataset"))
-    found = find_folds(model, as_folds(folds), checkpoint_name)
-    if folds is None:
-        found = [fold for fold in found if fold != "all"]
+    found = folds_that_predict(model, as_folds(folds), checkpoint_name)
+    # weights that are not taken are not read
+    first = load_checkpoint(model / f"fold_{found[0]}" / checkpoint_name, mapped=True, trusted=trusted)
+    configuration, trainer = first["init_args"]["configuration"], first["trainer_name"]
+    plans = pruned_plans(plans, configuration, depth, f"the model {model}")
+    with trusting(trusted):
+        cut = _build(plans, configuration, dataset_json, trainer)
     parameters: list[dict[str, Tensor]] = []
-    network: nn.Module | None = None
     for fold in found:
         file = model / f"fold_{fold}" / checkpoint_name
-        checkpoint = load_checkpoint(file, mapped=True, trusted=trusted)  # weights that are not taken are not read
-        if network is None:
-            configuration, trainer = checkpoint["init_args"]["configuration"], checkpoint["trainer_name"]
-            axes = checkpoint.get("inference_allowed_mirroring_axes")
-            plans = pruned_plans(plans, configuration, depth, f"the model {model}")
-            with trusting(trusted):
-                network = _build(plans, configuration, dataset_json, trainer)
-        weights = checkpoint["network_weights"]
-        check_fit(network, weights, file, surplus=True)
-        parameters.append({key: weights[key].clone() for key in network.state_dict()})
-    if network is None:
-        raise FileNotFoundError(f"no fold of {model} but fold_all has {checkpoint_name}; name it with -f all")
-    network.load_state_dict(parameters[0])
-    return Pruned(network, plans, configuration, parameters, dataset_json, trainer, axes)
+        checkpoint = load_checkpoint(file, mapped=True, trusted=trusted)
+        for weights in chosen_networks(checkpoint, network, file, "predict with"):
+            check_fit(cut, weights, file, surplus=True)
+            parameters.append({key: weights[key].clone() for key in cut.state_dict()})
+    cut.load_state_dict(parameters[0])
+    axes = first.get("inference_allowed_mirroring_axes")
+    return Pruned(cut, plans, configuration, parameters, dataset_json, trainer, axes)
 
 
 def _build(plans: dict[str, Any], configuration: str, dataset_json: dict[str, Any], trainer: str) -> nn.Module:

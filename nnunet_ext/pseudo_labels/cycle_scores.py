@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from nnunet_ext import files
-from nnunet_ext.evaluation.metrics import Region
+from nnunet_ext.data.classes import Region
 from nnunet_ext.evaluation.record import without_nan
 from nnunet_ext.evaluation.summary import paired_bootstrap, read_summary
 from nnunet_ext.evaluation.table import align

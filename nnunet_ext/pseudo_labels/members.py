@@ -13,8 +13,8 @@ from typing import Any
 from nnunet_ext.data.dataset_json import channel_names
 from nnunet_ext.data.signature import digest
 from nnunet_ext.inference.checks import check_model
+from nnunet_ext.model_sharing.choice_of_network import networks_of
 from nnunet_ext.model_sharing.folders import as_folds, find_folds, read_model_json
-from nnunet_ext.training.checkpoints import SECOND_NETWORK, TEACHING
 from nnunet_ext.training.safe_load import load_checkpoint
 from nnunet_ext.training.trusted_classes import trusted_by_environment
 
@@ -77,7 +77,7 @@ class Member:
             trusted: Whether the checkpoint may hold code.
         """
         content = load_checkpoint(self.file, mapped=True, trusted=trusted or trusted_by_environment())
-        return {key: value.clone() for key, value in _networks(content)[self.network].items()}
+        return {key: value.clone() for key, value in networks_of(content)[self.network].items()}
 
 
 def find_members(
@@ -197,18 +197,9 @@ def _members_of(
         dataset = str(plans.get("dataset_name"))
         found += [
             Member(model, fold, checkpoint, network, *names, dataset, sha256, settings)
-            for network in _networks(content)
+            for network in networks_of(content)
         ]
     return found
-
-
-def _networks(content: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """Return the weights of each network of a checkpoint."""
-    if SECOND_NETWORK in content:
-        return {"1": content["network_weights"], "2": content[SECOND_NETWORK]["network_weights"]}
-    if "student" in content.get(TEACHING, ()):
-        return {"teacher": content["network_weights"], "student": content[TEACHING]["student"]}
-    return {"": content["network_weights"]}
 
 
 def _refuse_later_stage(model: Path, plans: dict[str, Any], configuration: str) -> None:

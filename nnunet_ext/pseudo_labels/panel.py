@@ -10,14 +10,13 @@ from typing import Any
 import torch
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
 
+from nnunet_ext.data.classes import Classes, classes_of
 from nnunet_ext.data.signature import digest, plans_signature
-from nnunet_ext.evaluation.metrics import Classes, classes_of
 from nnunet_ext.inference.case import Model, Prepared, prepare
+from nnunet_ext.inference.comparison import why_not_compared
 from nnunet_ext.inference.predictor import Predictor
 from nnunet_ext.inference.spacing import PlansSpacing
 from nnunet_ext.pseudo_labels.members import Member
-
-MOST_REGIONS = 62  # that fit as bits of one integer
 
 
 @dataclass(frozen=True)
@@ -103,10 +102,6 @@ class Panel:
         first = self.groups[0].model
         self.classes: Classes = classes_of(first.plans.plans, first.dataset_json)
         self.labels: LabelManager = first.plans.get_label_manager(first.dataset_json)
-        if self.labels.has_regions and self.labels.num_segmentation_heads > MOST_REGIONS:
-            raise ValueError(
-                f"the models have {self.labels.num_segmentation_heads} regions, expected {MOST_REGIONS} at most"
-            )
 
     @property
     def models(self) -> list[Model]:
@@ -125,11 +120,9 @@ class Panel:
         )
         predictor.initialize_from_trained_model_folder(str(member.model), (member.fold,), member.checkpoint)
         predictor.check_preprocessor()
-        if type(predictor.label_manager) is not LabelManager:
-            raise ValueError(
-                f"{member.model} has a label manager of its own ({type(predictor.label_manager).__name__}), for which "
-                "no consensus is defined; leave this model out"
-            )
+        reason = why_not_compared(predictor.label_manager)
+        if reason is not None:
+            raise ValueError(f"{member.model} cannot be one of several models: {reason}; leave it out")
         return predictor
 
 

@@ -12,9 +12,9 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from tqdm import tqdm
 
 from nnunet_ext import files
+from nnunet_ext.data.classes import classes_of
 from nnunet_ext.data.pool import map_isolated
 from nnunet_ext.data.signature import source_signature
-from nnunet_ext.evaluation.metrics import classes_of
 from nnunet_ext.inference.case import Prepared
 from nnunet_ext.inference.prediction_run import REMEDY
 from nnunet_ext.model_sharing.folders import read_model_json
@@ -44,7 +44,7 @@ class Options:
     """What is wanted.
 
     Attributes:
-        score: ``"volume"`` or ``"slice"``, see :class:`~nnunet_ext.pseudo_labels.agreement.Agreement`.
+        score: ``"volume"`` or ``"slice"``, see :class:`~nnunet_ext.inference.agreement_scores.Agreement`.
         rule: What is accepted.
         ignore_uncertain: Give uncertain voxels of accepted scans nnU-Net's ignore label.
         partial: Accept every scan that has a score, with uncertain voxels ignored.

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from nnunet_ext.pseudo_labels.agreement import mean_score
+from nnunet_ext.inference.agreement_scores import mean_score
 
 
 @dataclass(frozen=True)

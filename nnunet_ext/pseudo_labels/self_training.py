@@ -22,12 +22,12 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from tqdm import tqdm
 
 from nnunet_ext import files
+from nnunet_ext.data.classes import classes_of
 from nnunet_ext.data.dataset_json import check_raw_dataset, load_dataset_json
 from nnunet_ext.data.signature import plans_signature
 from nnunet_ext.data.splits import load_splits
 from nnunet_ext.data.unlabeled import find_unlabeled_cases
 from nnunet_ext.evaluation.command import CommandError, run_command
-from nnunet_ext.evaluation.metrics import classes_of
 from nnunet_ext.evaluation.progress import CountBar, StageBar, TrainingBar
 from nnunet_ext.figures.self_training import draw_cycles
 from nnunet_ext.pseudo_labels import cycles as steps

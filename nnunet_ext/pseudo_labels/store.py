@@ -18,8 +18,8 @@ from nnunet_ext import files
 from nnunet_ext.data.completeness import check_complete
 from nnunet_ext.data.signature import digest, source_signature
 from nnunet_ext.evaluation.record import without_nan
+from nnunet_ext.inference.agreement_scores import SCORES
 from nnunet_ext.inference.writing import check_written
-from nnunet_ext.pseudo_labels.agreement import SCORES
 from nnunet_ext.pseudo_labels.consensus import Consensus
 from nnunet_ext.pseudo_labels.members import Member, members_digest
 from nnunet_ext.pseudo_labels.selection import CaseScores

@@ -106,14 +106,6 @@ def test_shapes_must_agree():
         compare(np.zeros((2, 2, 2), int), np.zeros((2, 2, 3), int), SPACING, Classes({"a": 1}), 2.0)
 
 
-def test_classes_are_nnunets():
-    labels = {"background": 0, "liver": 1, "spleen": 2, "ignore": 3}
-    assert classes_of(make_plans(), {"labels": labels}) == Classes({"liver": 1, "spleen": 2}, 3)
-    regions = {"background": 0, "whole": [1, 2], "core": 2, "ignore": 3}
-    found = classes_of(make_plans(), {"labels": regions, "regions_class_order": [1, 2]})
-    assert found == Classes({"whole": (1, 2), "core": 2}, 3)
-
-
 @pytest.mark.parametrize(
     "dataset_json",
     [

@@ -10,7 +10,7 @@ from inference.tiny_model import make_model
 from nnunetv2.inference import predict_from_raw_data
 
 from nnunet_ext.inference import ForcedSpacing, MaxVoxels, PredictionFailedError, Predictor, TargetSpacing
-from nnunet_ext.inference.checks import check_command
+from nnunet_ext.inference.checks import OUR_FLAGS, TRUST_FLAG, check_command
 from nnunet_ext.inference.options import run
 from nnunet_ext.inference.predictor import BadInputError
 
@@ -87,6 +87,20 @@ def test_the_depth_reaches_the_predictor(command):
     assert made.prune_depth == 2
     assert made.has_options
     assert Predictor(device=made.device).prune_depth is None
+
+
+def test_networks_reach_the_predictor(command):
+    device = torch.device("cpu")
+    made = command("--network", "both", "--agreement")["predictor"](device=device)
+    assert (made.chosen_network, made.agreement, made.min_agreement) == ("both", True, None)
+    made = command("--min_agreement", "0.8")["predictor"](device=device)
+    assert (made.chosen_network, made.agreement, made.min_agreement) == ("1", True, 0.8)
+    made = command("--network", "2", "--fast_export")["predictor"](device=device)
+    assert (made.chosen_network, made.agreement, made.fast_export) == ("2", False, True)
+
+
+def test_the_first_network_is_stocks(command):
+    assert command("--network", "1")["predictor"] is Stock
 
 
 def test_trust_alone_is_no_option_that_changes_the_prediction(command):
@@ -166,6 +180,10 @@ def test_parts_reach_the_predictor(command):
         (["--max_voxels", "0"], "--max_voxels: expected a positive integer, got '0'"),
         (["--prune_depth", "0"], "--prune_depth: expected a depth of 1 or more, got '0'"),
         (["--prune_depth", "deep"], "--prune_depth: expected a depth of 1 or more, got 'deep'"),
+        (["--network", "3"], "--network: invalid choice: '3' (choose from"),
+        (["--min_agreement", "1.1"], "--min_agreement: expected a score of 0 to 1, got '1.1'"),
+        (["--min_agreement", "nan"], "--min_agreement: expected a score of 0 to 1, got 'nan'"),
+        (["--min_agreement", "most"], "--min_agreement: expected a score of 0 to 1, got 'most'"),
         (["--max_voxels", "many"], "--max_voxels: expected a positive integer, got 'many'"),
         (["--max_voxels", "9", "--forced_spacing"], "--forced_spacing: not allowed with argument --max_voxels"),
         (["--target_spacing", "1", "1", "1", "--forced_spacing"], "not allowed with argument --target_spacing"),
@@ -182,9 +200,7 @@ def test_help_shows_our_options_in_a_group_of_their_own(command, capsys):
     with pytest.raises(SystemExit):
         command("-h")
     _, _, ours = capsys.readouterr().out.partition("\nnnunet_ext:\n")
-    for name in ("forced_spacing", "target_spacing", "max_voxels", "fast_export", "prune_depth", "trust_model"):
-        name = f"--{name}"
-        assert name in ours
+    assert sorted(OUR_FLAGS | {TRUST_FLAG}) == sorted(set(re.findall(r"^  (--\w+)", ours, re.MULTILINE)))
 
 
 def test_failed_cases_and_bad_input_are_said_and_decide_the_exit_status(command, capsys):

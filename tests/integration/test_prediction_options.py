@@ -1,4 +1,4 @@
-"""Spacings and the fast export on nnU-Net's own predict commands."""
+"""Spacings, the fast export and the choice of networks on nnU-Net's own predict commands."""
 
 import json
 import os
@@ -78,6 +78,31 @@ def test_commands_in_turn(trained, predicted, tmp_path):
     assert sorted(part) == ["test_1"]
     assert "\nnnunet_ext:\n" in done[-1].output
     assert "--forced_spacing" in done[-1].output.partition("\nnnunet_ext:\n")[2]
+
+
+def test_both_networks_and_their_agreement(trained, tmp_path):
+    workspace = trained.workspace
+    done = workspace.run_in_turn(
+        from_model(trained, tmp_path / "both", "--network", "both", "-npp", 1, "-nps", 1),
+        from_model(trained, tmp_path / "agreement", "--network", "both", "--min_agreement", 1, "-npp", 1, "-nps", 1),
+        ("nnUNetv2_ext", "export", "-m", trained.model, "-o", tmp_path / "model", "-f", 0, "--network", "both"),
+        (
+            *("nnUNetv2_predict_from_modelfolder", "-m", tmp_path / "model", "-i", workspace.raw / "imagesTs"),
+            *("-o", tmp_path / "stock", "-f", 0, 1, *FAST, "-npp", 1, "-nps", 1),
+        ),
+        from_model(trained, tmp_path / "one", "--agreement"),
+    )
+    assert [one.status for one in done] == [0, 0, 0, 0, 1], "\n".join(one.output for one in done if one.status)
+    report = json.loads((tmp_path / "agreement" / "spacing_report.json").read_text())["cases"]
+    for case in CASES:
+        expected = read(tmp_path / "stock" / f"{case}.nii.gz")
+        for folder in ("both", "agreement"):
+            np.testing.assert_array_equal(read(tmp_path / folder / f"{case}.nii.gz"), expected)
+        score = report[case]["agreement"]["score"]
+        assert f"\n{case}: agreement of 2 networks {score:.3f}, least about " in done[1].output
+    assert "Agreement is below 1 in 2 of 2 case(s), the least first:\n  test_" in done[1].output
+    assert "error: agreement needs two networks or more, got one (fold 0, network 1); name more" in done[4].output
+    assert not (tmp_path / "one").exists()
 
 
 def test_a_cascade_with_two_folds(trained, tmp_path):

@@ -9,7 +9,7 @@ from inference.tiny_model import REGIONS
 from pseudo_labels.panels import CPU, make_folds
 from reference.naive_consensus import naive_consensus
 
-from nnunet_ext.pseudo_labels.consensus import MemberFailedError, decide, features_of, find_consensus
+from nnunet_ext.pseudo_labels.consensus import MemberFailedError, features_of, find_consensus
 from nnunet_ext.pseudo_labels.members import find_members
 from nnunet_ext.pseudo_labels.panel import Panel, prepare_for_all
 
@@ -93,15 +93,6 @@ def test_a_network_that_fails_is_named(tmp_path, monkeypatch):
     monkeypatch.setitem(second.weights, "decoder.seg_layers.0.bias", torch.zeros(9))
     with pytest.raises(MemberFailedError, match=r"(?s)model fold 1 cannot predict it: .*size mismatch"):
         find_consensus(panel, prepared, tmp_path)
-
-
-def test_decisions_of_classes_and_regions():
-    classes = torch.tensor([[0.5, 0.2, 0.9], [0.5, 0.8, 0.1]])
-    assert decide(classes, regions=False).tolist() == [0, 1, 0]
-    assert decide(classes, False, 0.85).tolist() == [-1, -2, 0]
-    regions = torch.tensor([[0.9, 0.51, 0.2], [0.1, 0.95, 0.6]])
-    assert decide(regions, regions=True).tolist() == [1, 3, 2]
-    assert decide(regions, True, 0.7).tolist() == [1, -4, -3]
 
 
 def test_features_are_of_the_scan_and_not_of_the_grid(tmp_path):

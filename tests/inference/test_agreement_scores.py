@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from nnunet_ext.pseudo_labels.agreement import Agreement, mean_score
+from nnunet_ext.inference.agreement_scores import Agreement, mean_score
 
 # rows [x][y][t] -> slices along t first
 A = np.array([[[1, 1, 0], [1, 0, 0]], [[2, 2, 0], [0, 0, 0]]]).transpose(2, 0, 1)

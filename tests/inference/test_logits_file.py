@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from nnunet_ext.pseudo_labels.logits_file import LogitsFile
+from nnunet_ext.inference.logits_file import LogitsFile
 
 
 @pytest.fixture

@@ -9,12 +9,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 
-if TYPE_CHECKING:  # imports torch
-    from nnunet_ext.evaluation.metrics import Region
+from nnunet_ext.data.classes import Region
 
 SCORES = ("volume", "slice")
 
