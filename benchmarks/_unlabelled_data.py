@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import csv
 import json
 import os
+import shutil
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -12,7 +14,8 @@ from pathlib import Path
 
 import _atrium
 import accuracy
-from _unlabelled_runs import FULL, PLANS, SMALL, TASKS, Run, UnlabelledTask
+import numpy as np
+from _unlabelled_runs import ANNOTATED, FULL, LISTED_BY, PLANS, SMALL, TASKS, Run, UnlabelledTask
 
 from nnunet_ext.data.splits import FILE as SPLITS
 from nnunet_ext.files import BusyError, only_here, write_json
@@ -78,6 +81,30 @@ def label_scans(run: Run, folds: Sequence[Path]) -> None:
     if not (preprocessed / "labelled").is_file():
         accuracy.stock(f"nnUNetv2_preprocess -d {number} -plans_name {PLANS} -c {task.configuration} -np 1")
         (preprocessed / "labelled").touch()
+
+
+def annotate_scans(run: Run) -> None:
+    """Make a dataset of the few labelled scans and some more with their true labels; nothing is preprocessed anew."""
+    task = TASKS[run.task]
+    few, everything, new = (
+        accuracy.WORK / "preprocessed" / str(name) for name in (task.dataset, task.ceiling, run.dataset)
+    )
+    if (new / "annotated.json").is_file():
+        return
+    with (accuracy.WORK / "raw" / run.other(LISTED_BY).dataset / "annotate_first.csv").open() as file:
+        listed = [row["case"] for row in csv.DictReader(file)]
+    if run.annotated == "listed":
+        chosen = listed[:ANNOTATED]
+    else:
+        draw = np.random.default_rng(int(run.annotated.removeprefix("random")))
+        chosen = sorted(draw.choice(sorted(listed), ANNOTATED, replace=False).tolist())
+    shutil.copytree(few, new, dirs_exist_ok=True, ignore=shutil.ignore_patterns("pseudo_labels", "*_unlabeled", ".*"))
+    data = json.loads((few / f"{PLANS}.json").read_text())["configurations"][FULL]["data_identifier"]
+    for name in chosen:
+        for file in (everything / data).glob(f"{name}[._]*"):
+            shutil.copy(file, new / data / file.name)
+        shutil.copy(everything / "gt_segmentations" / f"{name}.nii.gz", new / "gt_segmentations")
+    write_json(new / "annotated.json", chosen)
 
 
 @contextlib.contextmanager

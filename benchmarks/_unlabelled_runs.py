@@ -27,6 +27,9 @@ VARIANTS = {
 }
 # Self-training: who labels, whose weights the student begins with, and options of nnUNetv2_ext pseudo_label.
 LABELLED_BY, BEGINS_WITH = ("supervised", "Semi"), "Semi"
+# Scans that get true labels beside the few: the first of the list "annotate these first" of that self-training, or
+# random ones, of which there are several draws.
+ANNOTATED, DRAWS, LISTED_BY = 4, 5, "selftrain"
 CONTROLS = (
     "supervised",
     "supervised_strong",
@@ -147,6 +150,7 @@ class Run:
         labelled_by: Methods of the same task and seed whose networks label the scans without labels first.
         begins_with: Method whose weights the training begins with.
         accept: Options of ``nnUNetv2_ext pseudo_label``: which of these labels are trained with.
+        annotated: Which scans get true labels: ``"listed"``, or ``"random"`` with the number of the draw.
     """
 
     name: str
@@ -165,6 +169,7 @@ class Run:
     labelled_by: tuple[str, ...] = ()
     begins_with: str = ""
     accept: tuple[str, ...] = ()
+    annotated: str = ""
 
     @property
     def trainer(self) -> str:
@@ -197,15 +202,18 @@ class Run:
     @property
     def is_control(self) -> bool:
         """Whether it learns from true labels of the few scans alone."""
-        return not self.parts and not self.all_labels and not self.labelled_by
+        return not self.parts and not self.all_labels and not self.labelled_by and not self.annotated
 
     @property
     def dataset(self) -> str:
         """Name of the dataset that is trained with."""
         task = TASKS[self.task]
-        if not self.labelled_by:
+        if self.annotated:
+            number = 990 + [run.name for run in RUNS if run.annotated].index(self.name)
+        elif self.labelled_by:
+            number = 970 + [run.name for run in RUNS if run.labelled_by].index(self.name)
+        else:
             return str(task.ceiling if self.all_labels else task.dataset)
-        number = 970 + [run.name for run in RUNS if run.labelled_by].index(self.name)
         return f"Dataset{number}_{task.dataset.partition('_')[2]}"
 
     def other(self, method: str) -> Run:
@@ -257,6 +265,8 @@ def _runs() -> list[Run]:
         runs += [Run(f"{parts or 'supervised'}_long", parts, task, epochs=LONG) for parts in ("", BEST)]
         if (task, "_long") in LONG_CEILINGS:
             runs.append(Run("ceiling_long", "", task, epochs=LONG, all_labels=True))
+    for which in ("listed", *(f"random{draw}" for draw in range(DRAWS))):
+        runs.append(Run(f"annotate_{which}", "", "phantoms4", annotated=which, begins_with="supervised"))
     runs = [replace(run, name=f"{run.task}_{run.name}_seed{run.seed}") for run in runs]
     for name, parts, trainer in (("supervised", "", SUPERVISED), ("semi", "Semi", SEMI)):
         run = Run(f"atrium8_{name}_seed0", parts, "atrium8", device="cuda", trainer_name=trainer)
@@ -298,5 +308,5 @@ def cost(run: Run) -> float:
 
 def _labellers(run: Run) -> list[Run]:
     """Return all trainings that a run builds on."""
-    direct = [run.other(method) for method in run.labelled_by]
+    direct = [run.other(method) for method in {*run.labelled_by, *filter(None, [run.begins_with])}]
     return direct + [earlier for other in direct for earlier in _labellers(other)]

@@ -40,7 +40,7 @@ from pathlib import Path
 from typing import Any
 
 import accuracy
-from _unlabelled_data import ATRIUM, atrium_folder, label_scans, prepare
+from _unlabelled_data import ATRIUM, annotate_scans, atrium_folder, label_scans, prepare
 from _unlabelled_report import report
 from _unlabelled_runs import EPOCHS, PLANS, RUNS, SMALL, TASKS, Run
 
@@ -186,6 +186,8 @@ def train_and_evaluate(run: Run) -> None:
     torch.set_num_threads(1)
     if run.labelled_by:
         label_scans(run, [fold_of(run.other(method)) for method in run.labelled_by])
+    if run.annotated:
+        annotate_scans(run)
     trainer_class = trainer_class_of(run)
     iterations = None if run.seconds is None else iterations_in(run, trainer_class)
     if not run.parts:

@@ -131,12 +131,41 @@ class TestList:
         assert len({run.dataset for run in runs}) == len(runs) < 30  # numbers 970 to 999
         assert BY_NAME["phantoms4_selftrain_seed1"].other("Semi") is BY_NAME["phantoms4_Semi_seed1"]
         assert BY_NAME["phantoms4_ceiling_seed0"].dataset == "Dataset957_PhantomsAll"
+        assert listed.cost(BY_NAME["phantoms4_annotate_listed_seed0"]) == 2  # it goes on from the supervised training
 
     def test_published_records_are_read(self):
         run = BY_NAME["phantoms4_supervised_seed0"]
         table = tables.table_of(run, "dsc", "mean weights")
         assert table.values.shape == (40, 6)
         assert tables.table_of(run, "dsc", "network 2") is None
+
+
+@pytest.mark.parametrize(("which", "expected"), [("listed", ["c", "a"]), ("random0", None)])
+def test_scans_that_are_annotated(work, monkeypatch, which, expected):
+    """True labels of the chosen scans join the few, and of no other."""
+    monkeypatch.setattr(data, "ANNOTATED", 2)
+    run = BY_NAME[f"phantoms4_annotate_{which}_seed0"]
+    task = listed.TASKS["phantoms4"]
+    plans = {"configurations": {listed.FULL: {"data_identifier": "cases"}}}
+    for dataset, names in ((task.dataset, "z"), (task.ceiling, "abcdz")):
+        folder = work / "preprocessed" / dataset
+        for name in names:
+            for file in (folder / "cases" / f"{name}.b2nd", folder / "cases" / f"{name}_seg.b2nd"):
+                file.parent.mkdir(parents=True, exist_ok=True)
+                file.touch()
+            (folder / "gt_segmentations").mkdir(exist_ok=True)
+            (folder / "gt_segmentations" / f"{name}.nii.gz").touch()
+        (folder / f"{listed.PLANS}.json").write_text(json.dumps(plans))
+    order = work / "raw" / run.other(listed.LISTED_BY).dataset / "annotate_first.csv"
+    order.parent.mkdir(parents=True)
+    order.write_text("rank,case\n1,c\n2,a\n3,d\n4,b\n")
+    data.annotate_scans(run)
+    folder = work / "preprocessed" / run.dataset
+    chosen = json.loads((folder / "annotated.json").read_text())
+    assert chosen == expected or (expected is None and set(chosen) < set("abcd"))
+    found = {file.name.partition(".")[0].removesuffix("_seg") for file in (folder / "cases").iterdir()}
+    assert found == {*chosen, "z"}
+    assert not run.is_control
 
 
 def test_a_long_training_is_a_control_of_what_costs_as_much(work):
