@@ -116,8 +116,6 @@ def test_self_training_goes_on_after_a_kill(trained):
     wanted = ("-p", PLANS, "-f", 0, "--cycles", 1, "-o", 917, "--top", 0.5, "-step_size", 1, "--disable_tta")
     where = ("-device", "cpu", "-np", 1, "--no_pbar")
     words = [str(word) for word in (*command, *wanted, *where)]
-    planned = workspace.run(*words, "--dry_run").output.splitlines()
-    assert [line for line in planned if line.startswith("#")] == ["# cycle 1"]  # the first training is there
     folder = trained.model.parent / "self_train"
     with kill_group(workspace, words) as process:
         wait_for(lambda: (folder / "logs" / "cycle1_preprocess.log").is_file(), process)
