@@ -37,6 +37,10 @@ class Agreement:
         self._counts = np.zeros((len(self.regions), members, slices, 3), dtype=np.int64)
         self._labels = [[region] if isinstance(region, int) else list(region) for region in self.regions.values()]
         self._size = max((label for inside in self._labels for label in inside), default=0) + 2
+        # 1 where a label belongs to a class; what is no label of a class counts as one more label
+        self._inside = np.zeros((len(self.regions), self._size))
+        for row, inside in zip(self._inside, self._labels, strict=True):
+            row[inside] = 1
 
     def add(self, consensus: np.ndarray, labels: Sequence[np.ndarray], first: int = 0) -> None:
         """Take in a slab.
@@ -55,24 +59,24 @@ class Agreement:
                 f"{[one.shape for one in labels]}"
             )
         for number, agreed in enumerate(consensus):
-            for member, one in enumerate(labels):
-                joint = self._joint(agreed, one[number])
-                of_member, of_consensus = joint.sum(0), joint.sum(1)
-                for counts, inside in zip(self._counts, self._labels, strict=True):
-                    both = joint[np.ix_(inside, inside)].sum()
-                    counts[member, first + number] += (of_member[inside].sum(), of_consensus[inside].sum(), both)
+            of_slice = [one[number] for one in labels]
+            if not agreed.any() and not any(one.any() for one in of_slice):
+                continue
+            rows = self._known(agreed) * self._size
+            for member, one in enumerate(of_slice):
+                joint = self._joint(rows, one)
+                of_consensus = self._inside @ joint
+                both = (of_consensus * self._inside).sum(1)
+                counted = (self._inside @ joint.sum(0), of_consensus.sum(1), both)
+                self._counts[:, member, first + number] += np.stack(counted, 1).astype(np.int64)
 
-    def _joint(self, consensus: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    def _known(self, labels: np.ndarray) -> np.ndarray:
+        return np.minimum(labels.astype(np.intp), self._size - 1).ravel()
+
+    def _joint(self, rows: np.ndarray, labels: np.ndarray) -> np.ndarray:
         """Return how many voxels have each pair of labels, ``(L, L)``: one pass, however many classes there are."""
-        size = self._size
-        if not consensus.any() and not labels.any():
-            joint = np.zeros((size, size), np.int64)
-            joint[0, 0] = consensus.size
-            return joint
-        # what is no label of a class counts as one more
-        pairs = np.minimum(consensus.astype(np.intp), size - 1).ravel() * size
-        pairs += np.minimum(labels.astype(np.intp), size - 1).ravel()
-        return np.bincount(pairs, minlength=size * size).reshape(size, size)
+        pairs = np.bincount(rows + self._known(labels), minlength=self._size**2)
+        return pairs.reshape(self._size, self._size).astype(float)  # exact, and faster to multiply than integers
 
     def class_scores(self, kind: str = "volume") -> dict[str, float]:
         """Return the score of each class, 0 to 1; NaN for a class that neither any network nor the consensus has.

@@ -18,6 +18,8 @@ from nnunet_ext.inference.agreement_scores import mean_score
 from nnunet_ext.inference.case import Model, Prepared
 from nnunet_ext.inference.comparison import Grid, compare, frame_of, keep_logits
 
+FAILED = "agreement_failed"  # key of a record: why the networks could not be compared
+
 
 class NetworksOfCase:
     """What each network says of one case, kept in files without names until they are compared.
@@ -38,7 +40,8 @@ class NetworksOfCase:
         self._files = contextlib.ExitStack()
 
     def __enter__(self) -> NetworksOfCase:
-        """Begin."""
+        """Begin; the folder is made where predictions would make it."""
+        self.folder.mkdir(parents=True, exist_ok=True)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -80,8 +83,11 @@ def _no_nan(score: float) -> float | None:
     return None if math.isnan(score) else score
 
 
-def agreement_line(case: str, agreement: Mapping[str, Any]) -> str:
+def agreement_line(case: str, record: Mapping[str, Any]) -> str:
     """Return one line on the agreement of a case, from its record."""
+    if FAILED in record:
+        return f"{case}: predicted, but the networks could not be compared: {record[FAILED]}"
+    agreement = record["agreement"]
     number = len(agreement["networks"])
     if agreement["score"] is None:
         return f"{case}: none of {number} networks finds any class, so their agreement has no score"
@@ -116,15 +122,18 @@ def summary(
         if empty := [case for case in agreements if case not in scored]:
             lines.append(f"No network finds any class, so there is no score: {', '.join(empty)}")
     done = sorted(set(earlier))
-    if unknown := [case for case in done if case not in agreements]:
+    failed = sorted(case for case, record in records.items() if FAILED in record and case not in agreements)
+    if failed:
+        lines.append(f"Predicted, but not compared: {', '.join(failed)}; spacing_report.json says why")
+    if unknown := [case for case in done if case not in agreements and case not in failed]:
         lines.append(
             f"Predicted before without --agreement, so there is no score: {', '.join(unknown)}; remove their label "
             "maps to have them predicted again"
         )
     others: dict[str, list[str]] = {}
     for case in done:
-        if case in agreements and agreements[case]["networks"] != list(networks):
-            others.setdefault("; ".join(map(str, agreements[case]["networks"])), []).append(case)
+        if case in agreements and set(map(str, agreements[case]["networks"])) != set(networks):
+            others.setdefault("; ".join(sorted(map(str, agreements[case]["networks"]))), []).append(case)
     lines += [f"Predicted before by other networks ({names}): {', '.join(cases)}" for names, cases in others.items()]
     return lines
 

@@ -8,7 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from nnunet_ext.model_sharing.choice_of_network import BOTH, FIRST, SECOND, chosen_networks
-from nnunet_ext.model_sharing.folders import as_folds, find_folds, folds_that_predict, model_folder, read_model_json
+from nnunet_ext.model_sharing.folders import (
+    as_folds,
+    find_folds,
+    folds_that_predict,
+    model_folder,
+    read_model_json,
+    sha256_of,
+)
 from nnunet_ext.training.safe_load import load_checkpoint
 from nnunet_ext.training.trusted_classes import check_classes, trusted_by_environment
 
@@ -24,6 +31,7 @@ TWO_NETWORKS = (
     "(nnUNetTrainerSemi), which has two networks a fold"
 )
 _REMEDY = f"pass {TRUST_FLAG}"
+_DIGITS = 12  # of the SHA-256 of a checkpoint that name it
 
 
 class BadInputError(ValueError):
@@ -122,12 +130,25 @@ def check_networks(
         raise ValueError(
             f"-f names a fold twice ({' '.join(map(str, found))}), which would agree with itself; name it once"
         )
+    hashes = [sha256_of(model / f"fold_{fold}" / checkpoint_name)[:_DIGITS] for fold in found]
+    if len(set(hashes)) < len(hashes):
+        alike = [fold for fold, of_fold in zip(found, hashes, strict=True) if hashes.count(of_fold) > 1]
+        raise ValueError(
+            f"the folds {' and '.join(map(str, alike))} of {model} have the very same {checkpoint_name}, which would "
+            "agree with itself; leave one out"
+        )
+    # so that the record of a case tells whether the same networks predicted it
+    names = [f"{name}, {of_fold}" for name, of_fold in zip(names, _repeated(hashes, len(wanted)), strict=True)]
     reason = why_not_compared(
         PlansManager(read_model_json(model / "plans.json")).get_label_manager(read_model_json(model / "dataset.json"))
     )
     if reason is not None:
         raise ValueError(f"agreement is not defined for {model}: {reason}; predict without --agreement")
     return names
+
+
+def _repeated(values: Sequence[str], times: int) -> list[str]:
+    return [value for value in values for _ in range(times)]
 
 
 def check_command(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -44,6 +45,7 @@ class LogitsFile:
         self._file.seek(0)
         for index in range(self.shape[1]):
             self._file.write(np.ascontiguousarray(logits[:, index].numpy()).data)
+        self._file.flush()  # a full disk is told here, where it is named
 
     def write_resampled(self, logits: np.ndarray, resample: Callable[[np.ndarray], np.ndarray]) -> None:
         """Write logits on another grid, one class after another.
@@ -58,6 +60,7 @@ class LogitsFile:
             for index, values in enumerate(volume):
                 self._file.seek(plane * (index * self.shape[0] + channel))
                 self._file.write(np.ascontiguousarray(values, self._kind).data)
+        self._file.flush()
 
     def __getitem__(self, place: tuple[slice, int], /) -> Tensor:
         """Return a slice ``(K, Y, X)``; asked for as ``[:, index]``."""
@@ -71,4 +74,5 @@ class LogitsFile:
 
     def close(self) -> None:
         """Give the room on the disk back."""
-        self._file.close()
+        with contextlib.suppress(OSError):  # of a buffer that a full disk did not take, which was told
+            self._file.close()

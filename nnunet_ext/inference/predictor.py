@@ -153,7 +153,10 @@ class Predictor(SeveralNetworks):
             Task((image, image_properties), seg, output)
             for image, image_properties, seg, output in zip(images, properties, previous, outputs, strict=True)
         ]
-        return self._run(tasks, save_probabilities, num_processes, num_processes_segmentation_export, None)
+        try:
+            return self._run(tasks, save_probabilities, num_processes, num_processes_segmentation_export, None)
+        finally:
+            self._say_least_agreement_of(tasks)
 
     def predict_single_npy_array(  # noqa: D102 - documented by nnU-Net
         self,
@@ -233,6 +236,13 @@ class Predictor(SeveralNetworks):
         finally:
             if report is not None:
                 self.say_least_agreement(report.content["cases"], earlier, [*name_cases(tasks), *earlier])
+            else:
+                self._say_least_agreement_of(tasks)
+
+    def _say_least_agreement_of(self, tasks: list[Task]) -> None:
+        """Say which cases agree least, where no report has their records."""
+        done = {name: {"agreement": found} for name, found in self.agreements.items()}
+        self.say_least_agreement(done, [], list(name_cases(tasks)))
 
     def _check_call(self, call: dict[str, Any], part: tuple[int, int]) -> None:
         stage, previous = self.configuration_manager.previous_stage_name, call["folder_with_segs_from_prev_stage"]

@@ -14,7 +14,7 @@ from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunet_ext.inference.case import Model, Prepared
-from nnunet_ext.inference.case_agreement import NetworksOfCase, agreement_line, summary
+from nnunet_ext.inference.case_agreement import FAILED, NetworksOfCase, agreement_line, summary
 from nnunet_ext.inference.checks import TWO_NETWORKS, BadInputError, check_model, check_networks
 from nnunet_ext.inference.comparison import why_not_compared
 from nnunet_ext.model_sharing.choice_of_network import FIRST, NETWORKS, weights_of_folds
@@ -169,15 +169,19 @@ class SeveralNetworks(nnUNetPredictor):
             finally:
                 self._case = None
             start, seconds = time.perf_counter(), prepared.record["seconds"]
-            prepared.record["agreement"] = case.agreement(self.network_names, device)
+            try:
+                prepared.record["agreement"] = case.agreement(self.network_names, device)
+            except Exception as error:  # the prediction is there, and is worth more than its score
+                prepared.record[FAILED] = str(error).strip() or type(error).__name__
             seconds["network"] -= case.seconds
             seconds["agreement"] = case.seconds + time.perf_counter() - start
 
     def say_agreement(self, name: str, record: Mapping[str, Any]) -> None:
         """Print what the networks agree about in a case, and remember it."""
         if self.agreement:
-            self.agreements[name] = record["agreement"]
-            print(agreement_line(name, record["agreement"]))
+            if "agreement" in record:
+                self.agreements[name] = record["agreement"]
+            print(agreement_line(name, record))
 
     def say_least_agreement(self, records: Mapping[str, Any], earlier: Sequence[str], asked: Sequence[str]) -> None:
         """Print which cases the networks agree too little about.

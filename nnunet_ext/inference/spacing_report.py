@@ -109,8 +109,8 @@ class SpacingReport:
         """Gather records: of parts, which may have been others before, of this report, and not yet reported."""
         found: dict[str, Any] = {}
         folder = self.file.parent
-        reports = [*sorted(folder.glob(f"{NAME}_part_*.json")), folder / f"{NAME}.json", self.file]
-        for file in reports:
+        reports = {*folder.glob(f"{NAME}_part_*.json"), folder / f"{NAME}.json", self.file}
+        for file in sorted((file for file in reports if file.is_file()), key=lambda file: file.stat().st_mtime_ns):
             with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
                 found |= files.read_json(file)["cases"]
         for file in folder.glob(f"{_RECORD}*.json"):

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import re
 import shutil
 import zipfile
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from nnunet_ext import __version__, files
 
 FROM_TRAINING = "expected a model folder written by nnUNetv2_train"
+_CHUNK = 2**20  # bytes of a file that are hashed at a time
 _NEEDED = {"plans.json": ("configurations",), "dataset.json": ("labels", "file_ending")}
 
 
@@ -54,6 +57,21 @@ def model_folder(dataset: str, trainer: str, plans: str, configuration: str) -> 
     if nnUNet_results is None:
         raise ValueError("nnUNet_results is not set, the folder of trained models; set it, or name a model with -m")
     return Path(get_output_folder(dataset, trainer, plans, configuration))
+
+
+def sha256_of(file: Path) -> str:
+    """Return the SHA-256 of a file, as hexadecimal digits; the same file is read once."""
+    status = file.stat()
+    return _sha256_of(file, status.st_size, status.st_mtime_ns)
+
+
+@lru_cache(maxsize=1024)
+def _sha256_of(file: Path, size: int, changed: int) -> str:
+    total = hashlib.sha256()
+    with file.open("rb") as content:
+        while chunk := content.read(_CHUNK):
+            total.update(chunk)
+    return total.hexdigest()
 
 
 def as_folds(folds: Sequence[int | str] | None) -> list[int | str] | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 from nnunetv2.utilities.dataset_name_id_conversion import find_candidate_datasets
@@ -34,7 +34,7 @@ def reserved_elsewhere(results: Path, own: Path) -> dict[int, Path]:
 
 
 def choose_names(
-    source: str, number: int, first: int | None, before: Sequence[str], reserved: Collection[int], roots: Roots
+    source: str, number: int, first: int | None, before: Sequence[str], reserved: Mapping[int, Path], roots: Roots
 ) -> tuple[str, ...]:
     """Return the names of the datasets of cycles 1, 2, ...
 
@@ -45,7 +45,7 @@ def choose_names(
         number: Of cycles.
         first: Number of the first dataset; None takes the first free one after that of ``source``.
         before: Names that an earlier run chose.
-        reserved: Numbers that others have reserved.
+        reserved: Numbers that others have reserved, with their folders.
         roots: nnU-Net's folders.
 
     Raises:
@@ -62,7 +62,10 @@ def choose_names(
         before = ()
     if first is not None and not before:
         if first in reserved:
-            raise FileExistsError(f"the dataset number {first} is reserved by another self-training; name another -o")
+            raise FileExistsError(
+                f"the dataset number {first} is reserved by the self-training in {reserved[first]}; name another "
+                "with -o, or remove that folder if nobody goes on with it"
+            )
         refuse_existing(output_name(str(first), source), roots)
     names: list[str] = []
     for position in range(max(number, len(before))):

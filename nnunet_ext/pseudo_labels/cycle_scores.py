@@ -166,6 +166,8 @@ def write_cycles(folder: Path, cycles: Sequence[CycleScores], reserved: Mapping[
         }
         for scores in cycles
     ]
+    later = [entry for entry in reserved.get("cycles", ()) if entry["cycle"] > cycles[-1].cycle]  # not read yet
+    entries += later
     files.write_json(folder / RECORD, without_nan({**reserved, "best": best_of(cycles).cycle, "cycles": entries}), 1)
     names = list(cycles[0].classes)
     with files.whole(folder / TABLE) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:

@@ -15,16 +15,18 @@ from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 
 from nnunet_ext import files
 from nnunet_ext.data import unlabeled_store
+from nnunet_ext.data.dataset_json import FILE as DATASET_JSON
 from nnunet_ext.data.dataset_json import load_dataset_json
 from nnunet_ext.data.labelled import images_and_problems
 from nnunet_ext.data.preprocessors import OUR_PREPROCESSORS
-from nnunet_ext.data.splits import hidden_cases
+from nnunet_ext.data.splits import FILE as SPLITS
+from nnunet_ext.data.splits import hidden_cases, load_splits
 from nnunet_ext.data.training_cases import labelled_damage
 from nnunet_ext.data.unlabeled import find_unlabeled_cases
 from nnunet_ext.evaluation.summary import read_summary
-from nnunet_ext.model_sharing.folders import model_folder
+from nnunet_ext.model_sharing.folders import model_folder, sha256_of
 from nnunet_ext.pseudo_labels.dataset import Roots
-from nnunet_ext.pseudo_labels.members import checkpoint_files, sha256_of
+from nnunet_ext.pseudo_labels.members import checkpoint_files
 from nnunet_ext.pseudo_labels.provenance import read_record
 
 FINAL = "checkpoint_final.pth"
@@ -220,6 +222,26 @@ class Cycles:
         hashes = {sha256_of(file) for file in expected if file.is_file()}
         # networks that were removed since cannot be compared
         return hashes == made_by or (hashes < made_by and not all(file.is_file() for file in expected))
+
+    def restore_splits(self, cycle: int) -> None:
+        """Put splits and dataset.json, which lie in the raw dataset, where nnU-Net looks for them; they may be gone.
+
+        Raises:
+            ValueError: If the splits are not those of the first dataset any more.
+        """
+        raw, preprocessed = (root / self.dataset(cycle) for root in (self.roots.raw, self.roots.preprocessed))
+        for name in (SPLITS, DATASET_JSON):
+            if (raw / name).is_file() and not (preprocessed / name).is_file():
+                files.write_json(
+                    preprocessed / name, files.read_json(raw / name, kind=list if name == SPLITS else dict), 4
+                )
+        own, first = (load_splits(self.roots.preprocessed / name) for name in (self.dataset(cycle), self.scheme.source))
+        for fold in self.scheme.folds if own and first else ():
+            if fold >= len(own) or own[fold]["val"] != first[fold]["val"]:
+                raise ValueError(
+                    f"{preprocessed / SPLITS}, fold {fold}, has other validation cases than {self.scheme.source}: its "
+                    "splits were changed since. Restore them, or begin another self-training with --name NAME"
+                )
 
     def _preprocess(self, cycle: int) -> Iterator[Step]:
         scheme, number = self.scheme, number_of(self.dataset(cycle))

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +12,9 @@ from nnunet_ext.data.dataset_json import channel_names
 from nnunet_ext.data.signature import digest
 from nnunet_ext.inference.checks import check_model
 from nnunet_ext.model_sharing.choice_of_network import networks_of
-from nnunet_ext.model_sharing.folders import as_folds, find_folds, read_model_json
+from nnunet_ext.model_sharing.folders import as_folds, find_folds, read_model_json, sha256_of
 from nnunet_ext.training.safe_load import load_checkpoint
 from nnunet_ext.training.trusted_classes import trusted_by_environment
-
-_CHUNK = 2**20  # bytes of a file that are hashed at a time
 
 
 @dataclass(frozen=True)
@@ -233,18 +229,3 @@ def checkpoint_files(model: Path, checkpoint: str = "checkpoint_final.pth") -> l
     """
     folder, folds = _model_and_folds(model, None)
     return [folder / f"fold_{fold}" / checkpoint for fold in find_folds(folder, folds, checkpoint)]
-
-
-def sha256_of(file: Path) -> str:
-    """Return the SHA-256 of a file, as hexadecimal digits; the same file is read once."""
-    status = file.stat()
-    return _sha256_of(file, status.st_size, status.st_mtime_ns)
-
-
-@lru_cache(maxsize=1024)
-def _sha256_of(file: Path, size: int, changed: int) -> str:
-    total = hashlib.sha256()
-    with file.open("rb") as content:
-        while chunk := content.read(_CHUNK):
-            total.update(chunk)
-    return total.hexdigest()

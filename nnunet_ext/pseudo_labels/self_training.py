@@ -48,6 +48,7 @@ from nnunet_ext.pseudo_labels.run import NONE_ACCEPTED
 
 FOLDER = "self_train"
 _LOCK_SECONDS = 20  # choosing names takes a moment
+_CLOCK_SECONDS = 60
 
 
 @dataclass(frozen=True)
@@ -182,6 +183,7 @@ class SelfTraining:
                 raise
             if step.kind == steps.LABELLING:
                 self._refuse_none_left(cycle)
+                self.cycles.restore_splits(cycle)
         return None
 
     def _do(self, step: Step, cycle: int, progress_bar: bool) -> None:
@@ -312,9 +314,10 @@ def _refuse_running(file: Path) -> None:
     try:
         noted = files.read_json(file)
         process = psutil.Process(noted["pid"])
-        alive = noted["host"] == socket.gethostname() and process.create_time() == noted["created"]
-        alive = alive and process.status() != psutil.STATUS_ZOMBIE
-    except (OSError, ValueError, KeyError, psutil.Error):
+        # the time of a start is reckoned from the clock, which may have been set since
+        same = noted["host"] == socket.gethostname() and abs(process.create_time() - noted["created"]) < _CLOCK_SECONDS
+        alive = same and process.status() != psutil.STATUS_ZOMBIE
+    except (OSError, ValueError, KeyError, TypeError, psutil.Error):
         return
     if alive:
         raise files.BusyError(

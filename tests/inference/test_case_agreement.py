@@ -18,9 +18,9 @@ NOTHING = record(None, liver=None, spleen=None)
 
 
 def test_a_case_is_one_line():
-    assert agreement_line("a", APART["agreement"]) == "a: agreement of 2 networks 0.500, least about spleen (0.200)"
+    assert agreement_line("a", APART) == "a: agreement of 2 networks 0.500, least about spleen (0.200)"
     nothing = "a: none of 2 networks finds any class, so their agreement has no score"
-    assert agreement_line("a", NOTHING["agreement"]) == nothing
+    assert agreement_line("a", NOTHING) == nothing
 
 
 def test_cases_below_are_listed_the_least_first_with_their_worst_class():

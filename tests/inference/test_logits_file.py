@@ -1,5 +1,7 @@
 """Logits in a file without a name."""
 
+import os
+
 import numpy as np
 import pytest
 import torch
@@ -21,6 +23,12 @@ def test_what_is_written_is_read_whatever_its_order_in_memory(kept, tmp_path):
         assert torch.equal(kept[:, index], logits[:, index])
         assert kept[:, index].dtype == torch.float16
     assert list(tmp_path.iterdir()) == []
+
+
+def test_all_is_on_the_disk_once_it_is_written(kept):
+    """Or a full disk would be told where the file is closed, and nobody would name it."""
+    kept.write(torch.zeros(2, 3, 4, 5).half())
+    assert os.fstat(kept._file.fileno()).st_size == 2 * 3 * 4 * 5 * 2
 
 
 def test_classes_are_resampled_one_by_one(kept):

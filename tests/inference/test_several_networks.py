@@ -126,7 +126,8 @@ class TestNetwork:
         assert len(made.list_of_parameters) == 4
         for found, wanted in zip(made.list_of_parameters, weights, strict=True):
             assert all(torch.equal(value, wanted[name]) for name, value in found.items())
-        assert made.network_names == [f"fold {fold}, network {network}" for fold in (0, 1) for network in (1, 2)]
+        expected = [f"fold {fold}, network {network}" for fold in (0, 1) for network in (1, 2)]
+        assert [name.rpartition(", ")[0] for name in made.network_names] == expected
         assert all(torch.equal(value, weights[0][name]) for name, value in made.network.state_dict().items())
 
     def test_the_first_is_stocks_own(self, model, monkeypatch):
@@ -229,7 +230,8 @@ class TestSameLabelMap:
         output = predict(model, tmp_path / "with", folds=(0,), network="both", agreement=True)
         np.testing.assert_array_equal(read(output / "a.nii.gz"), read(without / "a.nii.gz"))
         names = ["fold 0, network 1", "fold 0, network 2"]
-        assert records(output)["a"]["agreement"]["networks"] == names
+        found = records(output)["a"]["agreement"]["networks"]
+        assert [name.rpartition(", ")[0] for name in found] == names
 
     def test_a_cascade(self, tmp_path):
         first = with_image(make_folds(tmp_path / "first"))
@@ -329,6 +331,10 @@ class TestScore:
         (found,) = made.predict_from_list_of_npy_arrays(array, None, dict(properties), None, 0, False, 0)
         np.testing.assert_array_equal(found, stock)
         assert made.agreements["image 0"] == made.agreements["the image"]
+        made.min_agreement = 1.0
+        capsys.readouterr()
+        made.predict_from_list_of_npy_arrays(array, None, dict(properties), None, 0, False, 0)
+        assert "Agreement is below 1 in 1 of 1 case(s), the least first:\n  image 0: " in capsys.readouterr().out
 
 
 class TestRefused:
@@ -353,6 +359,11 @@ class TestRefused:
     def test_a_fold_twice(self, model):
         with pytest.raises(BadInputError, match=r"-f names a fold twice \(0 1 0\), which would agree with itself"):
             predictor(model, folds=(0, 1, "0"), agreement=True)
+
+    def test_the_same_checkpoint_in_two_folds(self, model):
+        write(model, read_checkpoint(model, 0), 1)
+        with pytest.raises(BadInputError, match=r"the folds 0 and 1 of .* have the very same checkpoint_final\.pth"):
+            predictor(model, agreement=True)
 
     def test_labels_of_somebody_elses_making(self, model, monkeypatch):
         from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
@@ -450,7 +461,30 @@ class TestLeastAgreement:
         predict(model, output, agreement=True, overwrite=False)
         said = capsys.readouterr().out
         assert "Predicted before without --agreement, so there is no score: a, b; remove their label maps" in said
-        assert "Predicted before by other networks (fold 0, network 1; fold 2, network 1): c" in said
+        digits = "[0-9a-f]{12}"
+        before = rf"by other networks \(fold 0, network 1, {digits}; fold 2, network 1, {digits}\): c"
+        assert re.search(before, said)
+
+    def test_networks_that_were_trained_anew_are_others_and_their_order_is_none(self, model, tmp_path, capsys):
+        output = predict(model, tmp_path / "out", agreement=True)
+        with_image(model, "b", 2)
+        capsys.readouterr()
+        predict(model, output, folds=(1, 0), agreement=True, overwrite=False)
+        assert "by other networks" not in capsys.readouterr().out
+        change_head(model, 1, 0.5)
+        with_image(model, "c", 3)
+        predict(model, output, agreement=True, overwrite=False)
+        assert re.search(r"by other networks \(.*\): a, b", capsys.readouterr().out)
+
+    def test_scores_of_later_parts_are_not_lost_to_an_earlier_whole(self, model, tmp_path, capsys):
+        output = predict(model, tmp_path / "out", fast_export=True)
+        made = predictor(model, agreement=True)
+        made.predict_from_files(str(model.images), str(output), False, True, 0, 0, num_parts=2, part_id=0)
+        with_image(model, "b", 2)
+        capsys.readouterr()
+        predict(model, output, min_agreement=1.0, overwrite=False)
+        assert "without --agreement" not in capsys.readouterr().out
+        assert set(self.scores(output)) == {"a", "b"}
 
     def test_cases_of_other_runs_in_the_folder_are_none_of_this_one(self, model, tmp_path, capsys):
         output = predict(model, tmp_path / "out", agreement=True)
@@ -509,6 +543,27 @@ def test_no_room_for_the_logits_stops_the_run_and_leaves_nothing(model, tmp_path
     assert caught.value.not_begun == ["b"]
     left = sorted(path.name for path in (tmp_path / "out").iterdir())
     assert left == ["dataset.json", "plans.json", "predict_from_raw_data_args.json"]
+
+
+def test_a_comparison_that_fails_costs_the_score_alone(model, tmp_path, monkeypatch, capsys):
+    def fail(*_):
+        raise RuntimeError("the comparison broke")
+
+    monkeypatch.setattr("nnunet_ext.inference.case_agreement.compare", fail)
+    output = predict(model, tmp_path / "out", min_agreement=0.5)
+    without = predict(model, tmp_path / "without", nnUNetPredictor)
+    np.testing.assert_array_equal(read(output / "a.nii.gz"), read(without / "a.nii.gz"))
+    said = capsys.readouterr().out
+    assert "a: predicted, but the networks could not be compared: the comparison broke" in said
+    assert "Predicted, but not compared: a; spacing_report.json says why" in said
+    assert records(output)["a"]["agreement_failed"] == "the comparison broke"
+
+
+def test_folders_are_made_as_without_agreement(model, tmp_path):
+    made = predictor(model, agreement=True)
+    images = [[str(model.images / "a_0000.nii.gz")]]
+    made.predict_from_files_sequential(images, [str(tmp_path / "new" / "folder" / "a")])
+    assert (tmp_path / "new" / "folder" / "a.nii.gz").is_file()
 
 
 def test_a_network_that_fails_costs_its_case_alone(model, tmp_path, monkeypatch):

@@ -17,7 +17,8 @@ def tiny(tmp_path, monkeypatch):
 
 
 def choose(tiny, number, first=None, before=(), reserved=()):
-    return choose_names(NAME, number, first, before, reserved, Roots(tiny.root / "raw", tiny.root / "preprocessed"))
+    others = dict.fromkeys(reserved, tiny.root / "other")
+    return choose_names(NAME, number, first, before, others, Roots(tiny.root / "raw", tiny.root / "preprocessed"))
 
 
 def add(tiny, name):
@@ -38,7 +39,7 @@ def test_a_number_of_the_users(tiny):
     assert choose(tiny, 2, 914) == names(914, 916)
     with pytest.raises(FileExistsError, match="number 915"):
         choose(tiny, 2, 915)
-    with pytest.raises(FileExistsError, match="914 is reserved by another self-training"):
+    with pytest.raises(FileExistsError, match=r"914 is reserved by the self-training in .*other; name another with -o"):
         choose(tiny, 1, 914, reserved={914})
 
 

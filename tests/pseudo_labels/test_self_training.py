@@ -15,11 +15,12 @@ from pseudo_labels.panels import make_folds
 
 from nnunet_ext import files
 from nnunet_ext.evaluation.command import CommandError
+from nnunet_ext.model_sharing.folders import sha256_of
 from nnunet_ext.pseudo_labels import self_training
 from nnunet_ext.pseudo_labels.cycle_checks import warnings_of
 from nnunet_ext.pseudo_labels.cycles import Machine, Scheme, Step
 from nnunet_ext.pseudo_labels.dataset import Roots
-from nnunet_ext.pseudo_labels.members import checkpoint_files, sha256_of
+from nnunet_ext.pseudo_labels.members import checkpoint_files
 from nnunet_ext.pseudo_labels.run import NONE_ACCEPTED, Options, accepted_by
 from nnunet_ext.pseudo_labels.selection import Rule
 from nnunet_ext.pseudo_labels.self_training import SelfTraining
@@ -271,6 +272,44 @@ def test_splits_that_changed(tiny, commands):
         run(tiny, number=1)
 
 
+def test_preprocessed_data_that_was_removed_is_made_again_with_its_splits(tiny, commands):
+    commands.fails["nnUNetv2_extract_fingerprint"] = 1
+    with pytest.raises(CommandError):
+        run(tiny, number=1)
+    commands.fails.clear()
+    raw = commands.folder(778, "raw")
+    (raw / "splits_final.json").write_text(json.dumps(SPLITS))
+    shutil.rmtree(commands.folder(778, "preprocessed"))
+    run(tiny, number=1)
+    preprocessed = commands.folder(778, "preprocessed")
+    for name in ("splits_final.json", "dataset.json"):
+        assert json.loads((preprocessed / name).read_text()) == json.loads((raw / name).read_text())
+
+
+def test_splits_that_changed_before_a_cycle_is_trained(tiny, commands):
+    commands.fails["nnUNetv2_extract_fingerprint"] = 1
+    with pytest.raises(CommandError):
+        run(tiny, number=1)
+    commands.fails.clear()
+    commands.called.clear()
+    (commands.folder(778, "preprocessed") / "splits_final.json").write_text(json.dumps(SPLITS[::-1]))
+    with pytest.raises(ValueError, match=r"fold 0, has other validation cases than Dataset777_Tiny"):
+        run(tiny, number=1)
+    assert not commands.called
+
+
+def test_the_number_of_labels_outlives_data_and_a_failed_run(tiny, commands):
+    run(tiny, number=1)
+    shutil.rmtree(commands.folder(778, "raw"))
+    summary = tiny.results / "Dataset778_Tiny_pseudo" / f"{SEMI}__{PLANS}__3d_fullres/fold_0/validation/summary.json"
+    content = summary.read_text()
+    summary.write_text(json.dumps({"metric_per_case": [{"prediction_file": "z.nii.gz", "metrics": {"1": {}}}]}))
+    with pytest.raises(ValueError, match="is not of the validation cases"):
+        run(tiny, number=1)
+    summary.write_text(content)
+    assert [scores.accepted for scores in run(tiny, number=1).cycles] == [0, 2]
+
+
 def test_no_scan_is_accepted_in_a_later_cycle(tiny, commands):
     commands.fails["Dataset779_Tiny_pseudo"] = NONE_ACCEPTED
     result = run(tiny, patience=2)
@@ -359,6 +398,8 @@ def test_a_command_that_outlived_its_caller(tiny, commands):
     try:
         note = training.folder / "logs" / "cycle0_train_fold_0.running.json"
         self_training._note_running(note, child.pid)
+        content = json.loads(note.read_text())
+        note.write_text(json.dumps(content | {"created": content["created"] + 1}))  # the clock was set
         with pytest.raises(files.BusyError, match=rf"process {child.pid} of an earlier call .*cycle0_train_fold_0"):
             training.run()
     finally:
