@@ -13,7 +13,7 @@ atrium8        100 crops of left atria in a folder of yours (--atrium or NNUNET_
         first one is training
     python benchmarks/unlabelled.py report
         tables of what is done, gap closed, against the best control, by class; and what is owed
-    python benchmarks/unlabelled.py scores
+    python benchmarks/unlabelled.py scores [--dataset NAME ...]
         what the scores of agreement of each self-training are worth: rank correlation with true Dice, and the true Dice
         of accepted and rejected scans
 
@@ -328,6 +328,9 @@ def main() -> None:
     parser.add_argument("command", choices=["run", "report", "scores", "one"])
     parser.add_argument("--only", nargs="+", help="names of runs, in the order in which they are trained")
     parser.add_argument("--jobs", type=int, default=1, help="trainings side by side, each with one thread")
+    parser.add_argument(
+        "--dataset", nargs="+", default=[], help="of scores: more datasets of nnUNetv2_ext pseudo_label, made by hand"
+    )
     parser.add_argument("--seconds", type=float, help="train for this time instead of steps, measured beforehand")
     parser.add_argument("--atrium", help=f"folder of left atria; default: {ATRIUM} of the environment")
     arguments = parser.parse_args()
@@ -343,7 +346,8 @@ def main() -> None:
     elif arguments.command == "scores":
         from _agreement_worth import worth
 
-        print("\n\n".join("\n".join(lines) for run in runs if run.labelled_by and (lines := worth(run))))
+        found = {run.dataset: run.name for run in runs if run.labelled_by} | {name: name for name in arguments.dataset}
+        print("\n\n".join("\n".join(lines) for item in found.items() if (lines := worth(*item))))
     elif arguments.command == "one":
         sys.exit(one(runs[0]))
     else:
