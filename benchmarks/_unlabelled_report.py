@@ -320,6 +320,22 @@ def classes_table(results: Results, task: str) -> Iterator[str]:
             yield _row([method, _seeds(seeds), *means, f"no: {', '.join(lost)}" if lost else "yes"])
 
 
+def difference(first: Run, second: Run) -> str:
+    """Return a line on what one run gains over another, whatever their lengths; both have to be done."""
+    parts = []
+    for measure, title in zip(accuracy.MEASURES, ("Dice", "NSD"), strict=True):
+        tables = [table_of(run, measure) for run in (first, second)]
+        gain = tables[0].minus(tables[1])
+        parts.append(f"{title} {_with_interval(gain.of_cases, '+')}")
+        if measure == accuracy.MEASURES[0]:
+            worst = [f"{table.of_cases.min():.3f}" for table in reversed(tables)]
+            names = TASKS[first.task].classes.values()
+            by_class = zip(names, np.nanmean(gain.values, 0), strict=True)
+            parts.append(f"worst case {' to '.join(worst)}")
+            parts.append(", ".join(f"{name} {mean:+.3f}" for name, mean in by_class))
+    return f"{first.name} minus {second.name}: {'; '.join(parts)}"
+
+
 def cases_table(results: Results, task: str) -> Iterator[str]:
     """Yield the lines of the table of every test case, where there are too few for intervals to say much."""
     if TASKS[task].tests > FEW_TESTS:

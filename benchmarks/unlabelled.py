@@ -13,6 +13,8 @@ atrium8        100 crops of left atria in a folder of yours (--atrium or NNUNET_
         first one is training
     python benchmarks/unlabelled.py report
         tables of what is done, gap closed, against the best control, by class; and what is owed
+    python benchmarks/unlabelled.py minus --only ONE OTHER
+        what one run gains over another, whatever their lengths
     python benchmarks/unlabelled.py scores [--dataset NAME ...]
         what the scores of agreement of each self-training are worth: rank correlation with true Dice, and the true Dice
         of accepted and rejected scans
@@ -41,7 +43,7 @@ from typing import Any
 
 import accuracy
 from _unlabelled_data import ATRIUM, annotate_scans, atrium_folder, label_scans, prepare
-from _unlabelled_report import report
+from _unlabelled_report import difference, report
 from _unlabelled_runs import EPOCHS, PLANS, RUNS, SMALL, TASKS, Run
 
 from nnunet_ext.files import BusyError, only_here, write_json
@@ -325,7 +327,7 @@ def refuse_without_gpu(runs: Sequence[Run]) -> None:
 def main() -> None:
     """Parse and run."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("command", choices=["run", "report", "scores", "one"])
+    parser.add_argument("command", choices=["run", "report", "minus", "scores", "one"])
     parser.add_argument("--only", nargs="+", help="names of runs, in the order in which they are trained")
     parser.add_argument("--jobs", type=int, default=1, help="trainings side by side, each with one thread")
     parser.add_argument(
@@ -343,6 +345,10 @@ def main() -> None:
     runs = chosen_runs(parser, arguments)
     if arguments.command == "report":
         report(runs)
+    elif arguments.command == "minus":
+        if len(runs) != 2:
+            parser.error("minus needs two runs after --only")
+        print(difference(*runs))
     elif arguments.command == "scores":
         from _agreement_worth import worth
 

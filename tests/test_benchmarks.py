@@ -176,6 +176,14 @@ def test_a_long_training_is_a_control_of_what_costs_as_much(work):
     assert tables.best_control(results, "phantoms4", (0,), 3.65)[0] == "supervised_long"
 
 
+def test_the_difference_of_two_runs(work):
+    record(work, "phantoms4_supervised_seed0", 0.6, 0.5)
+    record(work, "phantoms4_supervised_long_seed0", 0.9, 0.75)
+    line = tables.difference(BY_NAME["phantoms4_supervised_long_seed0"], BY_NAME["phantoms4_supervised_seed0"])
+    assert "Dice +0.300 [+0.300, +0.300]; worst case 0.600 to 0.900; liver +0.300" in line
+    assert line.endswith("NSD +0.250 [+0.250, +0.250]")
+
+
 class TestScores:
     @pytest.fixture
     def results(self, work):
