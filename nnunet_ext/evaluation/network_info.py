@@ -16,7 +16,8 @@ from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 
 from nnunet_ext.files import read_json
 from nnunet_ext.plugin import compat
-from nnunet_ext.training.architecture import NESTED, network_name, stock_configuration
+from nnunet_ext.trainers._companion import companion_class
+from nnunet_ext.training.architecture import NESTED, network_name, plans_for_part, stock_configuration
 from nnunet_ext.training.nesting import nested_step_memory
 from nnunet_ext.training.step_memory import GIB, cps_step_memory, supervised_step_memory
 from nnunet_ext.training.trusted_classes import check_classes
@@ -50,7 +51,8 @@ def compare_networks(
 
     Returns:
         Configuration -> ``patch_size``, ``batch_size``, and for ``"plain"`` and ``"trainer"`` the network's class,
-        ``networks`` (how many are trained), ``parameters`` (of one) and ``gib`` (of a training step, estimated).
+        ``networks`` (how many are trained), ``parameters`` (of one) and ``gib`` (of a training step, estimated). For a
+        trainer of two different networks also ``network_2``: class and parameters of the second one.
 
     Raises:
         ValueError: If there is no such configuration, or the network cannot be built or run for it.
@@ -70,21 +72,39 @@ def compare_networks(
             "patch_size": list(configuration.patch_size),
             "batch_size": configuration.batch_size,
             "plain": _network_and_memory(nnUNetTrainer, manager, stock_configuration(configuration), dataset_json),
-            "trainer": _network_and_memory(cls, manager, configuration, dataset_json),
+            "trainer": _of_trainer(cls, manager, name, dataset_json),
         }
     return comparison
 
 
+def _of_trainer(cls: Any, manager: PlansManager, name: str, dataset_json: dict[str, Any]) -> dict[str, Any]:
+    """Return size and memory of a trainer's network, or of both where they are different ones."""
+    if getattr(cls, "companion_bases", None) is None:
+        return _network_and_memory(cls, manager, manager.get_configuration(name), dataset_json)
+    second = companion_class(cls)
+    other = PlansManager(plans_for_part(manager.plans, name, getattr(second, "network_keys", ())))
+    sides = [
+        _network_and_memory(one, of_one, of_one.get_configuration(name), dataset_json, in_pair=True)
+        for one, of_one in ((cls, manager), (second, other))
+    ]
+    both = {"networks": 2, "gib": sides[0]["gib"] + sides[1]["gib"]}  # what one step holds at the same time
+    return sides[0] | both | {"network_2": {key: sides[1][key] for key in ("network", "parameters")}}
+
+
 def _network_and_memory(
-    cls: type, manager: PlansManager, configuration: ConfigurationManager, dataset_json: dict[str, Any]
+    cls: type,
+    manager: PlansManager,
+    configuration: ConfigurationManager,
+    dataset_json: dict[str, Any],
+    in_pair: bool = False,
 ) -> dict[str, Any]:
     labels = manager.get_label_manager(dataset_json)
     channels = determine_num_input_channels(manager, configuration, dataset_json)
     heads = labels.num_segmentation_heads
-    networks = getattr(cls, "number_of_networks", 1)
+    networks = 1 if in_pair else getattr(cls, "number_of_networks", 1)
     estimate: Any = supervised_step_memory if networks == 1 else cps_step_memory
     taught = getattr(cls, "has_teacher", False)  # unlabelled patches go through the network with the labelled ones
-    patches = configuration.batch_size * (2 if taught else 1)
+    patches = configuration.batch_size * (2 if taught or in_pair else 1)
     size = (configuration.patch_size, patches, channels, heads, labels.has_regions)
     try:
         with torch.device("meta"):

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 from torch import nn
 
 from nnunet_ext.data.host import Trainer
-
-if TYPE_CHECKING:
-    from nnunet_ext.training.pair_scales import TargetChoice
 
 
 class ExtTrainer(Trainer, Protocol):
@@ -58,6 +55,6 @@ class TwoNetworkTrainer(ExtTrainer, Protocol):
     lr_scheduler_2: Any
     companion: Any
 
-    def target_choices(self) -> tuple[TargetChoice, TargetChoice]:
-        """Return which of a batch's labels each network learns."""
+    def target_choices(self) -> tuple[Any, Any]:
+        """Return which of a batch's labels each network learns, as a :class:`TargetChoice` of ``pair_scales``."""
         ...
