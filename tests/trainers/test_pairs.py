@@ -18,6 +18,7 @@ from nnunet_ext.training import second_network
 from nnunet_ext.training.architecture import SECOND
 from nnunet_ext.training.checkpoints import SECOND_NETWORK
 from nnunet_ext.training.schedules import PlateauScheduler
+from nnunet_ext.training.unlabelled import unlabelled_criterion
 
 SHORT = "_2epochs_2iterations"
 PAIR = "nnUNetTrainerCPS_UNet_ANUNet"
@@ -184,6 +185,26 @@ def test_every_second_step_without_unlabelled_patches(make_trainer):
     reports = [trainer.train_step(next(loader)) for _ in range(2)]
     assert [report["cps"] is None for report in reports] == [False, True]
     assert all(np.isfinite([report["loss"], report["loss_2"]]).all() for report in reports)
+    step = trainer.cps_step
+    assert (step.unlabelled.weights, step.unlabelled_2.weights) == ((1.0, 0.0), (0.5, 0.5))
+    assert step.supervised_2 is trainer.companion.loss
+
+
+def test_each_network_learns_strong_views_with_its_own_loss(make_trainer):
+    trainer, loader = ready(make_trainer("nnUNetTrainerCPS_Confidence_UNet_ANUNet"), epoch=500)
+    batch = next(loader)
+    learned, _ = trainer.cps_step.pseudo_labelled(batch)
+    expected = []
+    sides = zip(networks(trainer), (trainer, trainer.companion), learned, strict=True)
+    for number, (network, side, own) in enumerate(sides):
+        outputs = network(torch.cat([batch["data"], own.images]))
+        target = trainer.target_choices()[number].of(deepcopy(batch["target"]))
+        supervised = side.loss([output[:2] for output in outputs], target)
+        pseudo = own.loss(unlabelled_criterion(side), [output[2:] for output in outputs], None)
+        expected.append((float(supervised.detach()), float(pseudo.detach())))
+    report = trainer.train_step(batch)
+    assert [report["loss"], report["loss_2"]] == pytest.approx([one[0] for one in expected], rel=1e-5)
+    assert report["cps"] == pytest.approx(np.mean([one[1] for one in expected]), rel=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -318,7 +339,7 @@ def test_another_pair_is_refused(make_trainer):
             "nnUNetTrainerCPS_UNet_IFEEntropy",
             "Network 2 (IFEPlainConvUNet) begins with the weights",
         ),
-        ("nnUNetTrainerCPS", "nnUNetTrainerCPS_IFECurvature_IFEEntropy", "begins with the weights of the network in /"),
+        ("nnUNetTrainerCPS", "nnUNetTrainerCPS_IFECurvature_IFEEntropy", "begins with the weights of network 2 in /"),
     ],
 )
 def test_pretrained_weights_go_where_they_fit(make_trainer, tmp_path, source, name, line):
