@@ -7,11 +7,35 @@ import torch
 from nnunetv2.training.logging.nnunet_logger import MetaLogger
 from reference import tiny
 
+from nnunet_ext.trainers import reference_2d
 from nnunet_ext.trainers.names import find_trainer
+
+NARROW = {
+    "TransUNetPart": {
+        "transunet_stem_channels": 8,
+        "transunet_channels": (16, 16, 32),
+        "transunet_blocks": (1, 1, 1),
+        "transunet_groups": 4,
+        "transunet_embed_dim": 16,
+        "transunet_depth": 1,
+        "transunet_num_heads": 2,
+        "transunet_bridge_channels": 16,
+        "transunet_decoder_channels": (8, 8, 8, 4),
+    },
+    "DeepLabV3PlusPart": {"deeplab_encoder": "tu-test_efficientnet", "deeplab_decoder_channels": 8},
+}
 
 
 @pytest.fixture
-def environment(tmp_path, monkeypatch):
+def narrow_networks(monkeypatch):
+    """Let the 2D networks be small enough for unit tests."""
+    for part, settings in NARROW.items():
+        for name, value in settings.items():
+            monkeypatch.setattr(getattr(reference_2d, part), name, value)
+
+
+@pytest.fixture
+def environment(tmp_path, monkeypatch, narrow_networks):
     """Set nnU-Net's folders to temporary ones and loading to this process."""
     for name in ("raw", "preprocessed", "results"):
         monkeypatch.setenv(f"nnUNet_{name}", str(tmp_path / name))
@@ -37,7 +61,10 @@ def make_trainer(environment):
     def make(name="nnUNetTrainerCPS", configuration="3d_fullres", kind="labels", fold=0, cls=None, plans=None):
         if not (environment / "preprocessed").exists():
             tiny.make(environment, kind)
-        plans = (plans or tiny.plans()) | {"continue_training": False}
-        return (cls or find_trainer(name))(plans, configuration, fold, tiny.dataset_json(kind), torch.device("cpu"))
+        cls, plans = cls or find_trainer(name), (plans or tiny.plans()) | {"continue_training": False}
+        if issubclass(cls, reference_2d.Reference2DPart) and configuration == "3d_fullres":
+            configuration = "2d"
+            plans["configurations"]["2d"]["patch_size"] = [32, 32]
+        return cls(plans, configuration, fold, tiny.dataset_json(kind), torch.device("cpu"))
 
     return make

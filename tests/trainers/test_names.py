@@ -93,7 +93,7 @@ def test_every_combination_without_a_length_is_listed_once():
         )
     } - {"nnUNetTrainer"}
     assert set(COMMON) == expected | {"nnUNetTrainerCPS_100epochs", "nnUNetTrainerCPS_250epochs"}
-    assert len(COMMON) == len(set(COMMON)) == 417
+    assert len(COMMON) == len(set(COMMON)) == 625
 
 
 def test_the_list_follows_the_table_of_parts(monkeypatch):
