@@ -10,26 +10,11 @@ from reference import tiny
 from nnunet_ext.trainers import reference_2d
 from nnunet_ext.trainers.names import find_trainer
 
-NARROW = {
-    "TransUNetPart": {
-        "transunet_stem_channels": 8,
-        "transunet_channels": (16, 16, 32),
-        "transunet_blocks": (1, 1, 1),
-        "transunet_groups": 4,
-        "transunet_embed_dim": 16,
-        "transunet_depth": 1,
-        "transunet_num_heads": 2,
-        "transunet_bridge_channels": 16,
-        "transunet_decoder_channels": (8, 8, 8, 4),
-    },
-    "DeepLabV3PlusPart": {"deeplab_encoder": "tu-test_efficientnet", "deeplab_decoder_channels": 8},
-}
-
 
 @pytest.fixture
 def narrow_networks(monkeypatch):
     """Let the 2D networks be small enough for unit tests."""
-    for part, settings in NARROW.items():
+    for part, settings in tiny.NARROW.items():
         for name, value in settings.items():
             monkeypatch.setattr(getattr(reference_2d, part), name, value)
 

@@ -89,7 +89,7 @@ def test_every_combination_without_a_length_is_listed_once():
                 "Semi",
             ),
             ("", "CWCD", "GDL", "DWCE"),
-            ("", "ANUNet", "IFECurvature", "IFEEntropy"),
+            ("", "ANUNet", "IFECurvature", "IFEEntropy", "TransUNet", "DeepLabV3Plus"),
         )
     } - {"nnUNetTrainer"}
     assert set(COMMON) == expected | {"nnUNetTrainerCPS_100epochs", "nnUNetTrainerCPS_250epochs"}
