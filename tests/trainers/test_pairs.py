@@ -9,7 +9,9 @@ import pytest
 import torch
 from reference.taught import networks, ready, same, weights
 
+from nnunet_ext.inference import Predictor
 from nnunet_ext.losses import ContourWeightedLoss, GeneralisedDiceLoss, HybridLoss
+from nnunet_ext.model_sharing.both_networks import members_of
 from nnunet_ext.networks import NestedAttentionUNet
 from nnunet_ext.networks.ife_unet import IFEPlainConvUNet
 from nnunet_ext.trainers import names
@@ -75,8 +77,12 @@ def compare(make_trainer, name, network, epoch):
         ("nnUNetTrainerCPS_CutMix_Confidence_ClassBalance_UNet_ANUNet", "3d_fullres", "ignore"),
         ("nnUNetTrainerCPS_BCP_CWCD_ANUNet_IFEEntropy", "2d", "labels"),
         ("nnUNetTrainerCPS_CWCD_UNet_IFEEntropy", "3d_fullres", "regions_ignore"),
+        ("nnUNetTrainerCPS_TransUNet_DeepLabV3Plus", "2d", "labels"),
+        ("nnUNetTrainerCPS_CutMix_Confidence_UNet_TransUNet", "2d", "regions"),
+        ("nnUNetTrainerCPS_CWCD_ANUNet_DeepLabV3Plus", "2d", "ignore"),
     ],
 )
+@pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning")  # a class that no patch has or gets
 def test_trains_two_epochs_and_restores(make_trainer, name, configuration, kind):
     trainer = make_trainer(name + SHORT, configuration, kind)
     trainer.run_training()
@@ -89,10 +95,19 @@ def test_trains_two_epochs_and_restores(make_trainer, name, configuration, kind)
     for before, after in zip(networks(trainer), networks(restored), strict=True):
         assert same(weights(before), weights(after))
     old, new = (one.optimizer_2.state_dict()["state"] for one in (trainer, restored))
-    assert all(torch.equal(old[key]["momentum_buffer"], new[key]["momentum_buffer"]) for key in old)
+    names = {name for name in old[0] if name != "step"}
+    assert names in ({"momentum_buffer"}, {"exp_avg", "exp_avg_sq"})
+    assert all(torch.equal(old[key][name], new[key][name]) for key in old for name in names)
     plans = json.loads((Path(trainer.output_folder_base) / "plans.json").read_text())["configurations"][configuration]
     kinds = [plans[key]["network_class_name"].rpartition(".")[2] for key in ("architecture", SECOND)]
     assert kinds == [type(network).__name__ for network in networks(trainer)]
+    trainer.set_deep_supervision_enabled(False)
+    predictor = Predictor(device=torch.device("cpu"), allow_tqdm=False, network="both")
+    predictor.initialize_from_trained_model_folder(trainer.output_folder_base, (0,), "checkpoint_final.pth")
+    image = torch.randn(1, 1, *trainer.configuration_manager.patch_size)
+    with torch.no_grad():
+        outputs = [[one.eval()(image) for one in both] for both in (members_of(predictor.network), networks(trainer))]
+    assert all(torch.equal(found, expected) for found, expected in zip(*outputs, strict=True))
 
 
 def test_a_training_goes_on_exactly_where_it_stopped(make_trainer):
@@ -270,6 +285,61 @@ def test_a_part_keeps_its_own_optimiser_in_a_pair(make_trainer, monkeypatch):
     assert not same(before, weights(trainer.network_2))
     assert trainer.hyperparameters()["initial_lr"] == 1e-2
     assert trainer.hyperparameters()["network_2"]["initial_lr"] == 1e-4
+
+
+@pytest.mark.parametrize(
+    ("name", "kinds", "rates"),
+    [
+        ("nnUNetTrainerCPS_UNet_TransUNet", (torch.optim.SGD, torch.optim.AdamW), [1e-2, 1e-4]),
+        ("nnUNetTrainerCPS_TransUNet_DeepLabV3Plus", (torch.optim.AdamW, torch.optim.AdamW), [1e-4, 1e-4]),
+    ],
+)
+def test_networks_of_the_reference_module(make_trainer, name, kinds, rates):
+    trainer, loader = ready(make_trainer(name, "2d"))
+    optimizers = (trainer.optimizer, trainer.optimizer_2)
+    assert tuple(type(one) for one in optimizers) == kinds
+    assert [one.param_groups[0]["lr"] for one in optimizers] == rates
+    batch = next(loader)
+    sizes = [len(target[0, 0]) for target in batch["target"]]
+    assert sizes == [32, 16, 8, 4]
+    report = trainer.train_step(batch)
+    assert np.isfinite([report["loss"], report["loss_2"], report["cps"]]).all()
+    trainer.lr_scheduler_2.step(trainer.num_epochs // 2)
+    assert trainer.optimizer_2.param_groups[0]["lr"] == pytest.approx(1e-4 * 0.5**0.9)
+
+
+def test_weights_of_network_2s_encoder(make_trainer, tmp_path):
+    """They are taken from a file that the user's class names; a training that goes on needs it no more."""
+    given = make_trainer("nnUNetTrainerTransUNet")
+    given.seed = 7
+    given.initialize()
+    file = tmp_path / "encoder.pth"
+    torch.save(given.network.encoder.state_dict(), file)
+    name = "nnUNetTrainerCPS_UNet_TransUNet"
+
+    def made():
+        trainer = make_trainer(name, "2d")
+        trainer.transunet_weights = str(file)
+        return trainer
+
+    trainer = made()
+    trainer.initialize()
+    taken = trainer.network_2.encoder.state_dict()
+    key = next(key for key, value in taken.items() if value.ndim == 4 and value.shape[1] > 1)
+    assert torch.equal(taken[key], given.network.encoder.state_dict()[key])
+    checkpoint = str(tmp_path / "checkpoint_latest.pth")
+    trainer.save_checkpoint(checkpoint)
+    file.unlink()
+    again = made()
+    again.load_checkpoint(checkpoint)
+    assert same(weights(again.network_2), weights(trainer.network_2))
+    with pytest.raises(FileNotFoundError, match="transunet_weights"):
+        made().initialize()
+
+
+def test_a_2d_network_in_3d_is_refused(make_trainer):
+    with pytest.raises(ValueError, match="TransUNet is a 2D network, but the patches of this configuration are 16 x"):
+        make_trainer("nnUNetTrainerCPS_UNet_TransUNet")
 
 
 def test_bad_settings_of_network_2_are_refused(make_trainer):
