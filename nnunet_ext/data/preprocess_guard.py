@@ -36,7 +36,12 @@ def guarded(dataset_name_or_id: int | str, plans_identifier: str, configurations
     preprocessed = Path(str(nnUNet_preprocessed)) / maybe_convert_to_dataset_name(dataset_name_or_id)
     if not are_ours(preprocessed / f"{plans_identifier}.json"):
         return locks
-    present = read_plans(preprocessed, plans_identifier)["configurations"]
+    from nnunet_ext.data.reference_plans import refuse_only_3d
+
+    configurations = list(configurations)
+    plans = read_plans(preprocessed, plans_identifier)
+    refuse_only_3d(plans, plans_identifier, configurations)
+    present = plans["configurations"]
     if (preprocessed / FILE).is_file():
         read_json(preprocessed / FILE, "copy that of the raw data there, or plan again")
     with locks:

@@ -16,6 +16,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 
 from nnunet_ext.data.completeness import check_complete
 from nnunet_ext.data.geometry import nonzero_box
+from nnunet_ext.data.position import has_position
 from nnunet_ext.data.reading import (
     check_spacing,
     check_values,
@@ -150,7 +151,10 @@ def prepare(
     true_spacing = properties["spacing"]
     properties = {**properties, "spacing": list(choice.declared)}
     preprocessor = model.configuration.preprocessor_class(verbose=model.verbose)
-    image_only = seg is None and type(preprocessor).run_case_npy is DefaultPreprocessor.run_case_npy
+    needs_no_segmentation = has_position(model.configuration) or (
+        type(preprocessor).run_case_npy is DefaultPreprocessor.run_case_npy
+    )
+    image_only = seg is None and needs_no_segmentation
     configuration = CaseConfiguration(model.configuration, target, image_only, model.stock_resampling)
     holder = [data]
     del data, images  # the preprocessor makes a copy; nobody needs the image after that

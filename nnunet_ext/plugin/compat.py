@@ -28,6 +28,7 @@ TRAINER_NOT_FOUND = (
 )
 PLANNING_MODULE = "nnunetv2.experiment_planning"  # where stock looks for planners and fingerprint extractors
 PREPROCESSING_MODULE = "nnunetv2.preprocessing"  # where it looks for preprocessors
+NORMALIZATION_MODULE = "nnunetv2.preprocessing.normalization"  # where it looks for normalisations
 
 
 class SeamError(RuntimeError):

@@ -26,10 +26,13 @@ ENHANCED = {
     for name in ("PlainConvUNet", "ResidualEncoderUNet")
 }
 ENHANCED_KEYS = ("ife_score", "ife_stages", "ife_ratios", "ife_axes", "ife_bins", "ife_step")
+REFERENCE = "nnunet_ext.networks.reference_unet.ReferenceUNet"
+REFERENCE_KEYS = ("windows", "hounsfield_channels", "position")
 # class path of ours -> nnU-Net's own, and what ours takes beyond it
 OWN_NETWORKS: dict[str, tuple[str, tuple[str, ...]]] = {
     NESTED: (f"{STOCK_NETWORKS}PlainConvUNet", NESTED_KEYS),
     **{ours: (stock, ENHANCED_KEYS) for stock, ours in ENHANCED.items()},
+    REFERENCE: (f"{STOCK_NETWORKS}PlainConvUNet", REFERENCE_KEYS),
 }
 
 
@@ -39,6 +42,20 @@ def network_name(architecture: Architecture) -> str:
     if name.startswith(f"{STOCK_PACKAGE}."):
         return STOCK_NETWORKS + name.rpartition(".")[2]
     return name
+
+
+def refuse_reference(name: str, part: str) -> None:
+    """Raise NotImplementedError if plans name the U-Net of the reference module for a part that would drop its input.
+
+    Args:
+        name: Class path of the plans' network.
+        part: Part of a trainer's name, for the message.
+    """
+    if name == REFERENCE:
+        raise NotImplementedError(
+            f"{part} has no windows of CT and takes no position of the slice, which these plans of ReferencePlanner "
+            "ask for; leave it out of the trainer's name, or use plans of another planner, e.g. -p nnUNetPlans"
+        )
 
 
 def stock_configuration(configuration: ConfigurationManager) -> ConfigurationManager:

@@ -14,6 +14,7 @@ from nnunetv2.run.load_pretrained_weights import load_pretrained_weights
 from torch import nn
 
 from nnunet_ext.networks.averaging import AverageOfNetworks
+from nnunet_ext.networks.reference_unet import channels_given
 from nnunet_ext.training.checkpoints import SECOND_NETWORK, plain_module
 from nnunet_ext.training.host import TwoNetworkTrainer
 from nnunet_ext.training.schedules import restore_scheduler, scheduler_state
@@ -87,7 +88,8 @@ def pretrain(trainer: TwoNetworkTrainer, filename: str) -> None:
     load_pretrained_weights(trainer.network_2, filename, verbose=False)
     size = trainer.configuration_manager.patch_size
     generator = torch.Generator().manual_seed(trainer.seed)
-    image = torch.randn((1, trainer.num_input_channels, *size), generator=generator).to(trainer.device)
+    channels = channels_given(plain_module(trainer.network), trainer.num_input_channels)
+    image = torch.randn((1, channels, *size), generator=generator).to(trainer.device)
     with torch.no_grad():
         outputs = [plain_module(network).eval()(image) for network in (trainer.network, trainer.network_2)]
     first, second = (output[0] if isinstance(output, (list, tuple)) else output for output in outputs)

@@ -17,6 +17,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from nnunet_ext.networks.reference_unet import channels_given
 from nnunet_ext.training.cps_step import CPSStep
 from nnunet_ext.training.criteria import CrossPseudoCriterion, deep_supervision_weights
 
@@ -84,7 +85,7 @@ def cps_step_memory(
             what makes one network.
         patch_size: Size of a patch in voxels.
         batch_size: Labelled patches a step.
-        input_channels: Input channels of the network.
+        input_channels: Image channels, as nnU-Net counts them.
         output_channels: Output channels of the network.
         regions: Whether there are overlapping regions instead of exclusive classes.
         half_precision: Whether to train in mixed precision, as nnU-Net trains on GPUs.
@@ -174,7 +175,7 @@ def _prepared(
         for parameter in network.parameters():
             optimizer.state[parameter]["momentum_buffer"] = torch.empty_like(parameter)
         optimizers.append(optimizer)
-    data = torch.empty((batch_size, input_channels, *patch_size))
+    data = torch.empty((batch_size, channels_given(networks[0], input_channels), *patch_size))
     with torch.no_grad():
         outputs = networks[0](data)
     if isinstance(outputs, Tensor):  # a network without deep supervision
