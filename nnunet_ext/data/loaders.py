@@ -172,7 +172,7 @@ def two_stream_loader(
         transforms = trainer.get_training_transforms(
             patch_size,
             rotation,
-            None if unlabelled else compat.deep_supervision_scales(trainer),
+            None if unlabelled else compat.target_scales(trainer),
             mirror_axes,
             dummy_2d,
             use_mask_for_norm=trainer.configuration_manager.use_mask_for_norm,
@@ -229,7 +229,7 @@ def validation_loader(trainer: Trainer) -> nnUNetDataLoader:
     labels = trainer.label_manager
     _, dataset_val = trainer.get_tr_and_val_datasets()
     transforms = trainer.get_validation_transforms(
-        compat.deep_supervision_scales(trainer),
+        compat.target_scales(trainer),
         is_cascaded=False,
         foreground_labels=labels.foreground_labels,
         regions=labels.foreground_regions if labels.has_regions else None,

@@ -212,6 +212,12 @@ def deep_supervision_scales(trainer: Any) -> list[list[float]] | None:
     return scales
 
 
+def target_scales(trainer: Any) -> list[list[float]] | None:
+    """Return the scales that a trainer's labels are made at: those of its outputs, unless it says otherwise."""
+    own = getattr(trainer, "target_scales", None)
+    return deep_supervision_scales(trainer) if own is None else own()
+
+
 def set_batch_size(trainer: Any) -> None:
     """Let a trainer set its batch size and oversampling, which under DDP are shares of the plans'."""
     trainer._set_batch_size_and_oversample()

@@ -21,6 +21,7 @@ from nnunet_ext.networks.reference_unet import channels_given
 from nnunet_ext.plugin import compat
 from nnunet_ext.trainers._stock import StockTrainer
 from nnunet_ext.training import checkpoints, pretrained
+from nnunet_ext.training.architecture import without_second
 from nnunet_ext.training.cases import refuse_unfit_cases
 from nnunet_ext.training.class_balance import ClassBalance
 from nnunet_ext.training.criteria import nnunet_weights
@@ -40,9 +41,11 @@ class ExtPart(StockTrainer):
         cpu_bf16: Whether forward passes on CPUs run in bfloat16 (environment variable ``nnUNet_ext_cpu_bf16``).
         has_own_loss: Whether the loss is neither nnU-Net's nor that of the network's part; for those who ask what a
             training takes.
+        network_number: Which network of CPS ``network`` is, 1 but for what trains a network 2 of its own kind.
     """
 
     has_own_loss = False
+    network_number = 1
 
     def __init__(
         self,
@@ -66,7 +69,7 @@ class ExtPart(StockTrainer):
             plans: Plans of the dataset.
             configuration: Name of the configuration that is trained.
         """
-        return for_inference(plans)
+        return without_second(for_inference(plans), configuration)
 
     def set_defaults(self) -> None:
         """Set the settings that subclasses may change after the constructor; parts extend it, the last part last.
@@ -119,13 +122,13 @@ class ExtPart(StockTrainer):
 
     def build_networks(self) -> None:
         """Build, compile and wrap what is trained, with its optimiser; a part with more networks extends it."""
-        self.network, self.optimizer, self.lr_scheduler = self.make_network(0)
+        self.network, self.optimizer, self.lr_scheduler = self.make_network(self.network_number - 1)
 
     def make_network(self, number: int) -> tuple[nn.Module, Any, Any]:
         """Make one network with optimiser and scheduler.
 
         Args:
-            number: Number of the network; each has initial weights from a seed of its own.
+            number: Number of the network, from 0; each has initial weights from a seed of its own.
         """
         fold = -1 if self.fold == "all" else int(self.fold)
         with torch_seed(derived_seed(self.seed, fold + 1, number)):
@@ -197,6 +200,14 @@ class ExtPart(StockTrainer):
     def output_weights(self) -> tuple[float, ...]:
         """Return the weights of the network's outputs: nnU-Net's, unless a part with another network has its own."""
         return nnunet_weights(self)
+
+    def deep_supervision_scales(self) -> list[list[float]] | None:
+        """Return the size of each output of the network by that of the patch, None for one output of that size."""
+        return compat.deep_supervision_scales(self)
+
+    def target_scales(self) -> list[list[float]] | None:
+        """Return the scales that labels are made at; a part with two networks makes those of both."""
+        return self.deep_supervision_scales()
 
     def pseudo_criterion(self) -> nn.Module:
         """Return the loss against pseudo-labels; the part that makes them has one."""

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from torch import nn
 
 from nnunet_ext.data.host import Trainer
+
+if TYPE_CHECKING:
+    from nnunet_ext.training.pair_scales import TargetChoice
 
 
 class ExtTrainer(Trainer, Protocol):
@@ -47,8 +50,14 @@ class TwoNetworkTrainer(ExtTrainer, Protocol):
         network_2: The second network, compiled and wrapped as the first is.
         optimizer_2: Optimiser of the second network.
         lr_scheduler_2: Scheduler of its learning rate.
+        companion: What makes and supervises a second network of another kind, None where both are alike.
     """
 
     network_2: nn.Module
     optimizer_2: Any
     lr_scheduler_2: Any
+    companion: Any
+
+    def target_choices(self) -> tuple[TargetChoice, TargetChoice]:
+        """Return which of a batch's labels each network learns."""
+        ...
