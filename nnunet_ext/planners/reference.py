@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
 from nnunetv2.preprocessing.normalization.default_normalization_schemes import CTNormalization
 from nnunetv2.preprocessing.normalization.map_channel_name_to_normalization import get_normalization_scheme
+from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
+from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
+from torch import nn
 
 from nnunet_ext.data.dataset_json import channel_names
 from nnunet_ext.data.hounsfield import HOUNSFIELD
@@ -16,6 +19,8 @@ from nnunet_ext.data.preprocessors import PREPROCESSOR, REFERENCE_PREPROCESSOR, 
 from nnunet_ext.networks import ReferenceUNet
 from nnunet_ext.planners.fitting import Plan, estimate_without_weights
 from nnunet_ext.planners.semi_supervised import SemiSupervisedPlanning
+from nnunet_ext.plugin import compat
+from nnunet_ext.training.step_memory import ADAMW, SGD, cps_step_memory
 
 Windows = Mapping[str, Sequence[float]]
 
@@ -32,6 +37,27 @@ class _NotPlanned(dict):
         return "none: the networks of the reference module are 2D"
 
 
+def _of_part(
+    name: str, configuration: ConfigurationManager, channels: int, heads: int
+) -> tuple[Callable[[], nn.Module], str]:
+    """Return what makes the network of a part or a trainer, and the name of its optimiser.
+
+    Raises:
+        RuntimeError: If there is no such part or trainer.
+    """
+    own = name == "UNet"
+    trainer = "nnUNetTrainer" if own else name if name.startswith("nnUNetTrainer") else f"nnUNetTrainer{name}"
+    cls: Any = recursive_find_trainer_class_by_name(trainer)
+    kind = getattr(getattr(cls, "own_optimizer", None), "__qualname__", "")
+    adam = kind not in ("", "ExtPart.own_optimizer")
+
+    def make() -> nn.Module:
+        network: nn.Module = compat.build_network(cls, None, configuration, channels, heads, True)
+        return network
+
+    return make, ADAMW if adam else SGD
+
+
 class ReferencePlanner(SemiSupervisedPlanning):
     """Plans one 2d configuration for the networks of the reference module.
 
@@ -43,11 +69,14 @@ class ReferencePlanner(SemiSupervisedPlanning):
         windows: Name and ``(lower, upper)`` in Hounsfield units of each window that networks see CT in; empty or None
             for none. Left as it is it does not count for data without CT.
         use_position: Whether networks get the position of the slice in its scan.
+        networks: The two networks that are trained, for the memory they take: names of parts such as ``"UNet"`` (the
+            plans' own), ``"TransUNet"``, or of trainers of your own.
     """
 
     default_plans_name = "ReferencePlans"
     windows: Windows | None = WINDOWS
     use_position = True
+    networks: tuple[str, str] = ("UNet", "UNet")
     preprocessor_name: str
     static_estimate_VRAM_usage = staticmethod(estimate_without_weights)  # noqa: N815 - nnU-Net's name
 
@@ -124,6 +153,25 @@ class ReferencePlanner(SemiSupervisedPlanning):
             "position": self.use_position,
         }
         return plan
+
+    def step_arguments(self, plan: Plan) -> tuple[Any, ...]:
+        """Return what an estimate depends on: the networks, too."""
+        return (*super().step_arguments(plan), *self.networks)
+
+    def estimate_step(self, architecture: dict[str, Any], *others: Any) -> int:
+        """Return the bytes that a CPS step of both networks allocates, see :func:`cps_step_memory`.
+
+        Args:
+            architecture: Architecture of the plans' own network.
+            others: The remaining values of :meth:`step_arguments`.
+        """
+        patch_size, batch_size, channels, heads, regions, *names = others
+        plan = ConfigurationManager({"architecture": architecture, "patch_size": patch_size, "batch_size": batch_size})
+        made = [_of_part(name, plan, channels, heads) for name in names]
+        (first, *_), (second, *_) = made
+        optimizers = (made[0][1], made[1][1])
+        size = (patch_size, batch_size, channels, heads, regions)
+        return cps_step_memory(first, *size, second=second, optimizers=optimizers)
 
     def _windows(self) -> Windows:
         return self.windows or {}
