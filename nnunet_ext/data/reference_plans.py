@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 from nnunetv2.paths import nnUNet_preprocessed
 from nnunetv2.utilities.dataset_name_id_conversion import maybe_convert_to_dataset_name
@@ -13,9 +11,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from nnunet_ext.data.hounsfield import hounsfield_channels
 from nnunet_ext.data.plans import read_plans
 from nnunet_ext.data.position import has_position
-from nnunet_ext.data.preprocess_guard import are_ours
-
-NETWORK = "nnunet_ext.networks.reference_unet.ReferenceUNet"
+from nnunet_ext.data.preprocess_guard import are_ours, refuse_only_3d
 
 
 def plans_of_ours(dataset_name_or_id: int | str, plans_identifier: str) -> bool:
@@ -30,23 +26,6 @@ def plans_of_ours(dataset_name_or_id: int | str, plans_identifier: str) -> bool:
     except (RuntimeError, ValueError):  # nnU-Net says so
         return False
     return are_ours(preprocessed / f"{plans_identifier}.json")
-
-
-def refuse_only_3d(plans: dict[str, Any], plans_identifier: str, configurations: Iterable[str]) -> None:
-    """Raise ValueError if nothing but configurations that plans of 2D networks do not have is asked for.
-
-    Args:
-        plans: Content of the plans; those of others pass.
-        plans_identifier: Name of the plans, without ``.json``.
-        configurations: Names of configurations that are asked for.
-    """
-    asked, present = list(configurations), plans["configurations"]
-    networks = {one.get("architecture", {}).get("network_class_name") for one in present.values()}
-    if asked and networks == {NETWORK} and not any(name in present for name in asked):
-        raise ValueError(
-            f"the plans {plans_identifier} have no configuration {' or '.join(asked)}: networks of the reference "
-            f"module are 2D; use -c {' '.join(present)}, or plans of another planner for 3D"
-        )
 
 
 def refuse_training(dataset_name_or_id: int | str, plans_identifier: str, configuration: str, trainer: type) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +16,10 @@ from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 
 from nnunet_ext.files import read_json
 from nnunet_ext.plugin import compat
+from nnunet_ext.trainers._companion import companion_class
 from nnunet_ext.training.architecture import NESTED, network_name, stock_configuration
 from nnunet_ext.training.nesting import nested_step_memory
-from nnunet_ext.training.step_memory import GIB, cps_step_memory, supervised_step_memory
+from nnunet_ext.training.step_memory import GIB, cps_step_memory, optimizer_of, supervised_step_memory
 from nnunet_ext.training.trusted_classes import check_classes
 
 
@@ -82,18 +83,24 @@ def _network_and_memory(
     channels = determine_num_input_channels(manager, configuration, dataset_json)
     heads = labels.num_segmentation_heads
     networks = getattr(cls, "number_of_networks", 1)
-    estimate: Any = supervised_step_memory if networks == 1 else cps_step_memory
     taught = getattr(cls, "has_teacher", False)  # unlabelled patches go through the network with the labelled ones
     patches = configuration.batch_size * (2 if taught else 1)
     size = (configuration.patch_size, patches, channels, heads, labels.has_regions)
+
+    def make() -> torch.nn.Module:
+        return _build(cls, manager, configuration, channels, heads)
+
     try:
         with torch.device("meta"):
             network = _build(cls, manager, configuration, channels, heads)
         nested = _with_hybrid_loss(cls, configuration)
         if nested is not None:
             step = nested_step_memory(nested, *size)
+        elif networks == 1:
+            step = supervised_step_memory(make, *size, optimizer_name=optimizer_of(cls))
         else:
-            step = estimate(lambda: _build(cls, manager, configuration, channels, heads), *size)
+            second, optimizers = _second(cls, manager, configuration, channels, heads)
+            step = cps_step_memory(make, *size, second=second, optimizers=optimizers)
     except Exception as error:
         # anything can go wrong in networks of others
         raise ValueError(
@@ -108,6 +115,16 @@ def _network_and_memory(
         "parameters": sum(parameter.numel() for parameter in network.parameters()),
         "gib": step / GIB,
     }
+
+
+def _second(
+    cls: Any, manager: PlansManager, configuration: ConfigurationManager, channels: int, heads: int
+) -> tuple[Callable[[], torch.nn.Module] | None, tuple[str, str]]:
+    """Return what makes network 2, None where both networks are alike, and the optimisers of both."""
+    if getattr(cls, "companion_bases", None) is None:
+        return None, (optimizer_of(cls), optimizer_of(cls))
+    other = companion_class(cls)
+    return lambda: _build(other, manager, configuration, channels, heads), (optimizer_of(cls), optimizer_of(other))
 
 
 def _with_hybrid_loss(cls: Any, configuration: ConfigurationManager) -> dict[str, Any] | None:

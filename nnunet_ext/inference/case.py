@@ -240,7 +240,8 @@ def _check_memory(choice: SpacingChoice, geometry: CaseGeometry, rule: SpacingRu
     """Refuse a resampled volume that the memory of this machine cannot hold even if it holds nothing else."""
     heads = model.plans.get_label_manager(model.dataset_json).num_segmentation_heads
     shape = choice.resampled_shape(geometry.cropped_shape)
-    bytes_per_voxel = 4 * model.channels + 2 * heads  # image float32, logits float16
+    channels = model.channels + has_position(model.configuration)
+    bytes_per_voxel = 4 * channels + 2 * heads  # image float32, logits float16
     required, total = math.prod(shape) * bytes_per_voxel, total_memory_bytes()
     if total is not None and required > total:
         max_voxels = int(0.5 * total / bytes_per_voxel)

@@ -20,7 +20,7 @@ from nnunet_ext.networks import ReferenceUNet
 from nnunet_ext.planners.fitting import Plan, estimate_without_weights
 from nnunet_ext.planners.semi_supervised import SemiSupervisedPlanning
 from nnunet_ext.plugin import compat
-from nnunet_ext.training.step_memory import ADAMW, SGD, cps_step_memory
+from nnunet_ext.training.step_memory import cps_step_memory, optimizer_of
 
 Windows = Mapping[str, Sequence[float]]
 
@@ -48,14 +48,12 @@ def _of_part(
     own = name == "UNet"
     trainer = "nnUNetTrainer" if own else name if name.startswith("nnUNetTrainer") else f"nnUNetTrainer{name}"
     cls: Any = recursive_find_trainer_class_by_name(trainer)
-    kind = getattr(getattr(cls, "own_optimizer", None), "__qualname__", "")
-    adam = kind not in ("", "ExtPart.own_optimizer")
 
     def make() -> nn.Module:
         network: nn.Module = compat.build_network(cls, None, configuration, channels, heads, True)
         return network
 
-    return make, ADAMW if adam else SGD
+    return make, optimizer_of(cls)
 
 
 class ReferencePlanner(SemiSupervisedPlanning):
