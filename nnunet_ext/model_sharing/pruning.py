@@ -22,7 +22,6 @@ from nnunet_ext.model_sharing.choice_of_network import (
     SECOND,
     chosen_networks,
     joined,
-    plans_of_network,
 )
 from nnunet_ext.model_sharing.folders import (
     as_folds,
@@ -34,7 +33,14 @@ from nnunet_ext.model_sharing.folders import (
     read_model_json,
 )
 from nnunet_ext.model_sharing.private import for_inference, without_private_keys
-from nnunet_ext.training.architecture import NESTED, build, check_fit, second_architecture
+from nnunet_ext.training.architecture import (
+    NESTED,
+    build,
+    check_fit,
+    plans_of_second,
+    second_architecture,
+    without_second,
+)
 from nnunet_ext.training.safe_load import load_checkpoint
 from nnunet_ext.training.trusted_classes import check_classes, trusted_by_environment, trusting
 
@@ -152,9 +158,9 @@ def load_pruned(
             "--network 2, whichever is the nested one, or without --prune_depth"
         )
     is_second = network == SECOND and second_architecture(plans, configuration) is not None
-    if network != BOTH:
-        plans = plans_of_network(plans, configuration, network)
+    plans = plans_of_second(plans, configuration) if is_second else plans
     plans = pruned_plans(plans, configuration, depth, f"network 2 of {title}" if is_second else title)
+    plans = without_second(plans, configuration)
     with trusting(trusted):
         cut = _build(plans, configuration, dataset_json, None if is_second else trainer)
     parameters: list[dict[str, Tensor]] = []

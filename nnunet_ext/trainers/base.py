@@ -42,10 +42,12 @@ class ExtPart(StockTrainer):
         has_own_loss: Whether the loss is neither nnU-Net's nor that of the network's part; for those who ask what a
             training takes.
         network_number: Which network of CPS ``network`` is, 1 but for what trains a network 2 of its own kind.
+        pretrained_file: File of pretrained weights as it was given, None where there is none.
     """
 
     has_own_loss = False
     network_number = 1
+    pretrained_file: str | None = None
 
     def __init__(
         self,
@@ -295,6 +297,7 @@ class ExtPart(StockTrainer):
             RuntimeError: If it is no checkpoint.
             ValueError: If its network is another one.
         """
+        self.pretrained_file = filename
         weights = pretrained.read_weights(filename)
         if not self.was_initialized:
             self.initialize()

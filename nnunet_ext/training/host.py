@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 from torch import nn
 
 from nnunet_ext.data.host import Trainer
-
-if TYPE_CHECKING:
-    from nnunet_ext.training.pair_scales import TargetChoice
 
 
 class ExtTrainer(Trainer, Protocol):
@@ -51,13 +48,15 @@ class TwoNetworkTrainer(ExtTrainer, Protocol):
         optimizer_2: Optimiser of the second network.
         lr_scheduler_2: Scheduler of its learning rate.
         companion: What makes and supervises a second network of another kind, None where both are alike.
+        pretrained_file: File of pretrained weights as it was given, None where there is none.
     """
 
     network_2: nn.Module
     optimizer_2: Any
     lr_scheduler_2: Any
     companion: Any
+    pretrained_file: str | None
 
-    def target_choices(self) -> tuple[TargetChoice, TargetChoice]:
-        """Return which of a batch's labels each network learns."""
+    def target_choices(self) -> tuple[Any, Any]:
+        """Return which of a batch's labels each network learns, as a :class:`TargetChoice` of ``pair_scales``."""
         ...

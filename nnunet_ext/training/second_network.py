@@ -118,7 +118,8 @@ def pretrain(trainer: TwoNetworkTrainer, filename: str) -> None:
     A second network of another kind takes those of the file that fit it, or keeps its initial ones, which is logged.
     """
     if trainer.companion is not None:
-        _pretrain_other(trainer, filename)
+        # that of network 1 may have been made to fit it
+        _pretrain_other(trainer, trainer.pretrained_file or filename)
         return
     load_pretrained_weights(trainer.network_2, filename, verbose=False)
     size = trainer.configuration_manager.patch_size

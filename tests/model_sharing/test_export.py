@@ -1,3 +1,4 @@
+import copy
 import json
 import shutil
 import zipfile
@@ -20,6 +21,8 @@ from nnunet_ext.files import PREFIX, DiskFullError
 from nnunet_ext.model_sharing.export import export_model
 from nnunet_ext.model_sharing.folders import find_folds
 from nnunet_ext.trainers import nnUNetTrainerCPS
+from nnunet_ext.training.architecture import NESTED, SECOND, build
+from nnunet_ext.training.checkpoints import SECOND_NETWORK
 
 PLANS = make_plans("SemiSupervisedPlans", preprocessor_name="SemiSupervisedPreprocessor")
 PRIVATE = "/clinic/DOE_JANE"
@@ -519,8 +522,8 @@ class TestPairs:
     def test_which_one_needs_the_plugin_is_said(self, pair, tmp_path, key, needs, instead):
         self.name_nested(pair[0], key)
         text = (
-            rf"so network {needs} needs nnunet_ext \(.*network {needs} is NestedAttentionUNet, which does.*\); export it "
-            rf"with --network {instead}, or predict with nnunet_ext installed, by nnUNetv2_predict --network {needs}$"
+            rf"so network {needs} needs nnunet_ext \(.*network {needs} is NestedAttentionUNet, which does.*\); export "
+            rf"it with --network {instead}, or predict with nnunet_ext installed, by nnUNetv2_predict --network {needs}"
         )
         with pytest.raises(ValueError, match=text):
             export_model(pair[0], tmp_path / "out", needs, folds=[0])
