@@ -28,6 +28,7 @@ TRAINER_NOT_FOUND = (
 )
 PLANNING_MODULE = "nnunetv2.experiment_planning"  # where stock looks for planners and fingerprint extractors
 PREPROCESSING_MODULE = "nnunetv2.preprocessing"  # where it looks for preprocessors
+NORMALIZATION_MODULE = "nnunetv2.preprocessing.normalization"  # where it looks for normalisations
 
 
 class SeamError(RuntimeError):
@@ -305,6 +306,11 @@ def sliding_window_slicers(predictor: Any, shape: tuple[int, ...]) -> list[Any]:
     """Return the places of the patches with which nnU-Net's predictor covers an image."""
     slicers: list[Any] = predictor._internal_get_sliding_window_slicers(shape)
     return slicers
+
+
+def build_loss(trainer: Any) -> Any:
+    """Return the loss that a trainer makes for its network."""
+    return trainer._build_loss()
 
 
 def class_with_loss(trainer: type) -> type | None:

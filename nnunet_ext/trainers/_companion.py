@@ -13,6 +13,7 @@ from typing import Any, cast
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from torch import nn
 
+from nnunet_ext.plugin import compat
 from nnunet_ext.trainers._mixin import TrainerMixin
 from nnunet_ext.trainers._network import NetworkPart
 from nnunet_ext.trainers.base import ExtPart
@@ -139,5 +140,5 @@ def build(companion: Any, trainer: ExtPart) -> tuple[nn.Module, Any, Any]:
     for name in ("batch_size", "oversample_foreground_percent", "num_input_channels"):
         setattr(companion, name, getattr(trainer, name))
     companion.build_networks()
-    companion.loss = companion._build_loss()
+    companion.loss = compat.build_loss(companion)
     return companion.network, companion.optimizer, companion.lr_scheduler

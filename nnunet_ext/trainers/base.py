@@ -18,6 +18,7 @@ from nnunet_ext.data.loaders import naming_damaged_cases, workers_that_end_with_
 from nnunet_ext.data.training_cases import naming_damaged_validation, unlabeled_dataset
 from nnunet_ext.data.unlabeled_store import UnlabeledDataset
 from nnunet_ext.model_sharing.private import for_inference, without_private_keys
+from nnunet_ext.networks.reference_unet import channels_given
 from nnunet_ext.plugin import compat
 from nnunet_ext.trainers._stock import StockTrainer
 from nnunet_ext.training import checkpoints, pretrained
@@ -196,6 +197,15 @@ class ExtPart(StockTrainer):
         seed_everything(self.loading_seed())
         with workers_that_end_with_this_process(), naming_damaged_cases(self):
             return super().get_dataloaders()
+
+    def plot_network_architecture(self) -> None:
+        """Draw the network as nnU-Net does, with a channel for the position of the slice where it takes one."""
+        image_channels = self.num_input_channels
+        self.num_input_channels = channels_given(checkpoints.plain_module(self.network), image_channels)
+        try:
+            super().plot_network_architecture()
+        finally:
+            self.num_input_channels = image_channels
 
     def perform_actual_validation(self, save_probabilities: bool = False) -> None:
         """Validate as nnU-Net does.

@@ -45,12 +45,15 @@ TRANSUNET_KEYS = (
 )
 DEEPLAB = "nnunet_ext.networks.deeplab.DeepLabV3Plus"
 DEEPLAB_KEYS = ("encoder_name", "decoder_channels", "atrous_rates", "dropout")
+REFERENCE = "nnunet_ext.networks.reference_unet.ReferenceUNet"
+REFERENCE_KEYS = ("windows", "hounsfield_channels", "position")
 # class path of ours -> nnU-Net's own that it extends, None where it takes the place of any, and what settings decide
 OWN_NETWORKS: dict[str, tuple[str | None, tuple[str, ...]]] = {
     NESTED: (f"{STOCK_NETWORKS}PlainConvUNet", NESTED_KEYS),
     **{ours: (stock, ENHANCED_KEYS) for stock, ours in ENHANCED.items()},
     TRANSUNET: (None, TRANSUNET_KEYS),
     DEEPLAB: (None, DEEPLAB_KEYS),
+    REFERENCE: (f"{STOCK_NETWORKS}PlainConvUNet", REFERENCE_KEYS),
 }
 
 
@@ -60,6 +63,20 @@ def network_name(architecture: Architecture) -> str:
     if name.startswith(f"{STOCK_PACKAGE}."):
         return STOCK_NETWORKS + name.rpartition(".")[2]
     return name
+
+
+def refuse_reference(name: str, part: str) -> None:
+    """Raise NotImplementedError if plans name the U-Net of the reference module for a part that would drop its input.
+
+    Args:
+        name: Class path of the plans' network.
+        part: Part of a trainer's name, for the message.
+    """
+    if name == REFERENCE:
+        raise NotImplementedError(
+            f"{part} has no windows of CT and takes no position of the slice, which these plans of ReferencePlanner "
+            "ask for; leave it out of the trainer's name, or use plans of another planner, e.g. -p nnUNetPlans"
+        )
 
 
 def stock_configuration(configuration: ConfigurationManager) -> ConfigurationManager:

@@ -12,7 +12,14 @@ from torch import nn
 
 from nnunet_ext.data.host import Trainer
 from nnunet_ext.losses import HybridLoss
-from nnunet_ext.training.architecture import NESTED, NESTED_KEYS, STOCK_NETWORKS, build, network_name
+from nnunet_ext.training.architecture import (
+    NESTED,
+    NESTED_KEYS,
+    STOCK_NETWORKS,
+    build,
+    network_name,
+    refuse_reference,
+)
 from nnunet_ext.training.checkpoints import plain_module
 from nnunet_ext.training.criteria import (
     DeepSupervision,
@@ -38,6 +45,7 @@ def nested_architecture(settings: Any, configuration: ConfigurationManager) -> d
     """
     architecture = deepcopy(configuration.configuration["architecture"])
     name = network_name(architecture)
+    refuse_reference(name, "ANUNet")
     if name not in (NESTED, f"{STOCK_NETWORKS}PlainConvUNet"):
         raise NotImplementedError(
             f"ANUNet nests nnU-Net's PlainConvUNet, but the plans name {name}; use plans of ANUNetPlanner (-p "

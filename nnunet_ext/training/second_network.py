@@ -17,6 +17,7 @@ from torch import nn
 
 from nnunet_ext.files import naming_full_disk
 from nnunet_ext.networks.averaging import AverageOfNetworks
+from nnunet_ext.networks.reference_unet import channels_given
 from nnunet_ext.training import pretrained
 from nnunet_ext.training.checkpoints import SECOND_NETWORK, plain_module, read, unfit_weights
 from nnunet_ext.training.enhancement import widened_weights
@@ -123,7 +124,8 @@ def pretrain(trainer: TwoNetworkTrainer, filename: str) -> None:
     load_pretrained_weights(trainer.network_2, filename, verbose=False)
     size = trainer.configuration_manager.patch_size
     generator = torch.Generator().manual_seed(trainer.seed)
-    image = torch.randn((1, trainer.num_input_channels, *size), generator=generator).to(trainer.device)
+    channels = channels_given(plain_module(trainer.network), trainer.num_input_channels)
+    image = torch.randn((1, channels, *size), generator=generator).to(trainer.device)
     with torch.no_grad():
         outputs = [plain_module(network).eval()(image) for network in (trainer.network, trainer.network_2)]
     first, second = (output[0] if isinstance(output, (list, tuple)) else output for output in outputs)
