@@ -164,13 +164,13 @@ def supervised_step_memory(
         return memory.peak
 
 
-def optimizer_of(trainer: Any) -> str:
+def optimizer_of(cls: Any) -> str:
     """Return the name of the optimiser that a class of trainers trains its network with, as far as it is one of ours.
 
     Args:
-        trainer: Class of a trainer, of ours or not.
+        cls: Class of a trainer, of ours or not.
     """
-    kind = getattr(getattr(trainer, "own_optimizer", None), "__qualname__", "ExtPart.own_optimizer")
+    kind = getattr(getattr(cls, "own_optimizer", None), "__qualname__", "ExtPart.own_optimizer")
     return SGD if kind == "ExtPart.own_optimizer" else ADAMW
 
 

@@ -43,7 +43,7 @@ def test_every_other_name_is_stocks_business():
     assert find("folder", "SemiSupervisedMine", compat.PLANNING_MODULE) == "stock's own"
     for name, module in (
         ("ExperimentPlaner", compat.PLANNING_MODULE),
-        ("SemiSupervisedPlaner", "nnunetv2.preprocessing.normalization"),
+        ("SemiSupervisedPlaner", "nnunetv2.imageio"),
         ("SemiSupervisedPlaner", None),
         ("MySemiSupervisedPlanner", compat.PLANNING_MODULE),
     ):
