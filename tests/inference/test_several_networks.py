@@ -305,8 +305,9 @@ class TestPair:
         plans = json.loads(file.read_text())
         plans["configurations"][model.configuration][SECOND]["network_class_name"] = "os.system"
         file.write_text(json.dumps(plans))
-        with pytest.raises(BadInputError, match=r"the plans name 'os\.system' as network_class_name"):
-            predictor(model, network="2")
+        for options in ({"network": "2"}, {"network": "1", "fast_export": True}):
+            with pytest.raises(BadInputError, match=r"the plans name 'os\.system' as network_class_name"):
+                predictor(model, **options)
 
 
 class TestSameLabelMap:
