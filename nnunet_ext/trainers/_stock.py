@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
         dataset_class: Any
         disable_checkpointing: bool
+        initial_lr: float
         log_file: str
         num_iterations_per_epoch: int
         num_val_iterations_per_epoch: int

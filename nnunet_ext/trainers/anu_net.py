@@ -55,7 +55,7 @@ class ANUNetPart(NetworkPart):
         networks = [getattr(self, name) for name in names if hasattr(self, name)]
         nesting.set_checkpointing(networks, self.anu_checkpointing)
 
-    def _get_deep_supervision_scales(self) -> list[list[float]] | None:
+    def deep_supervision_scales(self) -> list[list[float]] | None:
         """Return scale 1 for each output: no target is downsampled."""
         if not self.enable_deep_supervision:
             return None

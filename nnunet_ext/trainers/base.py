@@ -9,6 +9,7 @@ from typing import Any, cast
 
 import torch
 from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
+from nnunetv2.training.lr_scheduler.polylr import PolyLRScheduler
 from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
@@ -30,6 +31,7 @@ from nnunet_ext.training.mean_teacher_step import Gate, Mixer
 from nnunet_ext.training.nesting import refuse_without_part
 from nnunet_ext.training.precision import ENVIRONMENT as BF16_ENVIRONMENT
 from nnunet_ext.training.precision import bf16_on_cpu, cpu_has_bf16_units
+from nnunet_ext.training.reference_2d import refuse_without_part as refuse_without_part_of_2d
 from nnunet_ext.training.seeds import LOADING, base_seed, derived_seed, seed_everything, torch_seed
 
 
@@ -48,6 +50,7 @@ class ExtPart(StockTrainer):
     has_own_loss = False
     network_number = 1
     pretrained_file: str | None = None
+    _weights_come_later = False  # whether a checkpoint is about to be loaded, so that no other weights are needed
 
     def __init__(
         self,
@@ -84,6 +87,7 @@ class ExtPart(StockTrainer):
     def refuse_unsupported(self) -> None:
         """Raise if this trainer cannot do what is asked; parts extend it."""
         refuse_without_part(self)
+        refuse_without_part_of_2d(self)
 
     def warn_of_slow_bf16(self) -> None:
         """Say so if bfloat16 is asked for on a CPU that computes it in software."""
@@ -148,11 +152,41 @@ class ExtPart(StockTrainer):
         with self.using_network(network):
             optimizer, scheduler = self.configure_optimizers()
         if self.is_ddp:
-            network = nn.SyncBatchNorm.convert_sync_batchnorm(network)
+            if self.device.type == "cuda":  # torch has shared batch norms for GPUs alone
+                network = self.with_shared_batch_norm(network)
             network = DistributedDataParallel(
                 network, device_ids=[self.local_rank] if self.device.type == "cuda" else None
             )
         return network, optimizer, scheduler
+
+    def with_shared_batch_norm(self, network: nn.Module) -> nn.Module:
+        """Return a network whose batch norms share their statistics over the processes of DDP.
+
+        Args:
+            network: The network, on its GPU.
+        """
+        return nn.SyncBatchNorm.convert_sync_batchnorm(network)
+
+    def own_optimizer(self) -> torch.optim.Optimizer | None:
+        """Return the optimiser of ``self.network``, None for nnU-Net's; a part with another network may have one."""
+        return None
+
+    def configure_optimizers(self) -> tuple[Any, Any]:
+        """Return the optimiser, nnU-Net's unless a part has its own, and nnU-Net's schedule of the learning rate."""
+        optimizer = self.own_optimizer()
+        if optimizer is None:
+            return super().configure_optimizers()
+        return optimizer, PolyLRScheduler(optimizer, self.initial_lr, self.num_epochs)
+
+    def deep_supervision_scales(self) -> list[list[float]] | None:
+        """Return the size of each output by that of the patch, an entry an axis; None without deep supervision.
+
+        nnU-Net reads them out of the strides of the plans' network; a part with another network says its own.
+        """
+        return super()._get_deep_supervision_scales()
+
+    def _get_deep_supervision_scales(self) -> list[list[float]] | None:
+        return self.deep_supervision_scales()
 
     def loading_seed(self) -> int:
         """Return the seed of the data of this training, from the epoch at which it starts or goes on."""
@@ -203,13 +237,9 @@ class ExtPart(StockTrainer):
         """Return the weights of the network's outputs: nnU-Net's, unless a part with another network has its own."""
         return nnunet_weights(self)
 
-    def deep_supervision_scales(self) -> list[list[float]] | None:
-        """Return the size of each output of the network by that of the patch, None for one output of that size."""
-        return compat.deep_supervision_scales(self)
-
     def target_scales(self) -> list[list[float]] | None:
         """Return the scales that labels are made at; a part with two networks makes those of both."""
-        return self.deep_supervision_scales()
+        return compat.deep_supervision_scales(self)
 
     def pseudo_criterion(self) -> nn.Module:
         """Return the loss against pseudo-labels; the part that makes them has one."""
@@ -321,5 +351,6 @@ class ExtPart(StockTrainer):
         """
         checkpoint = checkpoints.load_for(self, filename_or_checkpoint)
         self.refuse_checkpoint(checkpoint)
+        self._weights_come_later = True
         super().load_checkpoint(filename_or_checkpoint)
         self.load_extra_state(checkpoint)

@@ -142,6 +142,20 @@ PARTS = (
         NETWORK,
         "skips repeat their most informative channels",
     ),
+    Part(
+        "TransUNet",
+        "nnunet_ext.trainers.reference_2d:TransUNetPart",
+        5,
+        NETWORK,
+        "2D: a transformer between a convolutional encoder and a decoder with skips",
+    ),
+    Part(
+        "DeepLabV3Plus",
+        "nnunet_ext.trainers.reference_2d:DeepLabV3PlusPart",
+        5,
+        NETWORK,
+        "2D: DeepLabV3+ with an EfficientNet, for few parameters and cheap steps",
+    ),
     Part("<N>epochs", "nnunet_ext.trainers.length:epochs_part", 6, LENGTH, "train for N epochs instead of 1000"),
     Part(
         "<M>iterations",

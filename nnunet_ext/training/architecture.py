@@ -27,12 +27,32 @@ ENHANCED = {
     for name in ("PlainConvUNet", "ResidualEncoderUNet")
 }
 ENHANCED_KEYS = ("ife_score", "ife_stages", "ife_ratios", "ife_axes", "ife_bins", "ife_step")
+TRANSUNET = "nnunet_ext.networks.transunet.TransUNet"
+TRANSUNET_KEYS = (
+    "patch_size",
+    "stem_channels",
+    "channels",
+    "blocks",
+    "groups",
+    "embed_dim",
+    "depth",
+    "num_heads",
+    "mlp_ratio",
+    "dropout",
+    "bridge_channels",
+    "decoder_channels",
+    "norm",
+)
+DEEPLAB = "nnunet_ext.networks.deeplab.DeepLabV3Plus"
+DEEPLAB_KEYS = ("encoder_name", "decoder_channels", "atrous_rates", "dropout")
 REFERENCE = "nnunet_ext.networks.reference_unet.ReferenceUNet"
 REFERENCE_KEYS = ("windows", "hounsfield_channels", "position")
-# class path of ours -> nnU-Net's own, and what ours takes beyond it
-OWN_NETWORKS: dict[str, tuple[str, tuple[str, ...]]] = {
+# class path of ours -> nnU-Net's own that it extends, None where it takes the place of any, and what settings decide
+OWN_NETWORKS: dict[str, tuple[str | None, tuple[str, ...]]] = {
     NESTED: (f"{STOCK_NETWORKS}PlainConvUNet", NESTED_KEYS),
     **{ours: (stock, ENHANCED_KEYS) for stock, ours in ENHANCED.items()},
+    TRANSUNET: (None, TRANSUNET_KEYS),
+    DEEPLAB: (None, DEEPLAB_KEYS),
     REFERENCE: (f"{STOCK_NETWORKS}PlainConvUNet", REFERENCE_KEYS),
 }
 
@@ -60,13 +80,18 @@ def refuse_reference(name: str, part: str) -> None:
 
 
 def stock_configuration(configuration: ConfigurationManager) -> ConfigurationManager:
-    """Return a configuration with nnU-Net's own network where it names one of ours."""
+    """Return a configuration with nnU-Net's own network where it names one of ours that extends it."""
+    stock, _ = OWN_NETWORKS.get(configuration.network_arch_class_name, (None, ()))
+    return ConfigurationManager(deepcopy(configuration.configuration)) if stock is None else _reset(configuration)
+
+
+def _reset(configuration: ConfigurationManager) -> ConfigurationManager:
+    """Return a configuration whose network of ours has no settings, nnU-Net's own network where it extends one."""
     content = deepcopy(configuration.configuration)
     architecture = content["architecture"]
-    stock, keys = OWN_NETWORKS.get(architecture["network_class_name"], (None, ()))
-    if stock is not None:
-        architecture["network_class_name"] = stock
-        architecture["arch_kwargs"] = {k: v for k, v in architecture["arch_kwargs"].items() if k not in keys}
+    stock, keys = OWN_NETWORKS[architecture["network_class_name"]]
+    architecture["network_class_name"] = stock or architecture["network_class_name"]
+    architecture["arch_kwargs"] = {k: v for k, v in architecture["arch_kwargs"].items() if k not in keys}
     return ConfigurationManager(content)
 
 
@@ -130,7 +155,7 @@ def changed_plans(
     Args:
         plans: Plans of the dataset.
         configuration: Name of the configuration to change.
-        change: Makes the architecture that the settings ask for from a configuration with nnU-Net's own network.
+        change: Makes the architecture that the settings ask for, from a configuration whose network has none of them.
         keys: Arguments of the network that the settings decide.
         trainer: Name of the trainer's class, for messages.
 
@@ -141,8 +166,8 @@ def changed_plans(
     manager = PlansManager(plans).get_configuration(configuration)
     has_network_of_part = OWN_NETWORKS.get(network_name(manager.configuration["architecture"]), ("", ()))[1] == keys
     # a network of another part of ours stays, for this one to refuse
-    architecture = change(stock_configuration(manager) if has_network_of_part else manager)
-    arguments = manager.network_arch_init_kwargs
+    architecture = change(_reset(manager) if has_network_of_part else manager)
+    arguments = manager.network_arch_init_kwargs if has_network_of_part else {}
     for key in keys:
         setting = architecture["arch_kwargs"].get(key)
         if key in arguments and json.dumps(arguments[key]) != json.dumps(setting):

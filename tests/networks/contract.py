@@ -40,6 +40,10 @@ class Network:
         pickles: Whether it can be pickled as a whole; nnU-Net's residual blocks hold a lambda.
         slow_to_compile: Whether another test, which compiles in the default run, has the same code of this package.
         outputs_at_full_size: Deep supervision is at full resolution; otherwise at that of each level but the lowest.
+        dimensions: Of the images that it takes.
+        divisor: What each axis must be a multiple of, for a network without nnU-Net's strides (and ``PLANS``).
+        scales: What each axis of each output is divided by, for such a network.
+        has_parameters_without_use: Whether encoders of others keep some that nothing reads; they want no gradient.
     """
 
     class_path: str
@@ -49,8 +53,13 @@ class Network:
     pickles: bool = True
     slow_to_compile: bool = False
     outputs_at_full_size: bool = False
+    dimensions: tuple = (2, 3)
+    divisor: int | None = None
+    scales: tuple = ()
+    has_parameters_without_use: bool = False
 
 
+WINDOWS = {"windows": [[-150, 250], [-1350, 225], [-500, 1300]], "hounsfield_channels": [0]}
 NETWORKS = {
     "nested": Network(
         "nnunet_ext.networks.nested_unet.NestedAttentionUNet",
@@ -96,6 +105,38 @@ NETWORKS = {
         pickles=False,
         slow_to_compile=True,
     ),
+    "transunet": Network(
+        "nnunet_ext.networks.transunet.TransUNet",
+        {
+            "patch_size": [32, 48],
+            "stem_channels": 8,
+            "channels": [16, 16, 32],
+            "blocks": [1, 1, 2],
+            "groups": 4,
+            "embed_dim": 24,
+            "depth": 2,
+            "num_heads": 2,
+            "dropout": 0.0,
+            "bridge_channels": 12,
+            "decoder_channels": [10, 8, 6, 4],
+            "norm": "instance",
+        },
+        (32, 48),
+        {"default": {}, "batch": {"norm": "batch"}, "other table": {"patch_size": [64, 32]}, "windows": WINDOWS},
+        dimensions=(2,),
+        divisor=16,
+        scales=(1, 2, 4, 8),
+    ),
+    "deeplab": Network(
+        "nnunet_ext.networks.deeplab.DeepLabV3Plus",
+        {"encoder_name": "tu-test_efficientnet", "decoder_channels": 8, "atrous_rates": [1, 2, 3], "dropout": 0.0},
+        (32, 48),
+        {"default": {}, "another encoder": {"encoder_name": "efficientnet-b0"}, "windows": WINDOWS},
+        dimensions=(2,),
+        divisor=16,
+        scales=(1,),
+        has_parameters_without_use=True,
+    ),
     "reference": Network(
         "nnunet_ext.networks.reference_unet.ReferenceUNet",
         {
@@ -119,15 +160,35 @@ EACH_COMPILED = pytest.mark.parametrize(
     "name",
     [pytest.param(name, marks=pytest.mark.slow) if entry.slow_to_compile else name for name, entry in NETWORKS.items()],
 )
-EACH_DIMENSION = pytest.mark.parametrize("dimensions", [2, 3])
-EACH_VARIANT = pytest.mark.parametrize(
-    ("name", "variant"), [(name, variant) for name, network in NETWORKS.items() for variant in network.variants]
+EACH_IN_EACH_DIMENSION = pytest.mark.parametrize(
+    ("name", "dimensions"), [(name, d) for name, network in NETWORKS.items() for d in network.dimensions]
+)
+EACH_VARIANT_IN_EACH_DIMENSION = pytest.mark.parametrize(
+    ("name", "variant", "dimensions"),
+    [
+        (name, variant, d)
+        for name, network in NETWORKS.items()
+        for variant in network.variants
+        for d in network.dimensions
+    ],
 )
 
 
-def arguments(name, dimensions=3, **more):
+def has_plans(name):
+    """Whether a network takes what nnU-Net's own take."""
+    return NETWORKS[name].divisor is None
+
+
+def most(name):
+    """The most dimensions of a network."""
+    return max(NETWORKS[name].dimensions)
+
+
+def arguments(name, dimensions=None, **more):
     """Keyword arguments as they stand in plans."""
-    written = copy.deepcopy(NETWORKS[name].arguments)
+    written, dimensions = copy.deepcopy(NETWORKS[name].arguments), dimensions or most(name)
+    if not has_plans(name):
+        return written | more
     for key in ("kernel_sizes", "strides"):
         written[key] = [axes[-dimensions:] for axes in written[key]]
     return {
@@ -139,30 +200,36 @@ def arguments(name, dimensions=3, **more):
     }
 
 
-def build(name, dimensions=3, deep_supervision=True, seed=0, class_path=None, **more):
+def build(name, dimensions=None, deep_supervision=True, seed=0, class_path=None, **more):
     """Build a network as nnU-Net does, from plans that went through JSON; ``class_path`` is another class."""
     written = json.loads(json.dumps(arguments(name, dimensions, **more)))
     torch.manual_seed(seed)
     path = class_path or NETWORKS[name].class_path
-    return get_network_from_plans(path, written, IMPORTED, IMAGE_CHANNELS, CLASSES, deep_supervision=deep_supervision)
+    imported = IMPORTED if has_plans(name) else []
+    return get_network_from_plans(path, written, imported, IMAGE_CHANNELS, CLASSES, deep_supervision=deep_supervision)
 
 
-def image(name, dimensions=3, batch=2, seed=1):
-    shape = (batch, IMAGE_CHANNELS, *NETWORKS[name].size[-dimensions:])
+def image(name, dimensions=None, batch=2, seed=1):
+    shape = (batch, IMAGE_CHANNELS, *NETWORKS[name].size[-(dimensions or most(name)) :])
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
-def strides(name, dimensions=3):
+def strides(name, dimensions):
     return arguments(name, dimensions)["strides"]
 
 
-def divisors(name, dimensions=3):
+def divisors(name, dimensions):
     """What each axis of an image has to be a multiple of."""
+    if not has_plans(name):
+        return (NETWORKS[name].divisor,) * dimensions
     return tuple(int(n) for n in torch.tensor(strides(name, dimensions)).prod(0))
 
 
-def output_shapes(name, dimensions=3, batch=2):
+def output_shapes(name, dimensions, batch=2):
     """Shapes of all outputs, the first one is that without deep supervision."""
+    if not has_plans(name):
+        size = NETWORKS[name].size[-dimensions:]
+        return [(batch, CLASSES, *(length // scale for length in size)) for scale in NETWORKS[name].scales]
     size, shapes = torch.tensor(NETWORKS[name].size[-dimensions:]), []
     for stride in strides(name, dimensions)[:-1]:
         size = size if NETWORKS[name].outputs_at_full_size else size // torch.tensor(stride)
@@ -175,8 +242,8 @@ def biases_before_norms(network, x):
     seen, biases = {}, set()
 
     def note(module, inputs, output):
-        if "Norm" in type(module).__name__ and id(inputs[0]) in seen:
-            biases.add(seen[id(inputs[0])][0].bias)
+        if isinstance(module, (nn.modules.instancenorm._InstanceNorm, nn.BatchNorm2d)) and id(inputs[0]) in seen:
+            biases.add(getattr(seen[id(inputs[0])][0], "bias", None))
         seen[id(output)] = (module, output)  # kept, so that no other tensor gets its id
 
     hooks = [module.register_forward_hook(note) for module in network.modules() if not list(module.children())]
@@ -209,8 +276,12 @@ def feature_map_size(network, x):
     return sum(made)
 
 
+def as_list(outputs):
+    """All outputs as a list."""
+    return [outputs] if isinstance(outputs, torch.Tensor) else list(outputs)
+
+
 def outputs_of(network, x):
     """All outputs as a list, without gradients."""
     with torch.no_grad():
-        outputs = network(x)
-    return [outputs] if isinstance(outputs, torch.Tensor) else list(outputs)
+        return as_list(network(x))

@@ -12,6 +12,21 @@ from nnunet_ext.data.signature import digest, plans_signature
 
 NAME = "Dataset997_Tiny"
 PLANS = "TinyPlans"
+# Settings of the parts with 2D networks that make these small; they take patches of multiples of 16.
+NARROW = {
+    "TransUNetPart": {
+        "transunet_stem_channels": 8,
+        "transunet_channels": (16, 16, 32),
+        "transunet_blocks": (1, 1, 1),
+        "transunet_groups": 4,
+        "transunet_embed_dim": 16,
+        "transunet_depth": 1,
+        "transunet_num_heads": 2,
+        "transunet_bridge_channels": 16,
+        "transunet_decoder_channels": (8, 8, 8, 4),
+    },
+    "DeepLabV3PlusPart": {"deeplab_encoder": "tu-test_efficientnet", "deeplab_decoder_channels": 8},
+}
 
 
 def _configuration(name, dim):

@@ -7,11 +7,20 @@ import torch
 from nnunetv2.training.logging.nnunet_logger import MetaLogger
 from reference import tiny
 
+from nnunet_ext.trainers import reference_2d
 from nnunet_ext.trainers.names import find_trainer
 
 
 @pytest.fixture
-def environment(tmp_path, monkeypatch):
+def narrow_networks(monkeypatch):
+    """Let the 2D networks be small enough for unit tests."""
+    for part, settings in tiny.NARROW.items():
+        for name, value in settings.items():
+            monkeypatch.setattr(getattr(reference_2d, part), name, value)
+
+
+@pytest.fixture
+def environment(tmp_path, monkeypatch, narrow_networks):
     """Set nnU-Net's folders to temporary ones and loading to this process."""
     for name in ("raw", "preprocessed", "results"):
         monkeypatch.setenv(f"nnUNet_{name}", str(tmp_path / name))
@@ -37,7 +46,13 @@ def make_trainer(environment):
     def make(name="nnUNetTrainerCPS", configuration="3d_fullres", kind="labels", fold=0, cls=None, plans=None):
         if not (environment / "preprocessed").exists():
             tiny.make(environment, kind)
-        plans = (plans or tiny.plans()) | {"continue_training": False}
-        return (cls or find_trainer(name))(plans, configuration, fold, tiny.dataset_json(kind), torch.device("cpu"))
+        cls, plans = cls or find_trainer(name), (plans or tiny.plans()) | {"continue_training": False}
+        if issubclass(cls, reference_2d.Reference2DPart) and configuration == "3d_fullres":
+            configuration = "2d"
+            plans["configurations"]["2d"]["patch_size"] = [32, 32]
+        second = getattr(cls, "companion_bases", None) or ()
+        if configuration == "2d" and any(issubclass(base, reference_2d.Reference2DPart) for base in second):
+            plans["configurations"]["2d"]["patch_size"] = [32, 32]
+        return cls(plans, configuration, fold, tiny.dataset_json(kind), torch.device("cpu"))
 
     return make

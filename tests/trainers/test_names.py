@@ -114,13 +114,13 @@ def test_every_combination_without_a_length_is_listed_once():
                 "Semi",
             ),
             ("", "CWCD", "GDL", "DWCE"),
-            ("", "ANUNet", "IFECurvature", "IFEEntropy"),
+            ("", "ANUNet", "IFECurvature", "IFEEntropy", "TransUNet", "DeepLabV3Plus"),
         )
     } - {"nnUNetTrainer"}
-    networks = ("UNet", "ANUNet", "IFECurvature", "IFEEntropy")
+    networks = ("UNet", "ANUNet", "IFECurvature", "IFEEntropy", "TransUNet", "DeepLabV3Plus")
     pairs = {f"nnUNetTrainerCPS_{first}_{second}" for first, second in itertools.combinations(networks, 2)}
     assert set(COMMON) == expected | pairs | {"nnUNetTrainerCPS_100epochs", "nnUNetTrainerCPS_250epochs"}
-    assert len(COMMON) == len(set(COMMON)) == 423
+    assert len(COMMON) == len(set(COMMON)) == 640
 
 
 def test_the_list_follows_the_table_of_parts(monkeypatch):

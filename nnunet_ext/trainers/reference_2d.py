@@ -1,0 +1,181 @@
+"""The parts ``TransUNet`` and ``DeepLabV3Plus``: the two networks of the reference module of Pham et al., in 2D."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import torch
+from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
+from torch import nn
+
+from nnunet_ext.trainers._network import NetworkPart
+from nnunet_ext.training import architecture, reference_2d
+from nnunet_ext.training.checkpoints import plain_module
+from nnunet_ext.training.encoder_weights import load_encoder_weights
+
+
+class Reference2DPart(NetworkPart):
+    """What both networks have in common: AdamW, and weights of the encoder from a local file.
+
+    Attributes:
+        initial_lr: Learning rate at the beginning, 1e-4; it falls as nnU-Net's does.
+        weight_decay: Of AdamW.
+        adam_betas: Decays of AdamW's means of the gradient and of its square.
+        weights_setting: Name of the attribute that names the encoder's weights.
+    """
+
+    weights_setting: ClassVar[str]
+    _weights_come_later = False
+
+    def set_defaults(self) -> None:
+        """Take the optimiser of the paper, and no weights."""
+        super().set_defaults()
+        self.initial_lr = 1e-4
+        self.weight_decay = 1e-7
+        self.adam_betas = (0.937, 0.999)
+
+    def own_optimizer(self) -> torch.optim.Optimizer | None:
+        """Return AdamW over the parameters that have a use."""
+        parameters = [parameter for parameter in self.network.parameters() if parameter.requires_grad]
+        return torch.optim.AdamW(parameters, self.initial_lr, self.adam_betas, weight_decay=self.weight_decay)
+
+    def refuse_unsupported(self) -> None:
+        """Refuse weights that do not fit the encoder, before anything is written."""
+        super().refuse_unsupported()
+        if self._encoder_weights() is None:
+            return
+        manager, configuration = self.plans_manager, self.configuration_manager
+        channels = determine_num_input_channels(manager, configuration, self.dataset_json)
+        heads = self.label_manager.num_segmentation_heads
+        with torch.device("meta"):
+            network: Any = self.build_network_architecture(manager, configuration, channels, heads)
+        load_encoder_weights(network.encoder, self._encoder_weights(), self.weights_setting)
+
+    def make_network(self, number: int) -> tuple[nn.Module, Any, Any]:
+        """Make a network as ever, whose encoder begins with the weights of the file."""
+        made = super().make_network(number)
+        file = self._encoder_weights()
+        if file is not None:
+            encoder: Any = plain_module(made[0]).encoder
+            for change in load_encoder_weights(encoder, file, self.weights_setting):
+                self.print_to_log_file(f"{self.weights_setting}: {change}")
+        return made
+
+    def load_checkpoint(self, filename_or_checkpoint: str) -> None:
+        """Restore a checkpoint, whose weights are those of the encoder, too; the file may be gone."""
+        self._weights_come_later = True
+        super().load_checkpoint(filename_or_checkpoint)
+
+    def _encoder_weights(self) -> Any:
+        return None if self._weights_come_later else getattr(self, self.weights_setting)
+
+    def hyperparameters(self) -> dict[str, Any]:
+        """Add the settings of AdamW, and whether the encoder begins with weights of a file."""
+        settings = {"adam_betas": self.adam_betas, self.weights_setting: getattr(self, self.weights_setting)}
+        return super().hyperparameters() | settings
+
+
+class TransUNetPart(Reference2DPart):
+    """TransUNet in place of the plans' 2D network.
+
+    What shapes the network is a class attribute, changed in a subclass. It is written into the plans beside the model,
+    and inference builds from there.
+
+    Attributes:
+        transunet_stem_channels: Channels at 1/2.
+        transunet_channels: Channels of the encoder at 1/4, 1/8 and 1/16, multiples of four times the groups.
+        transunet_blocks: Residual blocks of each of these stages.
+        transunet_groups: Groups of the encoder's norms.
+        transunet_embed_dim: Channels of the transformer.
+        transunet_depth: Layers of the transformer.
+        transunet_num_heads: Heads of each layer.
+        transunet_mlp_ratio: Channels inside a layer's perceptron, by those of the transformer.
+        transunet_dropout: Probability in the transformer.
+        transunet_bridge_channels: Channels between transformer and decoder.
+        transunet_decoder_channels: Channels of the decoder at 1/8, 1/4, 1/2 and full size.
+        transunet_norm: ``"batch"`` or ``"instance"``; None takes ``"instance"`` where the plans' batch is below 8.
+        transunet_weights: File with a state dict of timm's ``vit_base_r50_s16`` that the encoder begins with, ``.pth``
+            or ``.safetensors``; None for random weights. Nothing is ever downloaded.
+    """
+
+    transunet_stem_channels = 64
+    transunet_channels: Sequence[int] = (256, 512, 1024)
+    transunet_blocks: Sequence[int] = (3, 4, 9)
+    transunet_groups = 32
+    transunet_embed_dim = 768
+    transunet_depth = 12
+    transunet_num_heads = 12
+    transunet_mlp_ratio = 4.0
+    transunet_dropout = 0.1
+    transunet_bridge_channels = 512
+    transunet_decoder_channels: Sequence[int] = (256, 128, 64, 16)
+    transunet_norm: str | None = None
+    network_keys = architecture.TRANSUNET_KEYS
+    network_architecture = staticmethod(reference_2d.transunet_architecture)
+    weights_setting = "transunet_weights"
+
+    def set_defaults(self) -> None:
+        """Begin with random weights."""
+        super().set_defaults()
+        self.transunet_weights: str | None = None
+
+    def deep_supervision_scales(self) -> list[list[float]] | None:
+        """Return the scales of the decoder's blocks: full size, 1/2, 1/4 and 1/8."""
+        return [[scale] * 2 for scale in reference_2d.TRANSUNET_SCALES] if self.enable_deep_supervision else None
+
+    def output_weights(self) -> tuple[float, ...]:
+        """Return the weights of the outputs: each block's counts half as much as the next finer one's."""
+        scales = reference_2d.TRANSUNET_SCALES
+        return reference_2d.scale_weights(scales if self.enable_deep_supervision else scales[:1])
+
+    def default_loss(self) -> nn.Module:
+        """Return nnU-Net's loss with the weights of these outputs."""
+        return reference_2d.with_weights(super().default_loss(), self.output_weights())
+
+
+class DeepLabV3PlusPart(Reference2DPart):
+    """DeepLabV3+ in place of the plans' 2D network; it has one output, and so no deep supervision.
+
+    What shapes the network is a class attribute, changed in a subclass. It is written into the plans beside the model,
+    and inference builds from there.
+
+    Attributes:
+        deeplab_encoder: Encoder of segmentation-models-pytorch; ``tu-`` and a name for one of timm.
+        deeplab_decoder_channels: Channels of the decoder.
+        deeplab_atrous_rates: Dilations of the pyramid's three convolutions.
+        deeplab_dropout: Probability after the pyramid.
+        deeplab_weights: File with a state dict of the encoder as segmentation-models-pytorch has it, ``.pth`` or
+            ``.safetensors``, that it begins with; None for random weights. Nothing is ever downloaded.
+    """
+
+    deeplab_encoder = "efficientnet-b3"
+    deeplab_decoder_channels = 256
+    deeplab_atrous_rates: Sequence[int] = (12, 24, 36)
+    deeplab_dropout = 0.5
+    network_keys = architecture.DEEPLAB_KEYS
+    network_architecture = staticmethod(reference_2d.deeplab_architecture)
+    weights_setting = "deeplab_weights"
+
+    def set_defaults(self) -> None:
+        """Begin with random weights, and supervise the one output."""
+        super().set_defaults()
+        self.deeplab_weights: str | None = None
+        self.enable_deep_supervision = False
+
+    def refuse_unsupported(self) -> None:
+        """Refuse deep supervision, and batches of one patch."""
+        super().refuse_unsupported()
+        reference_2d.refuse_deep_supervision(self)
+        reference_2d.refuse_single_patches(self)
+
+    def deep_supervision_scales(self) -> list[list[float]] | None:
+        """Return None: there is one output."""
+        return None
+
+    def with_shared_batch_norm(self, network: nn.Module) -> nn.Module:
+        """Return a network with shared statistics; timm's batch norms hold an activation, which torch would drop."""
+        from timm.layers import convert_sync_batchnorm
+
+        shared: nn.Module = convert_sync_batchnorm(network)
+        return shared
