@@ -77,7 +77,7 @@ class ReferencePlanner(SemiSupervisedPlanning):
     default_plans_name = "ReferencePlans"
     windows: Windows | None = WINDOWS
     use_position = True
-    networks: tuple[str, str] = ("UNet", "UNet")
+    networks: tuple[str, str] = ("TransUNet", "DeepLabV3Plus")
     memory_limit_gb: float = 12
     preprocessor_name: str
     static_estimate_VRAM_usage = staticmethod(estimate_without_weights)  # noqa: N815 - nnU-Net's name
