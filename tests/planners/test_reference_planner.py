@@ -170,8 +170,8 @@ class TestMemory:
             self.plan(0.001)
 
     def test_networks_that_do_not_exist_are_refused(self, planned: TinyDataset):
-        with pytest.raises(ValueError, match="'nnUNetTrainerANUNest' has an unknown part 'ANUNest'"):
-            self.plan(networks=("UNet", "ANUNest"))
+        with pytest.raises(ValueError, match="'nnUNetTrainerANUNetty' has an unknown part 'ANUNetty'"):
+            self.plan(networks=("UNet", "ANUNetty"))
 
 
 @pytest.mark.filterwarnings("ignore:the fingerprint of")
