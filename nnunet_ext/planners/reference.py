@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
@@ -20,7 +21,7 @@ from nnunet_ext.networks import ReferenceUNet
 from nnunet_ext.planners.fitting import Plan, estimate_without_weights
 from nnunet_ext.planners.semi_supervised import SemiSupervisedPlanning
 from nnunet_ext.plugin import compat
-from nnunet_ext.training.step_memory import cps_step_memory, optimizer_of
+from nnunet_ext.training.step_memory import GIB, cps_step_memory, optimizer_of
 
 Windows = Mapping[str, Sequence[float]]
 
@@ -69,12 +70,15 @@ class ReferencePlanner(SemiSupervisedPlanning):
         use_position: Whether networks get the position of the slice in its scan.
         networks: The two networks that are trained, for the memory they take: names of parts such as ``"UNet"`` (the
             plans' own), ``"TransUNet"``, or of trainers of your own.
+        memory_limit_gb: What a CPS step of both, with the reserve, takes at most where the user names no target: patch
+            and batch are nnU-Net's for one network as long as they fit.
     """
 
     default_plans_name = "ReferencePlans"
     windows: Windows | None = WINDOWS
     use_position = True
-    networks: tuple[str, str] = ("UNet", "UNet")
+    networks: tuple[str, str] = ("TransUNet", "DeepLabV3Plus")
+    memory_limit_gb: float = 12
     preprocessor_name: str
     static_estimate_VRAM_usage = staticmethod(estimate_without_weights)  # noqa: N815 - nnU-Net's name
 
@@ -137,7 +141,11 @@ class ReferencePlanner(SemiSupervisedPlanning):
         """
         if len(spacing) == 3:
             return _NotPlanned(patch_size=list(median_shape), spacing=spacing)
-        return super().get_plans_for_configuration(spacing, median_shape, *others)
+        plan = super().get_plans_for_configuration(spacing, median_shape, *others)
+        if self._fit is None and self.step_memory(plan) > (self.memory_limit_gb - self.memory_reserve_gb) * GIB:
+            self.fit_into(self.memory_limit_gb - self.memory_reserve_gb, self.memory_limit_gb)
+            plan = super().get_plans_for_configuration(spacing, median_shape, *others)
+        return plan
 
     def plan_as_nnunet(self, *arguments: Any) -> Plan:
         """Plan as nnU-Net does, with sides of multiples of 32, and what the network does to its input."""
@@ -163,6 +171,8 @@ class ReferencePlanner(SemiSupervisedPlanning):
             architecture: Architecture of the plans' own network.
             others: The remaining values of :meth:`step_arguments`.
         """
+        if architecture["arch_kwargs"]["n_stages"] < 2:  # so small a patch that nnU-Net plans a network without outputs
+            return sys.maxsize
         patch_size, batch_size, channels, heads, regions, *names = others
         plan = ConfigurationManager({"architecture": architecture, "patch_size": patch_size, "batch_size": batch_size})
         made = [_of_part(name, plan, channels, heads) for name in names]
@@ -170,6 +180,13 @@ class ReferencePlanner(SemiSupervisedPlanning):
         optimizers = (made[0][1], made[1][1])
         size = (patch_size, batch_size, channels, heads, regions)
         return cps_step_memory(first, *size, second=second, optimizers=optimizers)
+
+    def _print_memory(self, plans: dict[str, Any]) -> None:
+        heading = (
+            f"GPU memory that a step of cross pseudo supervision allocates ({' and '.join(self.networks)}, labelled\n"
+            "and unlabelled slices; estimated for mixed precision without torch.compile and cuDNN's workspaces):"
+        )
+        self.print_memory(plans, heading, "{n} + {n}")
 
     def _windows(self) -> Windows:
         return self.windows or {}

@@ -1,6 +1,7 @@
 """The planner of the reference module."""
 
 import json
+import math
 import re
 
 import pytest
@@ -11,6 +12,7 @@ from nnunet_ext.data.preprocess_guard import guarded
 from nnunet_ext.data.reference_plans import refuse_training
 from nnunet_ext.planners.reference import WINDOWS, ReferencePlanner
 from nnunet_ext.trainers.names import find_trainer
+from nnunet_ext.training.step_memory import GIB
 
 SHAPE = (12, 100, 70)
 BOUNDS = [[-150.0, 250.0], [-1350.0, 225.0], [-500.0, 1300.0]]
@@ -44,6 +46,7 @@ def write_fingerprint(tiny: TinyDataset, shape=SHAPE, **more) -> None:
 def narrow(planner: ReferencePlanner) -> ReferencePlanner:
     planner.UNet_base_num_features = 4
     planner.UNet_featuremap_min_edge_length = 16
+    planner.networks = ("UNet", "UNet")
     return planner
 
 
@@ -132,6 +135,43 @@ def test_windows_that_are_none_are_refused(planned: TinyDataset, bounds):
 def test_a_preprocessor_without_position_is_refused(planned: TinyDataset):
     with pytest.raises(ValueError, match="the preprocessor Mine does not write the position of slices; set use_pos"):
         ReferencePlanner(777, preprocessor_name="Mine").plan_experiment()
+
+
+@pytest.mark.filterwarnings("ignore:the fingerprint of")
+class TestMemory:
+    """Narrow networks whose step takes megabytes."""
+
+    def plan(self, target=None, **settings) -> dict:
+        planner = narrow(ReferencePlanner(777, target))
+        planner.max_dataset_covered, planner.memory_reserve_gb = 1, 0
+        for name, value in settings.items():
+            setattr(planner, name, value)
+        plan = planner.plan_experiment()["configurations"]["2d"]
+        return plan | {"gib": planner.step_memory(plan) / GIB}
+
+    def test_without_a_target_the_batch_is_nnunets_as_far_as_the_step_fits(self, planned: TinyDataset):
+        free, limited = self.plan(memory_limit_gb=100), self.plan(memory_limit_gb=0.1)
+        assert free["gib"] > 0.1 >= limited["gib"]
+        assert limited["patch_size"] == free["patch_size"] == [128, 96]
+        assert 2 <= limited["batch_size"] < free["batch_size"]
+
+    def test_a_target_is_the_total_of_the_step(self, planned: TinyDataset):
+        """Whole slices first, then more of them; smaller patches where two do not fit."""
+        whole, small = self.plan(0.1), self.plan(0.012)
+        assert (whole["patch_size"], whole["gib"] <= 0.1) == ([128, 96], True)
+        assert whole["batch_size"] >= 2
+        assert small["gib"] <= 0.012
+        assert small["batch_size"] == 2
+        assert math.prod(small["patch_size"]) < 128 * 96
+        assert all(side % 32 == 0 for side in small["patch_size"])
+
+    def test_too_little_memory_is_refused(self, planned: TinyDataset):
+        with pytest.raises(ValueError, match=r"-gpu_memory_target 0.001: not even the smallest patch .* \(2D\)"):
+            self.plan(0.001)
+
+    def test_networks_that_do_not_exist_are_refused(self, planned: TinyDataset):
+        with pytest.raises(ValueError, match="'nnUNetTrainerANUNetty' has an unknown part 'ANUNetty'"):
+            self.plan(networks=("UNet", "ANUNetty"))
 
 
 @pytest.mark.filterwarnings("ignore:the fingerprint of")

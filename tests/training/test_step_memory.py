@@ -7,8 +7,8 @@ from torch import nn
 from nnunet_ext.training.step_memory import PeakOfStorages, cps_step_memory
 
 
-def architecture(dimensions: int = 3, features: int = 1) -> dict:
-    found = make_plans()["configurations"]["3d_fullres" if dimensions == 3 else "2d"]["architecture"]
+def architecture(dimensions: int = 3, features: int = 1, stages: int = 2) -> dict:
+    found = make_plans(stages=stages)["configurations"]["3d_fullres" if dimensions == 3 else "2d"]["architecture"]
     found["arch_kwargs"]["features_per_stage"] = [f * features for f in found["arch_kwargs"]["features_per_stage"]]
     return found
 
@@ -62,3 +62,43 @@ def test_weights_gradients_and_momentum_of_both_networks_are_in_it():
     # Two networks of weights and momentum, and at least one of gradients, 4 bytes each.
     assert used > 5 * 4 * parameters
     assert used < 8 * 4 * parameters
+
+
+def test_a_pair_holds_each_network_with_its_own_optimiser_and_scales():
+    """AdamW has one number a weight more than momentum; the other network's scales are supervised too."""
+    wide, narrow = architecture(2, 16, 3), architecture(2, 1, 3)
+    size = ((32, 32), 2, 1, 3)
+    same = cps_step_memory(wide, *size)
+    assert cps_step_memory(wide, *size, second=wide) == same
+    mixed = cps_step_memory(wide, *size, second=narrow)
+    assert cps_step_memory(narrow, *size) < mixed < same
+    weights = 4 * sum(p.numel() for p in _built(wide).parameters())
+    adam = cps_step_memory(wide, *size, optimizers=("SGD", "AdamW"))
+    assert adam - same == pytest.approx(weights, rel=0.02)
+    assert cps_step_memory(wide, *size, second=lambda: OneOutput(_built(narrow))) <= mixed
+    assert cps_step_memory(lambda: OneOutput(_built(narrow)), *size, second=wide) > 0
+
+
+class OneOutput(nn.Module):
+    def __init__(self, network):
+        super().__init__()
+        self.network = network
+
+    def forward(self, image):
+        return self.network(image)[0]
+
+
+def _built(found):
+    from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
+
+    return get_network_from_plans(*found.values(), 1, 3, allow_init=False, deep_supervision=True)
+
+
+def test_networks_with_a_position_are_given_a_channel_more():
+    found = architecture(2)
+    found["network_class_name"] = "nnunet_ext.networks.reference_unet.ReferenceUNet"
+    size = ((32, 32), 2, 1, 3)
+    without = cps_step_memory(found, *size, half_precision=False)
+    found["arch_kwargs"] |= {"windows": None, "hounsfield_channels": [], "position": True}
+    channel = 4 * 4 * 32 * 32  # of two labelled and two unlabelled patches
+    assert cps_step_memory(found, *size, half_precision=False) > without + channel
