@@ -41,9 +41,11 @@ class ExtPart(StockTrainer):
         cpu_bf16: Whether forward passes on CPUs run in bfloat16 (environment variable ``nnUNet_ext_cpu_bf16``).
         has_own_loss: Whether the loss is neither nnU-Net's nor that of the network's part; for those who ask what a
             training takes.
+        is_restored: Whether the networks get their weights from a checkpoint, whatever they begin with.
     """
 
     has_own_loss = False
+    is_restored = False
 
     def __init__(
         self,
@@ -329,6 +331,7 @@ class ExtPart(StockTrainer):
             RuntimeError: If it is a checkpoint of another trainer, or lacks what this one needs.
         """
         checkpoint = checkpoints.load_for(self, filename_or_checkpoint)
+        self.is_restored = True
         self.refuse_checkpoint(checkpoint)
         super().load_checkpoint(filename_or_checkpoint)
         self.load_extra_state(checkpoint)
