@@ -268,7 +268,8 @@ def train_and_evaluate(run: Run) -> None:
     if hasattr(trainer, "network_2"):
         from nnunet_ext.networks.averaging import AverageOfNetworks
 
-        networks |= {"network 2": trainer.network_2, "average": AverageOfNetworks(trainer.network, trainer.network_2)}
+        average = AverageOfNetworks(trainer.network, trainer.network_2, regions=trainer.label_manager.has_regions)
+        networks |= {"network 2": trainer.network_2, "average": average}
     trainer.set_deep_supervision_enabled(False)
     networks |= {
         f"depth {depth}": cut(trainer, depth) for depth in range(getattr(trainer.network, "depth", 1) - 1, 0, -1)

@@ -119,8 +119,11 @@ def _print_networks(arguments: argparse.Namespace) -> int:
         print(f"\n{name}: patch {' x '.join(map(str, networks['patch_size']))}, batch {networks['batch_size']}")
         print(
             f"  network     {trainer['network']}"
-            + (f", {trainer['networks']} of them" if trainer["networks"] > 1 else "")
+            + (f", {trainer['networks']} of them" if trainer["networks"] > 1 and "network_2" not in trainer else "")
         )
+        if "network_2" in trainer:
+            second = trainer["network_2"]
+            print(f"  network 2   {second['network']}, {second['parameters']:,} parameters")
         ratio = trainer["parameters"] / plain["parameters"]
         print(f"  parameters  {trainer['parameters']:,} (plain {plain['parameters']:,}, {ratio:.3f} times)")
         ratio = trainer["gib"] / plain["gib"]

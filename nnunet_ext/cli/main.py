@@ -18,6 +18,7 @@ COMMANDS = {
     "attention": "draw where the attention gates of an ANU-Net look",
     "prune": "compare the depths of an ANU-Net on its validation cases, and write a pruned model",
     "contours": "draw the contours that the contour-weighted loss finds in label files",
+    "windows": "draw a slice of a CT in the windows that networks of the reference module see it in",
     "export": "write a trained model that plain nnU-Net predicts with",
     "pseudo_label": "label unlabelled scans by what several networks agree about, and make a dataset of them",
     "self_train": "train, label the unlabelled scans by agreement, train with the certain ones, and so on",

@@ -14,6 +14,7 @@ from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
 
 from nnunet_ext.data.host import Trainer
 from nnunet_ext.data.pool import end_with_parent
+from nnunet_ext.data.reference_transforms import for_data_of, say_what_is_left_out
 from nnunet_ext.data.training_cases import labelled_command, reading_problem, unlabelled_command
 from nnunet_ext.data.transforms import with_validity
 from nnunet_ext.data.unlabelled_steps import ALL_STEPS, InOrder, UnlabelledSteps
@@ -59,11 +60,16 @@ class NamingLoader(nnUNetDataLoader):
 def naming_damaged_cases(trainer: Trainer) -> Iterator[None]:
     """Let the loaders that nnU-Net's trainer makes inside the block name a damaged case and the command that mends it.
 
+    They also augment data of the reference module as these have to be.
+
     Args:
         trainer: An initialised nnU-Net trainer.
     """
+    say_what_is_left_out(trainer)
 
     def naming_loader(*arguments: Any, **options: Any) -> NamingLoader:
+        if options.get("transforms") is not None:
+            options["transforms"] = for_data_of(trainer, options["transforms"])
         loader = NamingLoader(*arguments, **options)
         loader.remedy = f"run: {labelled_command(trainer)}"
         return loader
@@ -166,7 +172,7 @@ def two_stream_loader(
         transforms = trainer.get_training_transforms(
             patch_size,
             rotation,
-            None if unlabelled else compat.deep_supervision_scales(trainer),
+            None if unlabelled else compat.target_scales(trainer),
             mirror_axes,
             dummy_2d,
             use_mask_for_norm=trainer.configuration_manager.use_mask_for_norm,
@@ -187,7 +193,7 @@ def two_stream_loader(
             oversample_foreground_percent=dataset.class_share if unlabelled else trainer.oversample_foreground_percent,
             sampling_probabilities=None,
             pad_sides=None,
-            transforms=with_validity(transforms, unlabelled),
+            transforms=with_validity(for_data_of(trainer, transforms), unlabelled),
             probabilistic_oversampling=dataset.class_share > 0 if unlabelled else trainer.probabilistic_oversampling,
         )
         again = f"remove {{case}}.json there and run: {unlabelled_command(trainer)}"
@@ -196,6 +202,7 @@ def two_stream_loader(
             result.has_ignore = False  # with an ignore label nnU-Net samples annotated voxels; here there are none
         return result
 
+    say_what_is_left_out(trainer)
     dataset_tr, _ = trainer.get_tr_and_val_datasets()
     labelled = loader(dataset_tr, False)
     unlabelled = None if unlabelled_dataset is None else loader(unlabelled_dataset, True)
@@ -222,7 +229,7 @@ def validation_loader(trainer: Trainer) -> nnUNetDataLoader:
     labels = trainer.label_manager
     _, dataset_val = trainer.get_tr_and_val_datasets()
     transforms = trainer.get_validation_transforms(
-        compat.deep_supervision_scales(trainer),
+        compat.target_scales(trainer),
         is_cascaded=False,
         foreground_labels=labels.foreground_labels,
         regions=labels.foreground_regions if labels.has_regions else None,
@@ -238,7 +245,7 @@ def validation_loader(trainer: Trainer) -> nnUNetDataLoader:
         oversample_foreground_percent=trainer.oversample_foreground_percent,
         sampling_probabilities=None,
         pad_sides=None,
-        transforms=transforms,
+        transforms=for_data_of(trainer, transforms),
         probabilistic_oversampling=trainer.probabilistic_oversampling,
     )
     loader.remedy = f"run: {labelled_command(trainer)}"

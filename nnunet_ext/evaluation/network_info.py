@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,10 @@ from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 
 from nnunet_ext.files import read_json
 from nnunet_ext.plugin import compat
-from nnunet_ext.training.architecture import NESTED, network_name, stock_configuration
+from nnunet_ext.trainers._companion import companion_class
+from nnunet_ext.training.architecture import NESTED, network_name, plans_for_part, stock_configuration
 from nnunet_ext.training.nesting import nested_step_memory
-from nnunet_ext.training.step_memory import GIB, cps_step_memory, supervised_step_memory
+from nnunet_ext.training.step_memory import GIB, cps_step_memory, optimizer_of, supervised_step_memory
 from nnunet_ext.training.trusted_classes import check_classes
 
 
@@ -50,7 +52,8 @@ def compare_networks(
 
     Returns:
         Configuration -> ``patch_size``, ``batch_size``, and for ``"plain"`` and ``"trainer"`` the network's class,
-        ``networks`` (how many are trained), ``parameters`` (of one) and ``gib`` (of a training step, estimated).
+        ``networks`` (how many are trained), ``parameters`` (of one) and ``gib`` (of a training step, estimated). For a
+        trainer of two different networks also ``network_2``: class and parameters of the second one.
 
     Raises:
         ValueError: If there is no such configuration, or the network cannot be built or run for it.
@@ -70,30 +73,52 @@ def compare_networks(
             "patch_size": list(configuration.patch_size),
             "batch_size": configuration.batch_size,
             "plain": _network_and_memory(nnUNetTrainer, manager, stock_configuration(configuration), dataset_json),
-            "trainer": _network_and_memory(cls, manager, configuration, dataset_json),
+            "trainer": _of_trainer(cls, manager, name, dataset_json),
         }
     return comparison
 
 
+def _of_trainer(cls: Any, manager: PlansManager, name: str, dataset_json: dict[str, Any]) -> dict[str, Any]:
+    """Return size and memory of a trainer's network, or of both where they are different ones."""
+    configuration = manager.get_configuration(name)
+    if getattr(cls, "companion_bases", None) is None:
+        return _network_and_memory(cls, manager, configuration, dataset_json)
+    companion = companion_class(cls)
+    other = PlansManager(plans_for_part(manager.plans, name, getattr(companion, "network_keys", ())))
+    second = companion, other, other.get_configuration(name)
+    found = _network_and_memory(cls, manager, configuration, dataset_json, second)
+    with torch.device("meta"):
+        network_2 = _build(*second, *_channels_and_heads(manager, configuration, dataset_json))
+    return found | {"network_2": {"network": _class_path(network_2), "parameters": _parameters(network_2)}}
+
+
 def _network_and_memory(
-    cls: type, manager: PlansManager, configuration: ConfigurationManager, dataset_json: dict[str, Any]
+    cls: type,
+    manager: PlansManager,
+    configuration: ConfigurationManager,
+    dataset_json: dict[str, Any],
+    second: tuple[Any, PlansManager, ConfigurationManager] | None = None,
 ) -> dict[str, Any]:
-    labels = manager.get_label_manager(dataset_json)
-    channels = determine_num_input_channels(manager, configuration, dataset_json)
-    heads = labels.num_segmentation_heads
+    """Return size and memory of a trainer's network; with network 2 and its plans, the memory is that of both."""
+    channels, heads = _channels_and_heads(manager, configuration, dataset_json)
+    regions = manager.get_label_manager(dataset_json).has_regions
     networks = getattr(cls, "number_of_networks", 1)
-    estimate: Any = supervised_step_memory if networks == 1 else cps_step_memory
     taught = getattr(cls, "has_teacher", False)  # unlabelled patches go through the network with the labelled ones
     patches = configuration.batch_size * (2 if taught else 1)
-    size = (configuration.patch_size, patches, channels, heads, labels.has_regions)
+    size = (configuration.patch_size, patches, channels, heads, regions)
+    make = partial(_build, cls, manager, configuration, channels, heads)
     try:
         with torch.device("meta"):
             network = _build(cls, manager, configuration, channels, heads)
         nested = _with_hybrid_loss(cls, configuration)
         if nested is not None:
             step = nested_step_memory(nested, *size)
+        elif networks == 1:
+            step = supervised_step_memory(make, *size, optimizer_name=optimizer_of(cls))
         else:
-            step = estimate(lambda: _build(cls, manager, configuration, channels, heads), *size)
+            optimizers = (optimizer_of(cls), optimizer_of(cls if second is None else second[0]))
+            make_2 = None if second is None else partial(_build, *second, channels, heads)
+            step = cps_step_memory(make, *size, second=make_2, optimizers=optimizers)
     except Exception as error:
         # anything can go wrong in networks of others
         raise ValueError(
@@ -103,11 +128,27 @@ def _network_and_memory(
     if taught:
         step += sum(parameter.numel() * parameter.element_size() for parameter in network.parameters())
     return {
-        "network": f"{type(network).__module__}.{type(network).__qualname__}",
+        "network": _class_path(network),
         "networks": networks,
-        "parameters": sum(parameter.numel() for parameter in network.parameters()),
+        "parameters": _parameters(network),
         "gib": step / GIB,
     }
+
+
+def _channels_and_heads(
+    manager: PlansManager, configuration: ConfigurationManager, dataset_json: dict[str, Any]
+) -> tuple[int, int]:
+    """Return the image channels and the outputs of a network."""
+    channels = determine_num_input_channels(manager, configuration, dataset_json)
+    return channels, manager.get_label_manager(dataset_json).num_segmentation_heads
+
+
+def _class_path(network: torch.nn.Module) -> str:
+    return f"{type(network).__module__}.{type(network).__qualname__}"
+
+
+def _parameters(network: torch.nn.Module) -> int:
+    return sum(parameter.numel() for parameter in network.parameters())
 
 
 def _with_hybrid_loss(cls: Any, configuration: ConfigurationManager) -> dict[str, Any] | None:

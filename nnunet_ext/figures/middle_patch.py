@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from nnunet_ext.inference.case import Model, prepare
 from nnunet_ext.inference.spacing import PlansSpacing
-from nnunet_ext.training.architecture import build, check_fit
+from nnunet_ext.model_sharing.choice_of_network import SECOND, networks_of
+from nnunet_ext.training.architecture import build, check_fit, plans_of_second, second_architecture
 from nnunet_ext.training.safe_load import load_checkpoint
 
 
@@ -25,7 +26,7 @@ def load_network(
     networks: Sequence[str],
     reason: str,
 ) -> tuple[nn.Module, Model]:
-    """Build a trained network from the plans beside it.
+    """Build a trained network from the plans beside it: network 1, or network 2 where that alone is allowed.
 
     Args:
         model: Folder of the trained model, for messages.
@@ -39,8 +40,13 @@ def load_network(
         ValueError: If the network is another one, or the second stage of a cascade.
     """
     content = load_checkpoint(checkpoint)
+    name, weights = content["init_args"]["configuration"], content["network_weights"]
+    second = second_architecture(plans, name)
+    first = PlansManager(plans).get_configuration(name).network_arch_class_name
+    if first not in networks and second is not None and second["network_class_name"] in networks:
+        plans, weights = plans_of_second(plans, name), networks_of(content)[SECOND]
     manager = PlansManager(plans)
-    configuration = manager.get_configuration(content["init_args"]["configuration"])
+    configuration = manager.get_configuration(name)
     if configuration.network_arch_class_name not in networks:
         raise ValueError(f"the model {model} was trained by {content['trainer_name']} and {reason}")
     if configuration.previous_stage_name is not None:
@@ -48,8 +54,8 @@ def load_network(
     case_model = Model(manager, configuration, dataset_json)
     heads = manager.get_label_manager(dataset_json).num_segmentation_heads
     network = build(configuration.configuration["architecture"], case_model.channels, heads, False)
-    check_fit(network, content["network_weights"], checkpoint)
-    network.load_state_dict(content["network_weights"])
+    check_fit(network, weights, checkpoint)
+    network.load_state_dict(weights)
     return network.eval(), case_model
 
 

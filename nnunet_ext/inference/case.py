@@ -16,6 +16,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 
 from nnunet_ext.data.completeness import check_complete
 from nnunet_ext.data.geometry import nonzero_box
+from nnunet_ext.data.position import has_position
 from nnunet_ext.data.reading import (
     check_spacing,
     check_values,
@@ -150,7 +151,10 @@ def prepare(
     true_spacing = properties["spacing"]
     properties = {**properties, "spacing": list(choice.declared)}
     preprocessor = model.configuration.preprocessor_class(verbose=model.verbose)
-    image_only = seg is None and type(preprocessor).run_case_npy is DefaultPreprocessor.run_case_npy
+    needs_no_segmentation = has_position(model.configuration) or (
+        type(preprocessor).run_case_npy is DefaultPreprocessor.run_case_npy
+    )
+    image_only = seg is None and needs_no_segmentation
     configuration = CaseConfiguration(model.configuration, target, image_only, model.stock_resampling)
     holder = [data]
     del data, images  # the preprocessor makes a copy; nobody needs the image after that
@@ -236,7 +240,8 @@ def _check_memory(choice: SpacingChoice, geometry: CaseGeometry, rule: SpacingRu
     """Refuse a resampled volume that the memory of this machine cannot hold even if it holds nothing else."""
     heads = model.plans.get_label_manager(model.dataset_json).num_segmentation_heads
     shape = choice.resampled_shape(geometry.cropped_shape)
-    bytes_per_voxel = 4 * model.channels + 2 * heads  # image float32, logits float16
+    channels = model.channels + has_position(model.configuration)
+    bytes_per_voxel = 4 * channels + 2 * heads  # image float32, logits float16
     required, total = math.prod(shape) * bytes_per_voxel, total_memory_bytes()
     if total is not None and required > total:
         max_voxels = int(0.5 * total / bytes_per_voxel)

@@ -16,6 +16,7 @@ from nnunet_ext.model_sharing.folders import (
     read_model_json,
     sha256_of,
 )
+from nnunet_ext.training.architecture import second_architecture
 from nnunet_ext.training.safe_load import load_checkpoint
 from nnunet_ext.training.trusted_classes import check_classes, trusted_by_environment
 
@@ -82,6 +83,9 @@ def check_model(model: Path, folds: Sequence[int | str] | None, checkpoint_name:
                 "restore the plans that it was trained with"
             )
         check_classes(PlansManager(plans).get_configuration(configuration).configuration["architecture"], _REMEDY)
+        second = second_architecture(plans, configuration)
+        if second is not None:
+            check_classes(second, _REMEDY)
 
 
 def check_networks(

@@ -117,7 +117,8 @@ def _add_networks(group: argparse._ArgumentGroup) -> None:
         choices=NETWORKS,
         default=FIRST,
         help="which networks of each checkpoint predict: 1 is the one that nnU-Net loads (of CPS the first, of a mean "
-        "teacher the teacher), 2 the other one (the second, the student), both are averaged as folds are (default: 1)",
+        "teacher the teacher), 2 the other one (the second, the student), both averages their probabilities in each "
+        "window (default: 1)",
     )
     group.add_argument(
         "--agreement",

@@ -26,6 +26,7 @@ from nnunet_ext.inference.several_networks import SeveralNetworks
 from nnunet_ext.inference.spacing import PlansSpacing, SpacingRule
 from nnunet_ext.inference.spacing_report import SpacingReport, spacing_line
 from nnunet_ext.inference.writing import export, why_not_fast
+from nnunet_ext.planners.preprocessor import SemiSupervisedPreprocessor
 from nnunet_ext.plugin import compat
 
 
@@ -274,7 +275,7 @@ class Predictor(SeveralNetworks):
             BadInputError: If the plans have one.
         """
         kind = self.configuration_manager.preprocessor_class
-        if kind.run_case is not DefaultPreprocessor.run_case:
+        if kind.run_case not in (DefaultPreprocessor.run_case, SemiSupervisedPreprocessor.run_case):
             raise BadInputError(
                 f"the plans' preprocessor {kind.__name__} has a run_case of its own, which spacings, fast_export "
                 "and agreement would bypass; predict without them, or move what it does to run_case_npy"

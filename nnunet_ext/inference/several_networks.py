@@ -7,20 +7,25 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+from torch._dynamo import OptimizedModule
 
 from nnunet_ext.inference.case import Model, Prepared
 from nnunet_ext.inference.case_agreement import FAILED, NetworksOfCase, agreement_line, summary
 from nnunet_ext.inference.checks import TWO_NETWORKS, BadInputError, check_model, check_networks
 from nnunet_ext.inference.comparison import why_not_compared
-from nnunet_ext.model_sharing.choice_of_network import FIRST, NETWORKS, weights_of_folds
+from nnunet_ext.model_sharing.both_networks import average_of, members_of, second_network
+from nnunet_ext.model_sharing.choice_of_network import FIRST, NETWORKS, SECOND, joined, weights_of_folds
 from nnunet_ext.model_sharing.folders import as_folds, folds_that_predict
 from nnunet_ext.model_sharing.pruning import Pruned, load_pruned
+from nnunet_ext.training.architecture import check_fit
 from nnunet_ext.training.checkpoints import plain_module
+from nnunet_ext.training.safe_load import load_checkpoint
 from nnunet_ext.training.trusted_classes import trusted_by_environment, trusting
 
 
@@ -30,7 +35,8 @@ class SeveralNetworks(nnUNetPredictor):
     Args:
         arguments: Positional arguments of nnUNetPredictor.
         network: Which networks of each checkpoint predict: ``"1"``, the one that nnU-Net loads; ``"2"``, the second of
-            CPS or the student of a mean teacher; ``"both"``, averaged as folds are.
+            CPS or the student of a mean teacher; ``"both"``, whose probabilities are averaged in each window, before
+            folds are averaged as ever.
         agreement: Whether what the networks agree about is recorded of each case.
         min_agreement: Score, 0 to 1, below which cases are listed at the end; implies ``agreement``.
         prune_depth: Depth at which the nested network of a trainer with ANUNet in its name is cut.
@@ -43,6 +49,9 @@ class SeveralNetworks(nnUNetPredictor):
     Raises:
         ValueError: If there is no such network, or the score is out of range.
     """
+
+    network: Any
+    label_manager: Any
 
     def __init__(
         self,
@@ -74,7 +83,7 @@ class SeveralNetworks(nnUNetPredictor):
     @property
     def network_names(self) -> list[str]:
         """What each network that predicts is called."""
-        number = len(self.list_of_parameters or ())
+        number = len(self.list_of_parameters or ()) * len(members_of(self.network))
         return self._network_names if len(self._network_names) == number else [f"{n}" for n in range(1, number + 1)]
 
     def initialize_from_trained_model_folder(  # noqa: D102 - documented by nnU-Net
@@ -109,9 +118,21 @@ class SeveralNetworks(nnUNetPredictor):
         if self.chosen_network == FIRST:
             return
         found = folds_that_predict(model, folds, checkpoint)
-        trusted = self.trust_model or None
-        self.list_of_parameters = weights_of_folds(model, found, checkpoint, self.chosen_network, trusted)
-        plain_module(self.network).load_state_dict(self.list_of_parameters[0])
+        compiled, first = isinstance(self.network, OptimizedModule), plain_module(self.network)
+        content = load_checkpoint(model / f"fold_{found[0]}" / checkpoint, True, trusted=self.trust_model or None)
+        configuration = content["init_args"]["configuration"]
+        with trusting(self.trust_model):
+            second = second_network(self.plans_manager.plans, configuration, self.dataset_json, first)
+        networks = [second] if self.chosen_network == SECOND else [first, second]
+        weights = weights_of_folds(model, found, checkpoint, self.chosen_network, self.trust_model or None)
+        for fold, of_fold in zip(found, weights, strict=True):
+            for network, own in zip(networks, of_fold, strict=True):
+                check_fit(network, own, model / f"fold_{fold}" / checkpoint)
+        self.network = average_of(networks, self.label_manager.has_regions)
+        self.list_of_parameters = [joined(of_fold) for of_fold in weights]
+        self.network.load_state_dict(self.list_of_parameters[0])
+        if compiled:
+            self.network = torch.compile(self.network)
 
     def _take_pruned(self, pruned: Pruned) -> None:
         manager = PlansManager(pruned.plans)
@@ -142,8 +163,25 @@ class SeveralNetworks(nnUNetPredictor):
 
     def predict_sliding_window_return_logits(self, input_image: torch.Tensor) -> torch.Tensor:
         """Predict with the network as it is now, as nnU-Net does; what it says is kept where it is to be compared."""
-        logits: torch.Tensor = super().predict_sliding_window_return_logits(input_image)
-        return logits if self._case is None else self._case.keep(logits)
+        if self._case is None:
+            plain: torch.Tensor = super().predict_sliding_window_return_logits(input_image)
+            return plain
+        members = members_of(self.network)
+        if len(members) == 1:
+            return self._case.keep(super().predict_sliding_window_return_logits(input_image))
+        average: Any = plain_module(self.network)
+        labels = self.label_manager
+        channels = int(labels.num_segmentation_heads)
+        # the average and what each network says itself go through the windows at once, as channels of one output
+        self.label_manager, average.apart = SimpleNamespace(num_segmentation_heads=channels * (1 + len(members))), True
+        try:
+            logits: torch.Tensor = super().predict_sliding_window_return_logits(input_image)
+        finally:
+            self.label_manager, average.apart = labels, False
+        mean, *own = logits.split(channels)
+        for one in own:
+            self._case.keep(one)
+        return mean.clone()  # which does not hold the memory of all
 
     @contextlib.contextmanager
     def comparing(self, prepared: Prepared, model: Model, folder: Path | None, device: torch.device) -> Iterator[None]:

@@ -52,7 +52,7 @@ def chosen_networks(checkpoint: dict[str, Any], network: str, file: Path, verb: 
 
 def weights_of_folds(
     model: Path, folds: Sequence[int | str], checkpoint_name: str, network: str, trusted: bool | None = None
-) -> list[dict[str, Any]]:
+) -> list[list[dict[str, Any]]]:
     """Load the weights of the networks that are wanted of each fold.
 
     Args:
@@ -61,6 +61,9 @@ def weights_of_folds(
         checkpoint_name: Name of the checkpoint file in each fold's folder.
         network: ``"1"``, ``"2"`` or ``"both"``.
         trusted: Whether checkpoints may hold code; None asks the environment.
+
+    Returns:
+        For each fold the weights of one network, or of both.
 
     Raises:
         ValueError: If a fold has no such network.
@@ -71,6 +74,26 @@ def weights_of_folds(
     for fold in folds:
         file = model / f"fold_{fold}" / checkpoint_name
         content = load_checkpoint(file, mapped=True, trusted=trusted)
-        for weights in chosen_networks(content, network, file, "predict with"):
-            found.append({key: value.clone() for key, value in weights.items()})
+        chosen = chosen_networks(content, network, file, "predict with")
+        found.append([{key: value.clone() for key, value in weights.items()} for weights in chosen])
     return found
+
+
+def joined(weights: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Return the weights of one network as they are, those of several as the average of these networks has them."""
+    if len(weights) == 1:
+        return weights[0]
+    return {f"networks.{number}.{key}": value for number, one in enumerate(weights) for key, value in one.items()}
+
+
+def plans_of_network(plans: dict[str, Any], configuration: str, network: str) -> dict[str, Any]:
+    """Return plans that name the chosen network alone, as that of the configuration.
+
+    Args:
+        plans: Content of plans.json of a model.
+        configuration: Name of the configuration.
+        network: ``"1"`` or ``"2"``.
+    """
+    from nnunet_ext.training.architecture import plans_of_second, without_second
+
+    return (plans_of_second if network == SECOND else without_second)(plans, configuration)

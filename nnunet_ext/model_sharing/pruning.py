@@ -15,7 +15,14 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from torch import Tensor, nn
 
 from nnunet_ext import files
-from nnunet_ext.model_sharing.choice_of_network import FIRST, chosen_networks
+from nnunet_ext.model_sharing.both_networks import average_of
+from nnunet_ext.model_sharing.choice_of_network import (
+    BOTH,
+    FIRST,
+    SECOND,
+    chosen_networks,
+    joined,
+)
 from nnunet_ext.model_sharing.folders import (
     as_folds,
     building,
@@ -26,7 +33,14 @@ from nnunet_ext.model_sharing.folders import (
     read_model_json,
 )
 from nnunet_ext.model_sharing.private import for_inference, without_private_keys
-from nnunet_ext.training.architecture import NESTED, build, check_fit
+from nnunet_ext.training.architecture import (
+    NESTED,
+    build,
+    check_fit,
+    plans_of_second,
+    second_architecture,
+    without_second,
+)
 from nnunet_ext.training.safe_load import load_checkpoint
 from nnunet_ext.training.trusted_classes import check_classes, trusted_by_environment, trusting
 
@@ -36,7 +50,8 @@ class Pruned:
     """A network cut at a depth and its weights, from which nnU-Net's predictor is initialised.
 
     Attributes:
-        network: Network of that depth without deep supervision, with the weights of the first fold.
+        network: Network of that depth without deep supervision, or the average of two, with the weights of the first
+            fold.
         plans: Plans with the depth in the configuration.
         configuration: Name of the configuration, e.g. ``3d_fullres``.
         parameters: State dictionary of the network for each fold.
@@ -68,6 +83,12 @@ def depth_of(plans: dict[str, Any], configuration: str, title: str) -> int:
     manager = PlansManager(plans).get_configuration(configuration)
     if manager.network_arch_class_name != NESTED:
         name = manager.network_arch_class_name.rpartition(".")[2]
+        second = second_architecture(plans, configuration)
+        if second is not None and second["network_class_name"] == NESTED:
+            raise ValueError(
+                f"network 1 of {title} cannot be pruned: it is {name}; its network 2 is a nested one, so predict with "
+                "--network 2 --prune_depth N"
+            )
         raise ValueError(
             f"{title} cannot be pruned: its network is {name}, and only the nested networks of trainers with ANUNet in "
             "their name can be; predict without --prune_depth"
@@ -130,24 +151,41 @@ def load_pruned(
     # weights that are not taken are not read
     first = load_checkpoint(model / f"fold_{found[0]}" / checkpoint_name, mapped=True, trusted=trusted)
     configuration, trainer = first["init_args"]["configuration"], first["trainer_name"]
-    plans = pruned_plans(plans, configuration, depth, f"the model {model}")
+    title = f"the model {model}"
+    if network == BOTH and second_architecture(plans, configuration) is not None:
+        raise ValueError(
+            f"{title} has two networks of different kinds, of which one alone can be cut; predict with --network 1 or "
+            "--network 2, whichever is the nested one, or without --prune_depth"
+        )
+    is_second = network == SECOND and second_architecture(plans, configuration) is not None
+    plans = plans_of_second(plans, configuration) if is_second else plans
+    plans = pruned_plans(plans, configuration, depth, f"network 2 of {title}" if is_second else title)
+    plans = without_second(plans, configuration)
     with trusting(trusted):
-        cut = _build(plans, configuration, dataset_json, trainer)
+        cut = _build(plans, configuration, dataset_json, None if is_second else trainer)
     parameters: list[dict[str, Tensor]] = []
     for fold in found:
         file = model / f"fold_{fold}" / checkpoint_name
         checkpoint = load_checkpoint(file, mapped=True, trusted=trusted)
-        for weights in chosen_networks(checkpoint, network, file, "predict with"):
+        chosen = chosen_networks(checkpoint, network, file, "predict with")
+        for weights in chosen:
             check_fit(cut, weights, file, surplus=True)
-            parameters.append({key: weights[key].clone() for key in cut.state_dict()})
-    cut.load_state_dict(parameters[0])
+        parameters.append(joined([{key: weights[key].clone() for key in cut.state_dict()} for weights in chosen]))
+    regions = PlansManager(plans).get_label_manager(dataset_json).has_regions
+    predicting = average_of([cut, deepcopy(cut)] if network == BOTH else [cut], regions)
+    predicting.load_state_dict(parameters[0])
     axes = first.get("inference_allowed_mirroring_axes")
-    return Pruned(cut, plans, configuration, parameters, dataset_json, trainer, axes)
+    return Pruned(predicting, plans, configuration, parameters, dataset_json, trainer, axes)
 
 
-def _build(plans: dict[str, Any], configuration: str, dataset_json: dict[str, Any], trainer: str) -> nn.Module:
+def _build(plans: dict[str, Any], configuration: str, dataset_json: dict[str, Any], trainer: str | None) -> nn.Module:
+    """Build the network of plans by a trainer's class, or by the plans alone where that builds another one."""
     manager = PlansManager(plans)
-    check_classes(manager.get_configuration(configuration).configuration["architecture"])
+    architecture = manager.get_configuration(configuration).configuration["architecture"]
+    check_classes(architecture)
+    if trainer is None:
+        channels = determine_num_input_channels(manager, manager.get_configuration(configuration), dataset_json)
+        return build(architecture, channels, manager.get_label_manager(dataset_json).num_segmentation_heads, False)
     cls = recursive_find_trainer_class_by_name(trainer)
     network: nn.Module = cls.build_network_architecture(
         manager,

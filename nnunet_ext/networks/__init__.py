@@ -8,6 +8,7 @@ from nnunet_ext.networks.feature_enhancement import InstructiveFeatureEnhancemen
 from nnunet_ext.networks.feature_scores import curvature_scores, entropy_scores
 from nnunet_ext.networks.nested_unet import NestedAttentionUNet
 from nnunet_ext.networks.reference_input import ReferenceInput
+from nnunet_ext.networks.reference_unet import ReferenceUNet
 
 __all__ = [
     "AttentionGate",
@@ -15,6 +16,7 @@ __all__ = [
     "InstructiveFeatureEnhancement",
     "NestedAttentionUNet",
     "ReferenceInput",
+    "ReferenceUNet",
     "TransUNet",
     "curvature_scores",
     "entropy_scores",

@@ -4,11 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
-from nnunetv2.experiment_planning.experiment_planners.default_experiment_planner import ExperimentPlanner
-
 from nnunet_ext.networks import NestedAttentionUNet
-from nnunet_ext.planners.fitting import FitsMemory, planned
+from nnunet_ext.planners.fitting import FitsMemory, estimate_without_weights, planned
 from nnunet_ext.planners.own_plans import OwnPlans, check_before_planning
 from nnunet_ext.training.nesting import nested_step_memory
 
@@ -42,6 +39,7 @@ class ANUNetPlanner(FitsMemory, OwnPlans):
     gate_ratio = 0.5
     depth: int | None = None
     checkpointing = False
+    static_estimate_VRAM_usage = staticmethod(estimate_without_weights)  # noqa: N815 - nnU-Net's name
     memory_reserve_gb = 0.5
     memory_share = 0.9
 
@@ -92,21 +90,6 @@ class ANUNetPlanner(FitsMemory, OwnPlans):
     def memory_budget_in_gb(self) -> float:
         """What a training step may allocate."""
         return self.memory_share * (self.memory_target_in_gb - self.memory_reserve_gb)
-
-    @staticmethod
-    def static_estimate_VRAM_usage(  # noqa: N802 - nnU-Net's name
-        patch_size: tuple[int, ...],
-        input_channels: int,
-        output_channels: int,
-        arch_class_name: str,
-        arch_kwargs: dict[str, Any],
-        arch_kwargs_req_import: tuple[str, ...],
-    ) -> Any:
-        """Return nnU-Net's measure, from a network without weights, which are most of the time it takes."""
-        with torch.device("meta"):
-            return ExperimentPlanner.static_estimate_VRAM_usage(
-                patch_size, input_channels, output_channels, arch_class_name, arch_kwargs, arch_kwargs_req_import
-            )
 
     def step_arguments(self, plan: dict[str, Any]) -> tuple[Any, ...]:
         """Return what an estimate depends on, with the network that the trainer makes of the plans' one."""

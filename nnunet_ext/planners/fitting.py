@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from nnunetv2.experiment_planning.experiment_planners.default_experiment_planner import ExperimentPlanner
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
 
@@ -184,6 +185,24 @@ class FitsMemory(ExperimentPlanner):
             patch = " x ".join(str(int(n)) for n in plan["patch_size"])
             size = batch.format(n=plan["batch_size"])
             print(f"  {name}: {self.step_memory(plan) / GIB:.1f} GB (patch {patch}, {size})")
+
+
+def estimate_without_weights(
+    patch_size: tuple[int, ...],
+    input_channels: int,
+    output_channels: int,
+    arch_class_name: str,
+    arch_kwargs: dict[str, Any],
+    arch_kwargs_req_import: tuple[str, ...],
+) -> Any:
+    """Return nnU-Net's measure, from a network without weights, which are most of the time it takes.
+
+    The arguments are those of nnU-Net's ``static_estimate_VRAM_usage``.
+    """
+    with torch.device("meta"):
+        return ExperimentPlanner.static_estimate_VRAM_usage(
+            patch_size, input_channels, output_channels, arch_class_name, arch_kwargs, arch_kwargs_req_import
+        )
 
 
 def planned(plans: dict[str, Any]) -> dict[str, Plan]:

@@ -90,7 +90,7 @@ class SemiSupervisedPreprocessor(DefaultPreprocessor):
                 # Cases of two plans side by side would be trained on without a word, so all old ones go, but not before
                 # one of the new ones is there: what fails in every case must cost nothing.
                 with cleared(output) as drop_old:
-                    self._run_isolated(arguments, num_processes, configuration_name, drop_old)
+                    self._run_isolated(arguments, num_processes, configuration_name, lambda _: drop_old())
             if has_unlabelled:
                 self._run_unlabelled(name, plans_identifier, configuration_name, num_processes)
             else:
@@ -122,16 +122,17 @@ class SemiSupervisedPreprocessor(DefaultPreprocessor):
         return super().run_case(*arguments, **named) if self._made is None else self._made
 
     def _run_isolated(
-        self, arguments: dict[str, tuple], num_processes: int, stage: str, at_success: Callable[[], None]
+        self, arguments: dict[str, tuple], num_processes: int, stage: str, at_success: Callable[[Any], None]
     ) -> None:
+        """Preprocess cases in processes; ``at_success`` is given what :meth:`run_case_save` returns."""
         tasks = map_isolated(self.run_case_save, arguments, num_processes, always_spawn=True)
         show = getattr(self, "show_progress_bar", True)
         with contextlib.closing(tasks) as results:
-            for case, _, error in tqdm(
+            for case, result, error in tqdm(
                 results, "Preprocessing cases", len(arguments), disable=not show or not arguments
             ):
                 if error is None:
-                    at_success()
+                    at_success(result)
                     continue
                 _remove_partial(arguments[case][0])
                 if isinstance(error, DiskFullError):

@@ -28,6 +28,7 @@ TRAINER_NOT_FOUND = (
 )
 PLANNING_MODULE = "nnunetv2.experiment_planning"  # where stock looks for planners and fingerprint extractors
 PREPROCESSING_MODULE = "nnunetv2.preprocessing"  # where it looks for preprocessors
+NORMALIZATION_MODULE = "nnunetv2.preprocessing.normalization"  # where it looks for normalisations
 
 
 class SeamError(RuntimeError):
@@ -209,6 +210,12 @@ def deep_supervision_scales(trainer: Any) -> list[list[float]] | None:
     """Return the size of each output of a trainer's network by that of the patch, None without deep supervision."""
     scales: list[list[float]] | None = trainer._get_deep_supervision_scales()
     return scales
+
+
+def target_scales(trainer: Any) -> list[list[float]] | None:
+    """Return the scales that a trainer's labels are made at: those of its outputs, unless it says otherwise."""
+    own = getattr(trainer, "target_scales", None)
+    return deep_supervision_scales(trainer) if own is None else own()
 
 
 def set_batch_size(trainer: Any) -> None:

@@ -1,4 +1,4 @@
-"""Planners and preprocessors by name: stock nnU-Net's own search first, then a table of ours."""
+"""Planners, preprocessors and normalisations by name: stock nnU-Net's own search first, then a table of ours."""
 
 import difflib
 import importlib
@@ -17,6 +17,7 @@ CLASSES: Mapping[str, Mapping[str, str]] = MappingProxyType(
                     "nnunet_ext.planners.global_fingerprint:GlobalIntensityFingerprintExtractor"
                 ),
                 "ANUNetPlanner": "nnunet_ext.planners.anu_net:ANUNetPlanner",
+                "ReferencePlanner": "nnunet_ext.planners.reference:ReferencePlanner",
                 **{
                     name: f"nnunet_ext.planners.semi_supervised:{name}"
                     for name in (
@@ -29,12 +30,18 @@ CLASSES: Mapping[str, Mapping[str, str]] = MappingProxyType(
             }
         ),
         compat.PREPROCESSING_MODULE: MappingProxyType(
-            {"SemiSupervisedPreprocessor": "nnunet_ext.planners.preprocessor:SemiSupervisedPreprocessor"}
+            {
+                "SemiSupervisedPreprocessor": "nnunet_ext.planners.preprocessor:SemiSupervisedPreprocessor",
+                "ReferencePreprocessor": "nnunet_ext.planners.reference_preprocessor:ReferencePreprocessor",
+            }
+        ),
+        compat.NORMALIZATION_MODULE: MappingProxyType(
+            {"HounsfieldNormalization": "nnunet_ext.data.hounsfield:HounsfieldNormalization"}
         ),
     }
 )
 # Whatever begins like this and is not found was meant to be one of ours; stock ends in "'NoneType' is not callable".
-_BEGINNINGS = ("globalintensity", "semisupervised", "anunet")
+_BEGINNINGS = ("globalintensity", "semisupervised", "anunet", "referencep")
 
 
 def install(module: ModuleType) -> None:

@@ -56,6 +56,7 @@ def _naming_damaged_files(original: Callable[..., Any]) -> Callable[..., Any]:
     of_call = inspect.signature(original)
 
     def make_trainer(*args: Any, **kwargs: Any) -> Any:
+        _refuse_reference_plans(of_call.bind(*args, **kwargs).arguments)
         try:
             return original(*args, **kwargs)
         except (
@@ -71,6 +72,18 @@ def _naming_damaged_files(original: Callable[..., Any]) -> Callable[..., Any]:
             raise
 
     return make_trainer
+
+
+def _refuse_reference_plans(arguments: dict[str, Any]) -> None:
+    """Refuse plans of the reference module for trainers that would spoil their data, before anything is written."""
+    from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
+
+    from nnunet_ext.data.reference_plans import plans_of_ours, refuse_training
+
+    dataset, plans = arguments["dataset_name_or_id"], arguments.get("plans_identifier", "nnUNetPlans")
+    if plans_of_ours(dataset, plans):
+        trainer = recursive_find_trainer_class_by_name(arguments.get("trainer_name", "nnUNetTrainer"))
+        refuse_training(dataset, plans, arguments["configuration"], trainer)
 
 
 def _name_damaged(arguments: dict[str, Any]) -> None:

@@ -11,8 +11,9 @@ from typing import Any
 from nnunet_ext.data.dataset_json import channel_names
 from nnunet_ext.data.signature import digest
 from nnunet_ext.inference.checks import check_model
-from nnunet_ext.model_sharing.choice_of_network import networks_of
+from nnunet_ext.model_sharing.choice_of_network import SECOND, networks_of
 from nnunet_ext.model_sharing.folders import as_folds, find_folds, read_model_json, sha256_of
+from nnunet_ext.training.architecture import second_architecture
 from nnunet_ext.training.safe_load import load_checkpoint
 from nnunet_ext.training.trusted_classes import trusted_by_environment
 
@@ -32,6 +33,7 @@ class Member:
         dataset: Name of the dataset that it was trained on.
         sha256: Of the checkpoint file.
         settings: Digest of plans.json, which decides what the network gets to see.
+        is_of_another_kind: Whether it is network 2 of a model whose two networks have different architectures.
     """
 
     model: Path
@@ -44,6 +46,7 @@ class Member:
     dataset: str
     sha256: str
     settings: str
+    is_of_another_kind: bool = False
 
     @property
     def file(self) -> Path:
@@ -191,8 +194,9 @@ def _members_of(
         sha256, settings = sha256_of(file), digest({"plans": plans, "asked": asked})
         names = (str(content["trainer_name"]), str(plans.get("plans_name")), configuration)
         dataset = str(plans.get("dataset_name"))
+        pair = second_architecture(plans, configuration) is not None
         found += [
-            Member(model, fold, checkpoint, network, *names, dataset, sha256, settings)
+            Member(model, fold, checkpoint, network, *names, dataset, sha256, settings, pair and network == SECOND)
             for network in networks_of(content)
         ]
     return found

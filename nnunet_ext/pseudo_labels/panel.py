@@ -16,6 +16,7 @@ from nnunet_ext.inference.case import Model, Prepared, prepare
 from nnunet_ext.inference.comparison import why_not_compared
 from nnunet_ext.inference.predictor import Predictor
 from nnunet_ext.inference.spacing import PlansSpacing
+from nnunet_ext.model_sharing.choice_of_network import FIRST, SECOND
 from nnunet_ext.pseudo_labels.members import Member
 
 
@@ -42,7 +43,7 @@ class Seat:
 
     Attributes:
         member: Which network.
-        predictor: Of its model; shared by the members of one model.
+        predictor: Of its model; shared by the members of one model that have one architecture.
         weights: Of the network.
     """
 
@@ -88,11 +89,12 @@ class Panel:
     def __init__(self, members: Sequence[Member], settings: Settings) -> None:
         self.settings, self.device = settings, torch.device(settings.device)
         by_kind: dict[str, Group] = {}
-        predictors: dict[Path, Predictor] = {}
+        predictors: dict[tuple[Path, bool], Predictor] = {}
         for member in members:
-            predictor = predictors.get(member.model)
+            key = member.model, member.is_of_another_kind
+            predictor = predictors.get(key)
             if predictor is None:
-                predictor = predictors[member.model] = self._load(member)
+                predictor = predictors[key] = self._load(member)
             kind = _kind(predictor)
             group = by_kind.setdefault(kind, Group(predictor.model_of_cases))
             group.seats.append(Seat(member, predictor, member.weights(settings.trusted)))
@@ -117,6 +119,7 @@ class Panel:
             allow_tqdm=False,
             fast_export=True,
             trust_model=self.settings.trusted,
+            network=SECOND if member.is_of_another_kind else FIRST,
         )
         predictor.initialize_from_trained_model_folder(str(member.model), (member.fold,), member.checkpoint)
         predictor.check_preprocessor()

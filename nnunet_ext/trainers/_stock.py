@@ -51,6 +51,9 @@ if TYPE_CHECKING:
         def configure_optimizers(self) -> tuple[Any, Any]:
             raise NotImplementedError
 
+        def plot_network_architecture(self) -> None:
+            raise NotImplementedError
+
         def get_dataloaders(self) -> tuple[Any, Any]:
             raise NotImplementedError
 

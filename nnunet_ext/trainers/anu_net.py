@@ -50,7 +50,9 @@ class ANUNetPart(NetworkPart):
     def build_networks(self) -> None:
         """Build the networks, which may compute activations again."""
         super().build_networks()
-        networks = [getattr(self, name) for name in ("network", "network_2") if hasattr(self, name)]
+        alike = getattr(self, "companion", None) is None  # else network 2 is another one
+        names = ("network", "network_2") if alike else ("network",)
+        networks = [getattr(self, name) for name in names if hasattr(self, name)]
         nesting.set_checkpointing(networks, self.anu_checkpointing)
 
     def deep_supervision_scales(self) -> list[list[float]] | None:

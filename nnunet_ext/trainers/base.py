@@ -18,9 +18,11 @@ from nnunet_ext.data.loaders import naming_damaged_cases, workers_that_end_with_
 from nnunet_ext.data.training_cases import naming_damaged_validation, unlabeled_dataset
 from nnunet_ext.data.unlabeled_store import UnlabeledDataset
 from nnunet_ext.model_sharing.private import for_inference, without_private_keys
+from nnunet_ext.networks.reference_unet import channels_given
 from nnunet_ext.plugin import compat
 from nnunet_ext.trainers._stock import StockTrainer
 from nnunet_ext.training import checkpoints, pretrained
+from nnunet_ext.training.architecture import without_second
 from nnunet_ext.training.cases import refuse_unfit_cases
 from nnunet_ext.training.class_balance import ClassBalance
 from nnunet_ext.training.criteria import nnunet_weights
@@ -41,11 +43,15 @@ class ExtPart(StockTrainer):
         cpu_bf16: Whether forward passes on CPUs run in bfloat16 (environment variable ``nnUNet_ext_cpu_bf16``).
         has_own_loss: Whether the loss is neither nnU-Net's nor that of the network's part; for those who ask what a
             training takes.
+        network_number: Which network of CPS ``network`` is, 1 but for what trains a network 2 of its own kind.
         is_restored: Whether the networks get their weights from a checkpoint, whatever they begin with.
+        pretrained_file: File of pretrained weights as it was given, None where there is none.
     """
 
     has_own_loss = False
+    network_number = 1
     is_restored = False
+    pretrained_file: str | None = None
 
     def __init__(
         self,
@@ -69,7 +75,7 @@ class ExtPart(StockTrainer):
             plans: Plans of the dataset.
             configuration: Name of the configuration that is trained.
         """
-        return for_inference(plans)
+        return without_second(for_inference(plans), configuration)
 
     def set_defaults(self) -> None:
         """Set the settings that subclasses may change after the constructor; parts extend it, the last part last.
@@ -123,13 +129,13 @@ class ExtPart(StockTrainer):
 
     def build_networks(self) -> None:
         """Build, compile and wrap what is trained, with its optimiser; a part with more networks extends it."""
-        self.network, self.optimizer, self.lr_scheduler = self.make_network(0)
+        self.network, self.optimizer, self.lr_scheduler = self.make_network(self.network_number - 1)
 
     def make_network(self, number: int) -> tuple[nn.Module, Any, Any]:
         """Make one network with optimiser and scheduler.
 
         Args:
-            number: Number of the network; each has initial weights from a seed of its own.
+            number: Number of the network, from 0; each has initial weights from a seed of its own.
         """
         fold = -1 if self.fold == "all" else int(self.fold)
         with torch_seed(derived_seed(self.seed, fold + 1, number)):
@@ -193,6 +199,15 @@ class ExtPart(StockTrainer):
         with workers_that_end_with_this_process(), naming_damaged_cases(self):
             return super().get_dataloaders()
 
+    def plot_network_architecture(self) -> None:
+        """Draw the network as nnU-Net does, with a channel for the position of the slice where it takes one."""
+        image_channels = self.num_input_channels
+        self.num_input_channels = channels_given(checkpoints.plain_module(self.network), image_channels)
+        try:
+            super().plot_network_architecture()
+        finally:
+            self.num_input_channels = image_channels
+
     def perform_actual_validation(self, save_probabilities: bool = False) -> None:
         """Validate as nnU-Net does.
 
@@ -222,6 +237,10 @@ class ExtPart(StockTrainer):
     def output_weights(self) -> tuple[float, ...]:
         """Return the weights of the network's outputs: nnU-Net's, unless a part with another network has its own."""
         return nnunet_weights(self)
+
+    def target_scales(self) -> list[list[float]] | None:
+        """Return the scales that labels are made at; a part with two networks makes those of both."""
+        return self.deep_supervision_scales()
 
     def pseudo_criterion(self) -> nn.Module:
         """Return the loss against pseudo-labels; the part that makes them has one."""
@@ -309,6 +328,7 @@ class ExtPart(StockTrainer):
             RuntimeError: If it is no checkpoint.
             ValueError: If its network is another one.
         """
+        self.pretrained_file = filename
         weights = pretrained.read_weights(filename)
         if not self.was_initialized:
             self.initialize()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from nnunet_ext.data.position import has_position
 from nnunet_ext.trainers._mixin import TrainerMixin
 from nnunet_ext.training.copy_paste import BCPCriterion, BCPMixer
 from nnunet_ext.training.criteria import compiles_losses
@@ -57,6 +58,7 @@ class BCPPart(TrainerMixin):
             labels.ignore_label,
             (derived_seed(self.seed, BOXES, self.local_rank), derived_seed(self.seed, BCP_STEPS)),
             self.local_rank,
+            has_position(self.configuration_manager),
         )
         return self.copy_paste
 

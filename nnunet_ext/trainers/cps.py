@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from copy import deepcopy
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import nn
 
@@ -11,26 +11,33 @@ from nnunet_ext.data.loaders import in_background, two_stream_loader, validation
 from nnunet_ext.data.unlabelled_steps import refuse_senseless_steps, unlabelled_steps
 from nnunet_ext.networks.averaging import AverageOfNetworks
 from nnunet_ext.plugin import compat
+from nnunet_ext.trainers import _companion
 from nnunet_ext.trainers._mixin import TrainerMixin
 from nnunet_ext.trainers.bcp import BCPPart
 from nnunet_ext.trainers.class_balance import ClassBalancePart
 from nnunet_ext.trainers.confidence import ConfidencePart
 from nnunet_ext.trainers.cut_mix import CutMixPart
-from nnunet_ext.training import cps_monitor, cps_views_monitor, curves, next_stage, second_network, semi_supervised
+from nnunet_ext.training import (
+    cps_monitor,
+    cps_settings,
+    cps_views_monitor,
+    curves,
+    next_stage,
+    second_network,
+    semi_supervised,
+)
 from nnunet_ext.training.checkpoints import SECOND_NETWORK, plain_module
 from nnunet_ext.training.cps_step import CPSStep, make_step
 from nnunet_ext.training.cps_views_monitor import CPSViewsMonitor
 from nnunet_ext.training.cps_views_step import CPSViewsStep, make_views_step
 from nnunet_ext.training.criteria import CrossPseudoCriterion, cross_pseudo_criterion
 from nnunet_ext.training.drift import DriftAlarm, warn_of_drift
+from nnunet_ext.training.pair_scales import AS_THEY_COME, TargetChoice, target_choice, union_of_scales
 from nnunet_ext.training.schedules import SCHEDULE, SCHEDULE_OF_3D_CPS, PlateauScheduler, ramped_weight
 from nnunet_ext.training.second_geometry import patch_turner
 from nnunet_ext.training.seeds import BOXES, TURNS, seed_everything
 from nnunet_ext.training.teacher import Teacher, check_decay, teacher_of
 from nnunet_ext.training.validation import compare_validations, validate_networks
-
-_VIEWS = ("same", "weak_strong")
-_PSEUDO_ON = ("both", "unlabelled")
 
 
 class CPSPart(TrainerMixin):
@@ -62,9 +69,13 @@ class CPSPart(TrainerMixin):
         missing_class_patience: Epochs after which a class that is missing from the pseudo-labels is warned of.
         validate_second_network: Whether network 2 and the average of both get a final validation, too.
         number_of_networks: Number of networks that are trained, for those who ask what a training takes.
+        companion_bases: Base classes of what trains network 2, None where both networks are alike.
+        companion: What trains network 2 where it is another kind of network, else None.
     """
 
     number_of_networks = 2
+    companion_bases: ClassVar[tuple[type, ...] | None] = None
+    companion: Any = None
     network_2: nn.Module
     optimizer_2: Any = None
     lr_scheduler_2: Any = None
@@ -87,47 +98,32 @@ class CPSPart(TrainerMixin):
         self.missing_class_patience = 3
         self.validate_second_network = True
 
+    def changed_plans(self, plans: dict[str, Any], configuration: str) -> dict[str, Any]:
+        """Return a copy of the plans that names network 2, too, where it is another one."""
+        changed = super().changed_plans(plans, configuration)
+        if self.companion_bases is None:
+            return changed
+        return _companion.with_second(type(self), changed, plans, configuration)
+
     def refuse_unsupported(self) -> None:
         """Refuse the cascade, as unlabelled cases have no prediction of its previous stage, and what does not fit."""
         super().refuse_unsupported()
+        if self.companion_bases is not None:
+            self.companion = _companion.make_companion(self)
+            self.companion.refuse_unsupported()
         semi_supervised.refuse_unsupported(self)
         check_decay(self.ema_decay)
         refuse_senseless_steps(self)
-        for name, value, known in (("views", self.views, _VIEWS), ("pseudo_on", self.pseudo_on, _PSEUDO_ON)):
-            if value is not None and value not in known:
-                raise ValueError(f"{name} must be None or one of {', '.join(known)}, got {value!r}")
-        views, pseudo_on = self.views_and_halves()
-        if pseudo_on == "both" and views == "weak_strong":
-            raise ValueError(
-                "pseudo_on 'both' and views 'weak_strong' exclude each other: labelled patches have one view; set "
-                "pseudo_on to 'unlabelled' or views to 'same'"
-            )
-        if self.second_geometry and views == "same":
-            raise ValueError(
-                "second_geometry turns strong views, of which there are none with views 'same': set views to "
-                "'weak_strong' or second_geometry to False"
-            )
-        if pseudo_on == "both" and self._exchanges_boxes():
-            part, setting = ("BCP", "bcp") if isinstance(self, BCPPart) else ("CutMix", "cutmix")
-            raise ValueError(
-                f"pseudo_on 'both' goes without {part}, which exchanges boxes of unlabelled patches alone: set "
-                f"pseudo_on to 'unlabelled' or {setting}_probability to 0"
-            )
-        if pseudo_on == "both" and self.unlabeled_every > 1:
-            raise ValueError(
-                f"unlabeled_every {self.unlabeled_every} needs pseudo_on 'unlabelled', as pseudo_on 'both' learns the "
-                "peer's labels in every step: set unlabeled_every to 1, or views to 'weak_strong'"
-            )
-        if pseudo_on == "unlabelled" and not self.use_unlabeled:
-            raise ValueError(
-                "pseudo_on 'unlabelled' has nothing to learn from where use_unlabeled is False: set pseudo_on to "
-                "'both' and views to 'same', or use a trainer without CPS"
-            )
+        mixer = ("BCP", "bcp") if isinstance(self, BCPPart) else ("CutMix", "cutmix")
+        cps_settings.refuse_senseless(self, mixer if self._exchanges_boxes() else None)
 
     def build_networks(self) -> None:
         """Build both networks, each from a seed of its own."""
         super().build_networks()
-        self.network_2, self.optimizer_2, self.lr_scheduler_2 = self.make_network(1)
+        if self.companion is None:
+            self.network_2, self.optimizer_2, self.lr_scheduler_2 = self.make_network(1)
+        else:
+            self.network_2, self.optimizer_2, self.lr_scheduler_2 = _companion.build(self.companion, self)
         second_network.check_networks_differ(self.network, self.network_2)
 
     def initialize(self) -> None:
@@ -225,7 +221,22 @@ class CPSPart(TrainerMixin):
             "missing_class_patience",
             "validate_second_network",
         )
-        return super().hyperparameters() | {name: getattr(self, name) for name in names}
+        settings = super().hyperparameters() | {name: getattr(self, name) for name in names}
+        return settings if self.companion is None else settings | {"network_2": self.companion.hyperparameters()}
+
+    def target_scales(self) -> list[list[float]] | None:
+        """Return the scales of both networks."""
+        if self.companion is None:
+            return super().target_scales()
+        return union_of_scales(self.deep_supervision_scales(), self.companion.deep_supervision_scales())
+
+    def target_choices(self) -> tuple[TargetChoice, TargetChoice]:
+        """Return which of a batch's labels each network learns."""
+        if self.companion is None:
+            return AS_THEY_COME, AS_THEY_COME
+        union = self.target_scales()
+        first, second = (target_choice(one.deep_supervision_scales(), union) for one in (self, self.companion))
+        return first, second
 
     def get_dataloaders(self) -> tuple[Any, Any]:
         """Return the two-stream training loader and nnU-Net's validation loader."""
@@ -243,7 +254,11 @@ class CPSPart(TrainerMixin):
 
     def set_deep_supervision_enabled(self, enabled: bool) -> None:
         """Switch deep supervision of both networks."""
-        second_network.set_deep_supervision([self.network, self.network_2], enabled)
+        if self.companion is None:
+            second_network.set_deep_supervision([self.network, self.network_2], enabled)
+            return
+        for one, network in ((self, self.network), (self.companion, self.network_2)):
+            second_network.set_deep_supervision([network], enabled and one.enable_deep_supervision)
 
     def on_train_start(self) -> None:
         """Say where the next stage of a cascade finds what this one predicts."""
@@ -277,6 +292,9 @@ class CPSPart(TrainerMixin):
         super().on_train_epoch_start()
         self.network_2.train()
         self.lr_scheduler_2.step(self.current_epoch)
+        if self.companion is not None:
+            rate = self.optimizer_2.param_groups[0]["lr"]
+            self.print_to_log_file(f"Current learning rate of network 2: {round(rate, 5)}")
 
     def train_step(self, batch: dict[str, Any]) -> dict[str, Any]:
         """Train both networks on one batch of the two-stream loader, then move their running means."""
@@ -307,10 +325,16 @@ class CPSPart(TrainerMixin):
 
     def validation_step(self, batch: dict[str, Any]) -> dict[str, Any]:
         """Validate network 1 as nnU-Net does, and network 2 on the same patches."""
-        second = batch | {"target": deepcopy(batch["target"])}  # nnU-Net's step writes into the target on CPUs
-        report = super().validation_step(batch)
-        with self.using_network(self.network_2):
-            other = super().validation_step(second)
+        choices = self.target_choices()
+        # nnU-Net's step writes into the target on CPUs
+        second = batch | {"target": choices[1].of(deepcopy(batch["target"]))}
+        first = batch | {"target": choices[0].of(batch["target"])}
+        report = super().validation_step(first)
+        if self.companion is None:
+            with self.using_network(self.network_2):
+                other = super().validation_step(second)
+        else:
+            other = self.companion.validation_step(second)
         return report | {f"{key}_2": value for key, value in other.items()}
 
     def on_validation_epoch_end(self, val_outputs: list[dict[str, Any]]) -> None:
@@ -328,6 +352,12 @@ class CPSPart(TrainerMixin):
         super().on_epoch_end()
         if self.local_rank == 0:
             cps_monitor.draw(self, cps_views_monitor.PANELS if self._has_views_step() else cps_monitor.PANELS)
+
+    def refuse_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse a checkpoint whose network 2 was trained with other settings."""
+        super().refuse_checkpoint(checkpoint)
+        if self.companion_bases is not None:  # the networks may not be built yet
+            _companion.make_companion(self).refuse_checkpoint(checkpoint)
 
     def extra_state(self) -> dict[str, Any]:
         """Add the second network and what belongs to it, under a key of its own."""
@@ -358,7 +388,10 @@ class CPSPart(TrainerMixin):
         """Validate network 2 and the average of both, then network 1, whose results are nnU-Net's."""
         if self.validate_second_network:
             first, second = plain_module(self.network), plain_module(self.network_2)
-            networks = {"network_2": second, "average": AverageOfNetworks(first, second)}
+            networks = {
+                "network_2": second,
+                "average": AverageOfNetworks(first, second, regions=self.label_manager.has_regions),
+            }
             validate_networks(self, networks, super().perform_actual_validation)
         with next_stage.next_stages(self, next_stage.preprocessed_next_stages(self)):
             super().perform_actual_validation(save_probabilities)

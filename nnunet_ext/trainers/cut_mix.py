@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from nnunet_ext.data.position import has_position
 from nnunet_ext.data.unlabelled_steps import least_unlabelled_batch_size, unlabelled_batch_size
 from nnunet_ext.trainers._mixin import TrainerMixin
 from nnunet_ext.training.mean_teacher_step import Mixer
@@ -58,7 +59,8 @@ class CutMixPart(TrainerMixin):
         if unlabelled_batch_size(self) < 2:
             return super().make_mixer()
         seed = derived_seed(self.seed, BOXES, self.local_rank)
-        return BoxMixer(self.cutmix_share, self.cutmix_probability, self.cutmix_shape, seed)
+        position = has_position(self.configuration_manager)
+        return BoxMixer(self.cutmix_share, self.cutmix_probability, self.cutmix_shape, seed, position)
 
     def hyperparameters(self) -> dict[str, Any]:
         """Add the settings of the boxes."""

@@ -47,6 +47,7 @@ class IFEPart(NetworkPart):
     @contextmanager
     def prepared_pretrained_weights(self, filename: str) -> Iterator[str]:
         """Give a file that fits: weights of the plain network get zeros for the input channels that it has not."""
+        self.pretrained_file = filename
         pretrained.read_weights(filename)  # names what is no checkpoint
         if not self.was_initialized:
             self.initialize()

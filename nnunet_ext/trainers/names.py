@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
+from itertools import combinations
 from typing import Any, cast
 
 BASE = "nnUNetTrainer"
@@ -28,6 +29,7 @@ class Part:
         kind: What the part decides, for those who read the list.
         needs: Parts of which one has to stand before it, empty for a part that can stand alone.
         summary: One line for ``nnUNetv2_ext trainers``.
+        only_in_pairs: Whether it stands beside another part of its group alone.
     """
 
     name: str
@@ -36,6 +38,7 @@ class Part:
     kind: str
     summary: str
     needs: tuple[str, ...] = ()
+    only_in_pairs: bool = False
 
     @property
     def has_number(self) -> bool:
@@ -51,6 +54,7 @@ class Part:
 
 
 SUPERVISION, LOSS, NETWORK, LENGTH = "supervision", "loss", "network", "length"
+PAIRING, PLAIN = "CPS", "UNet"  # the part with which a name may have two networks, and that of the plans' own
 PARTS = (
     Part(
         "Semi",
@@ -109,6 +113,15 @@ PARTS = (
     Part("GDL", "nnunet_ext.trainers.comparison_losses:GDLPart", 4, LOSS, "generalised Dice"),
     Part("DWCE", "nnunet_ext.trainers.comparison_losses:DWCEPart", 4, LOSS, "cross-entropy weighted by distance"),
     Part(
+        PLAIN,
+        "",
+        5,
+        NETWORK,
+        "the plans' own network, as one of two that CPS trains (CPS_UNet_ANUNet)",
+        (PAIRING,),
+        only_in_pairs=True,
+    ),
+    Part(
         "ANUNet",
         "nnunet_ext.trainers.anu_net:ANUNetPart",
         5,
@@ -155,12 +168,22 @@ PARTS = (
 
 
 def _combinations() -> tuple[tuple[Part, ...], ...]:
-    """Return every combination of parts that carry no number, those of few parts first."""
+    """Return every combination of parts that carry no number, those of few parts first.
+
+    Of two networks those of plain CPS alone: with its other parts and a loss there would be thousands. They are found
+    by their names all the same.
+    """
     found: list[tuple[Part, ...]] = [()]
     for group in sorted({part.group for part in PARTS if not part.has_number}):
-        of_group = [part for part in PARTS if part.group == group]
+        of_group = [part for part in PARTS if part.group == group and not part.only_in_pairs]
         found += [(*chosen, part) for chosen in found for part in of_group if _is_allowed(part, chosen)]
-    return tuple(sorted(found[1:], key=len))
+    return (*sorted(found[1:], key=len), *_pairs())
+
+
+def _pairs() -> tuple[tuple[Part, ...], ...]:
+    """Return plain CPS with every two networks."""
+    networks = [part for part in PARTS if part.kind == NETWORK]
+    return tuple((part, *pair) for part in PARTS if part.name == PAIRING for pair in combinations(networks, 2))
 
 
 def _is_allowed(part: Part, before: Sequence[Part]) -> bool:
@@ -227,7 +250,10 @@ def _tokens(name: str) -> list[str] | None:
     tokens = rest.lstrip("_").split("_")
     first = tokens[0]
     for part in PARTS:
-        if part.match(first) is not None or (not part.has_number and first.lower().startswith(part.name.lower())):
+        if part.match(first) is not None:
+            return tokens
+        # what begins like the plans' own network may be a trainer of somebody else
+        if not part.has_number and not part.only_in_pairs and first.lower().startswith(part.name.lower()):
             return tokens
     if re.fullmatch(r"\d+(epochs?|iterations?|iters?)", first):
         return tokens
@@ -241,26 +267,11 @@ def _parse(name: str, tokens: list[str]) -> tuple[tuple[Part, int], ...]:
         if not matches:
             raise ValueError(f"the trainer name {name!r} has an unknown part {token!r}. {_grammar()}")
         found.append(matches[0])
-    groups = [part.group for part, _ in found]
-    for group in groups:
-        if groups.count(group) > 1:
-            clash = [part.name for part, _ in found if part.group == group]
-            raise ValueError(
-                f"the trainer name {name!r} has {' and '.join(clash)}, of which only one can be chosen. {_grammar()}"
-            )
-    ordered = tuple(sorted(found, key=lambda item: item[0].group))
+    ordered = tuple(sorted(found, key=lambda item: (item[0].group, PARTS.index(item[0]))))
+    _refuse_clashes(name, found, ordered)
     for part, _ in ordered:
         if not _is_allowed(part, [other for other, _ in ordered]):
-            if ordered[0][0].name == "Semi":
-                raise ValueError(
-                    f"the trainer name {name!r} has {part.name} beside Semi, which is MeanTeacher with CutMix and "
-                    f"Confidence; to choose parts, write them out, e.g. {BASE}MeanTeacher_CutMix_Confidence. "
-                    f"{_grammar()}"
-                )
-            raise ValueError(
-                f"the trainer name {name!r} has {part.name}, which needs {' or '.join(part.needs)}, e.g. "
-                f"{BASE}{part.needs[0]}_{part.name}. {_grammar()}"
-            )
+            raise ValueError(_lacks(name, part, ordered))
     canonical = canonical_name(ordered)
     if canonical != name:
         raise ValueError(
@@ -268,6 +279,62 @@ def _parse(name: str, tokens: list[str]) -> tuple[tuple[Part, int], ...]:
             f"only one); use -tr {canonical}"
         )
     return ordered
+
+
+def _refuse_clashes(name: str, found: list[tuple[Part, int]], ordered: tuple[tuple[Part, int], ...]) -> None:
+    """Raise ValueError where parts exclude each other, or networks are none that can be trained together."""
+    groups = [part.group for part, _ in found]
+    for group in groups:
+        clash = [part.name for part, _ in found if part.group == group]
+        is_pair = len(clash) == 2 and all(part.kind == NETWORK for part, _ in found if part.group == group)
+        if len(clash) > 1 and not is_pair:
+            raise ValueError(
+                f"the trainer name {name!r} has {' and '.join(clash)}, of which only one can be chosen"
+                f"{_OR_PAIR if found[groups.index(group)][0].kind == NETWORK else ''}. {_grammar()}"
+            )
+    networks = [part for part, _ in ordered if part.kind == NETWORK]
+    others = [item for item in ordered if item[0].kind != NETWORK]
+    paired = any(part.name == PAIRING for part, _ in others)
+    repeated = len(networks) == 2 and networks[0] is networks[1]
+    if len(networks) == 2 and not paired:
+        single = next((f" ({part.name} trains one)" for part, _ in others if part.group == 0), "")
+        distinct = [part for part in dict.fromkeys(networks) if not (repeated and part.only_in_pairs)]
+        pair = _name_of([item for item in others if item[0].group > 0], distinct)
+        raise ValueError(
+            f"the trainer name {name!r} has two networks, {networks[0].name} and {networks[1].name}, which only "
+            f"{PAIRING} trains together{single}; use -tr {pair}, or leave one of them out"
+        )
+    if repeated or (len(networks) == 1 and networks[0].only_in_pairs):
+        one = [part for part in networks[:1] if not part.only_in_pairs]
+        what = f"{networks[0].name} twice" if repeated else f"{networks[0].name} alone, the plans' own network"
+        if not paired:
+            instead = canonical_name(others) if others else BASE
+        else:
+            instead = _name_of([item for item in others if item[0].name != PAIRING], one)
+        both = ", where both networks are that" if paired else ""
+        raise ValueError(f"the trainer name {name!r} has {what}; use -tr {instead}{both}")
+
+
+_OR_PAIR = f", or with {PAIRING} two"
+
+
+def _name_of(others: Sequence[tuple[Part, int]], networks: Sequence[Part]) -> str:
+    """Return the name of CPS with other parts and networks."""
+    parts = [*((part, 0) for part in PARTS if part.name == PAIRING), *others, *((part, 0) for part in networks)]
+    return canonical_name(sorted(parts, key=lambda item: (item[0].group, PARTS.index(item[0]))))
+
+
+def _lacks(name: str, part: Part, ordered: tuple[tuple[Part, int], ...]) -> str:
+    """Return what is wrong with a name that has a part without what that needs."""
+    if ordered[0][0].name == "Semi":
+        return (
+            f"the trainer name {name!r} has {part.name} beside Semi, which is MeanTeacher with CutMix and "
+            f"Confidence; to choose parts, write them out, e.g. {BASE}MeanTeacher_CutMix_Confidence. {_grammar()}"
+        )
+    return (
+        f"the trainer name {name!r} has {part.name}, which needs {' or '.join(part.needs)}, e.g. "
+        f"{BASE}{part.needs[0]}_{part.name}. {_grammar()}"
+    )
 
 
 def _grammar() -> str:
@@ -284,15 +351,45 @@ def _compose(name: str, parts: tuple[tuple[Part, int], ...]) -> type:
     written_out = getattr(import_module("nnunet_ext.trainers.common"), name, None)
     if written_out is not None:
         return cast(type, written_out)
-    return type(name, bases_of(parts), {"__module__": "nnunet_ext.trainers", "__doc__": f"{_described(parts)}."})
+    content: dict[str, Any] = {"__module__": "nnunet_ext.trainers", "__doc__": f"{_described(parts)}."}
+    if len(networks_of(parts)) == 2:
+        content["companion_bases"] = companion_bases_of(parts)
+    return type(name, bases_of(parts), content)
+
+
+def networks_of(parts: Sequence[tuple[Part, int]]) -> list[tuple[Part, int]]:
+    """Return the parts that say which network is trained; of two the second is that of network 2."""
+    return [item for item in parts if item[0].kind == NETWORK]
 
 
 def bases_of(parts: Sequence[tuple[Part, int]]) -> tuple[type, ...]:
-    """Return the base classes of a trainer of parts that are in order, the last part first."""
+    """Return the base classes of a trainer of parts that are in order, the last part first; of two networks those of 1.
+
+    Args:
+        parts: Parts with their numbers.
+    """
+    lengths = [item for item in parts if item[0].kind == LENGTH]
+    others = [item for item in parts if item[0].kind in (SUPERVISION, LOSS)]
+    return _bases([*others, *networks_of(parts)[:1], *lengths])
+
+
+def companion_bases_of(parts: Sequence[tuple[Part, int]]) -> tuple[type, ...]:
+    """Return the base classes of what trains network 2 of a pair: that network and the loss, without CPS.
+
+    Args:
+        parts: Parts of the pair's trainer, with their numbers, in order.
+    """
+    loss = [item for item in parts if item[0].kind == LOSS]
+    return _bases([*loss, *networks_of(parts)[1:]], ("nnunet_ext.trainers._companion:CompanionPart",))
+
+
+def _bases(parts: Sequence[tuple[Part, int]], before: Sequence[str] = ()) -> tuple[type, ...]:
     bases: list[Any] = []
     for part, number in reversed(parts):
-        target = _load(part.target)
-        bases.append(target(number) if part.has_number else target)
+        if part.target:  # the plans' own network needs nothing
+            target = _load(part.target)
+            bases.append(target(number) if part.has_number else target)
+    bases += [_load(target) for target in before]
     bases += [_load("nnunet_ext.trainers.base:ExtPart"), _load("nnunetv2.training.nnUNetTrainer.nnUNetTrainer:" + BASE)]
     return tuple(bases)
 

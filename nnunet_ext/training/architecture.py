@@ -18,6 +18,7 @@ from nnunet_ext.training.checkpoints import unfit_weights
 from nnunet_ext.training.trusted_classes import STOCK_PACKAGE, check_classes
 
 STOCK_NETWORKS = f"{STOCK_PACKAGE}.architectures.unet."
+SECOND = "architecture_2"  # key of a configuration: the architecture of network 2 of CPS, where it is another one
 Architecture = dict[str, Any]
 NESTED = "nnunet_ext.networks.nested_unet.NestedAttentionUNet"
 NESTED_KEYS = ("aggregation", "gate_ratio", "depth")
@@ -26,6 +27,8 @@ ENHANCED = {
     for name in ("PlainConvUNet", "ResidualEncoderUNet")
 }
 ENHANCED_KEYS = ("ife_score", "ife_stages", "ife_ratios", "ife_axes", "ife_bins", "ife_step")
+REFERENCE = "nnunet_ext.networks.reference_unet.ReferenceUNet"
+REFERENCE_KEYS = ("windows", "hounsfield_channels", "position")
 TRANSUNET = "nnunet_ext.networks.transunet.TransUNet"
 TRANSUNET_KEYS = (
     "patch_size",
@@ -48,6 +51,7 @@ DEEPLAB_KEYS = ("encoder_name", "decoder_channels", "atrous_rates", "dropout")
 OWN_NETWORKS: dict[str, tuple[str | None, tuple[str, ...]]] = {
     NESTED: (f"{STOCK_NETWORKS}PlainConvUNet", NESTED_KEYS),
     **{ours: (stock, ENHANCED_KEYS) for stock, ours in ENHANCED.items()},
+    REFERENCE: (f"{STOCK_NETWORKS}PlainConvUNet", REFERENCE_KEYS),
     TRANSUNET: (None, TRANSUNET_KEYS),
     DEEPLAB: (None, DEEPLAB_KEYS),
 }
@@ -59,6 +63,20 @@ def network_name(architecture: Architecture) -> str:
     if name.startswith(f"{STOCK_PACKAGE}."):
         return STOCK_NETWORKS + name.rpartition(".")[2]
     return name
+
+
+def refuse_reference(name: str, part: str) -> None:
+    """Raise NotImplementedError if plans name the U-Net of the reference module for a part that would drop its input.
+
+    Args:
+        name: Class path of the plans' network.
+        part: Part of a trainer's name, for the message.
+    """
+    if name == REFERENCE:
+        raise NotImplementedError(
+            f"{part} has no windows of CT and takes no position of the slice, which these plans of ReferencePlanner "
+            "ask for; leave it out of the trainer's name, or use plans of another planner, e.g. -p nnUNetPlans"
+        )
 
 
 def stock_configuration(configuration: ConfigurationManager) -> ConfigurationManager:
@@ -75,6 +93,54 @@ def _reset(configuration: ConfigurationManager) -> ConfigurationManager:
     architecture["network_class_name"] = stock or architecture["network_class_name"]
     architecture["arch_kwargs"] = {k: v for k, v in architecture["arch_kwargs"].items() if k not in keys}
     return ConfigurationManager(content)
+
+
+def second_architecture(plans: dict[str, Any], configuration: str) -> Architecture | None:
+    """Return the architecture of network 2 where plans name another one than that of network 1, else None."""
+    if configuration not in plans.get("configurations", {}):
+        return None
+    found: Architecture | None = PlansManager(plans).get_configuration(configuration).configuration.get(SECOND)
+    return found
+
+
+def without_second(plans: dict[str, Any], configuration: str) -> dict[str, Any]:
+    """Return plans that say nothing of a network 2 in a configuration, a copy where they did."""
+    if second_architecture(plans, configuration) is None:
+        return plans
+    plans = deepcopy(plans)
+    # a configuration may inherit it from another one
+    content = deepcopy(PlansManager(plans).get_configuration(configuration).configuration)
+    plans["configurations"][configuration] = {key: value for key, value in content.items() if key != SECOND}
+    return plans
+
+
+def plans_of_second(plans: dict[str, Any], configuration: str) -> dict[str, Any]:
+    """Return plans in which a configuration has the network that network 2 has, a copy where that is another one."""
+    architecture = second_architecture(plans, configuration)
+    if architecture is None:
+        return plans
+    plans = without_second(plans, configuration)
+    plans["configurations"][configuration]["architecture"] = deepcopy(architecture)
+    return plans
+
+
+def plans_for_part(plans: dict[str, Any], configuration: str, keys: tuple[str, ...]) -> dict[str, Any]:
+    """Return plans from which a part makes network 2: with nnU-Net's own network where another part's is named.
+
+    Args:
+        plans: Plans of the dataset, which may name a network of network 1's part.
+        configuration: Name of the configuration.
+        keys: Arguments of the network that the part of network 2 decides.
+    """
+    if second_architecture(plans, configuration) is not None:
+        return plans_of_second(plans, configuration)
+    manager = PlansManager(plans).get_configuration(configuration)
+    name = network_name(manager.configuration["architecture"])
+    if name not in (NESTED, *ENHANCED.values()) or OWN_NETWORKS[name][1] == keys:
+        return plans
+    plans = deepcopy(plans)
+    plans["configurations"][configuration]["architecture"] = stock_configuration(manager).configuration["architecture"]
+    return plans
 
 
 def changed_plans(
@@ -174,6 +240,8 @@ def refuse_other_settings(trainer: Trainer, plans: dict[str, Any] | None, what: 
     """
     if plans is None or trainer.configuration_name not in plans["configurations"]:
         return
+    if getattr(trainer, "network_number", 1) == 2:
+        plans = plans_of_second(plans, trainer.configuration_name)
     saved, present = (
         PlansManager(content).get_configuration(trainer.configuration_name).network_arch_init_kwargs
         for content in (plans, trainer.plans_manager.plans)

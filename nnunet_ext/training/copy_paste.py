@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from nnunet_ext.losses.unlabelled import bcp_loss
 from nnunet_ext.training.mean_teacher_step import PseudoLabelled, to_device
-from nnunet_ext.training.mixing import BoxGenerator, labelled_part, mix, to_scales
+from nnunet_ext.training.mixing import BoxGenerator, is_inward, keep_position, labelled_part, mix, to_scales
 
 
 class BCPCriterion(nn.Module):
@@ -106,6 +106,8 @@ class BCPMixer:
         ignore_label: Label of voxels to ignore, None if there is none. Regions have a last channel for it.
         seeds: Seeds of the boxes, another one for each process, and of the decision, the same for all.
         rank: Number of the process.
+        position: Whether the last channel of images is the position of the slice, which stays that of the patch around
+            the box.
     """
 
     def __init__(
@@ -116,8 +118,9 @@ class BCPMixer:
         ignore_label: int | None = None,
         seeds: tuple[int, int] = (0, 1),
         rank: int = 0,
+        position: bool = False,
     ) -> None:
-        self.criterion, self.ignore_label, self.rank = criterion, ignore_label, rank
+        self.criterion, self.ignore_label, self.rank, self.position = criterion, ignore_label, rank, position
         self.probability, self.warmup_probability = probability, warmup_probability
         self.generator = BoxGenerator(seeds[0])
         self.decisions = torch.Generator().manual_seed(seeds[1])
@@ -135,7 +138,13 @@ class BCPMixer:
         data, target = to_device(batch["data"], images.device), _whole(batch["target"]).to(images.device)
         pairs = torch.arange(len(images), device=images.device) % len(data)
         part = labelled_part(outside, len(images), first)
-        return [self._pasted(one, part, data[pairs], target[pairs]) for one in learned]
+        mixed = [self._pasted(one, part, data[pairs], target[pairs]) for one in learned]
+        if self.position:
+            inward = is_inward(len(images), first, images)
+            for new, old in zip(mixed, learned, strict=True):
+                around = torch.where(inward, data[pairs][:, -1:], old.images[:, -1:])
+                new.images = keep_position(new.images, around)
+        return list(mixed)
 
     def in_warmup(self, batch: dict[str, Any], device: torch.device) -> dict[str, Any]:
         """Return a batch whose labelled patches have, now and then, a box of the next one, with its labels.
@@ -150,7 +159,8 @@ class BCPMixer:
         outside = self.generator.bcp_box(data.shape[2:], self.warmup_probability, device)
         whole = mix(outside, _whole(target))
         scales = to_scales(whole, [scale.shape[2:] for scale in target]) if isinstance(target, list) else whole
-        return batch | {"data": mix(outside, data), "target": scales}
+        mixed = mix(outside, data)
+        return batch | {"data": keep_position(mixed, data) if self.position else mixed, "target": scales}
 
     def reseed(self, seed: int) -> None:
         """Draw boxes from another seed from now on; the decision stays that of all processes."""

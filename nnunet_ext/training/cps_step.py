@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from nnunet_ext.losses.cross_pseudo import pseudo_labels
 from nnunet_ext.training.agreement import label_counts, region_counts
 from nnunet_ext.training.host import TwoNetworkTrainer
+from nnunet_ext.training.pair_scales import AS_THEY_COME, TargetChoice, labels_for
 
 
 @dataclass
@@ -36,6 +37,9 @@ class CPSStep:
         regions: Whether there are overlapping regions instead of exclusive classes.
         grad_scaler: Scaler of the gradients for fp16, or None.
         clip: Largest norm of the gradients of one network.
+        supervised_2: Loss of labelled patches of network 2, None for that of network 1.
+        cross_pseudo_2: Loss of network 2 against the labels of network 1, None for that of network 1.
+        targets: Which of the labels each network learns, where both have outputs of other sizes.
     """
 
     networks: tuple[nn.Module, nn.Module]
@@ -48,6 +52,9 @@ class CPSStep:
     regions: bool = False
     grad_scaler: Any = None
     clip: float = 12.0
+    supervised_2: Callable[[Any, Any], Tensor] | None = None
+    cross_pseudo_2: Callable[[list[Tensor], list[Tensor], Tensor | None], Tensor] | None = None
+    targets: tuple[TargetChoice, TargetChoice] = (AS_THEY_COME, AS_THEY_COME)
 
     def __call__(self, batch: dict[str, Any], weight: float) -> dict[str, Any]:
         """Train both networks on one batch.
@@ -72,9 +79,10 @@ class CPSStep:
         supervised, cross = [], []
         for learner, peer in ((0, 1), (1, 0)):
             with self.autocast():
-                loss = self.supervised(_like(target, [o[:labelled] for o in outputs[learner]]), target)
+                loss = supervised_loss_of(self, learner, [o[:labelled] for o in outputs[learner]], target)
                 with torch.set_grad_enabled(weight != 0):
-                    cps = self.cross_pseudo(outputs[learner], labels[peer], valid)
+                    criterion = self.cross_pseudo_2 if learner == 1 and self.cross_pseudo_2 else self.cross_pseudo
+                    cps = criterion(outputs[learner], labels_for(outputs[learner], labels[peer]), valid)
             total = loss + weight * cps if weight != 0 else loss
             self._backward(total)
             supervised.append(loss.detach())
@@ -118,6 +126,36 @@ class CPSStep:
         classes = self.number_of_outputs
         counts = region_counts(first, second, mask) if self.regions else label_counts(first, second, mask, classes)
         return report_of(supervised, cross, counts, target, self.regions)
+
+
+class SupervisedStep(Protocol):
+    """A step of two networks, as far as its labelled half goes; :class:`CPSStep` tells what each name is."""
+
+    targets: tuple[TargetChoice, TargetChoice]
+
+    @property
+    def supervised(self) -> Callable[[Any, Any], Tensor]:
+        """Loss of labelled patches."""
+        ...
+
+    @property
+    def supervised_2(self) -> Callable[[Any, Any], Tensor] | None:
+        """Loss of labelled patches of network 2, None for that of network 1."""
+        ...
+
+
+def supervised_loss_of(step: SupervisedStep, number: int, outputs: list[Tensor], target: Any) -> Tensor:
+    """Return the loss of one network on labelled patches.
+
+    Args:
+        step: Losses of both networks.
+        number: Number of the network, 0 or 1.
+        outputs: Its outputs for the labelled patches, highest resolution first.
+        target: Labels at the scales of both networks, as nnU-Net's losses get them.
+    """
+    own = step.targets[number].of(target)
+    criterion = step.supervised_2 if number == 1 and step.supervised_2 is not None else step.supervised
+    return criterion(outputs if isinstance(own, list) else outputs[0], own)
 
 
 def update_both(
@@ -190,6 +228,7 @@ def report_of(
 
 def make_step(trainer: TwoNetworkTrainer) -> CPSStep:
     """Make the step from a trainer's networks, optimisers and losses."""
+    companion = trainer.companion
     return CPSStep(
         networks=(trainer.network, trainer.network_2),
         optimizers=(trainer.optimizer, trainer.optimizer_2),
@@ -200,12 +239,11 @@ def make_step(trainer: TwoNetworkTrainer) -> CPSStep:
         number_of_outputs=trainer.label_manager.num_segmentation_heads,
         regions=trainer.label_manager.has_regions,
         grad_scaler=trainer.grad_scaler,
+        supervised_2=None if companion is None else companion.loss,
+        cross_pseudo_2=None if companion is None else companion.pseudo_criterion(),
+        targets=trainer.target_choices(),
     )
 
 
 def _as_list(output: Any) -> list[Tensor]:
     return list(output) if isinstance(output, (list, tuple)) else [output]
-
-
-def _like(target: Any, outputs: list[Tensor]) -> Any:
-    return outputs if isinstance(target, list) else outputs[0]

@@ -20,9 +20,10 @@ from nnunet_ext.training.agreement import label_counts, region_counts
 from nnunet_ext.training.class_balance import ClassBalance
 from nnunet_ext.training.confidence import agreeing, label_and_confidence
 from nnunet_ext.training.counting import class_counts
-from nnunet_ext.training.cps_step import report_of, update_both
+from nnunet_ext.training.cps_step import report_of, supervised_loss_of, update_both
 from nnunet_ext.training.host import TwoNetworkTrainer
 from nnunet_ext.training.mean_teacher_step import Gate, Mixer, PseudoLabelled, to_device
+from nnunet_ext.training.pair_scales import AS_THEY_COME, TargetChoice
 from nnunet_ext.training.second_geometry import PatchTurner
 from nnunet_ext.training.second_network import without_deep_supervision
 from nnunet_ext.training.supervised_pair import supervised_pair
@@ -58,6 +59,9 @@ class CPSViewsStep:
         agree: Whether a label counts only where both networks have it, or its confidence is 0.95 or more.
         teachers: Running means of both networks, which label in their place, without training mode; None for none.
             Whoever calls the step lets them follow afterwards (:meth:`follow`).
+        supervised_2: Loss of labelled patches of network 2, None for that of network 1.
+        unlabelled_2: Loss of pseudo-labelled patches of network 2, None for that of network 1.
+        targets: Which of the labels each network learns, where both have outputs of other sizes.
     """
 
     networks: tuple[nn.Module, nn.Module]
@@ -77,6 +81,9 @@ class CPSViewsStep:
     turner: PatchTurner | None = None
     agree: bool = False
     teachers: tuple[Teacher, Teacher] | None = None
+    supervised_2: Callable[[Any, Any], Tensor] | None = None
+    unlabelled_2: Callable[..., Tensor] | None = None
+    targets: tuple[TargetChoice, TargetChoice] = (AS_THEY_COME, AS_THEY_COME)
 
     def __call__(self, batch: dict[str, Any], weight: float) -> dict[str, Any]:
         """Train both networks on one batch.
@@ -102,16 +109,16 @@ class CPSViewsStep:
         for optimizer in self.optimizers:
             optimizer.zero_grad(set_to_none=True)
         supervised, cross = [], []
-        for network, own in zip(self.networks, learned, strict=True):
+        for number, (network, own) in enumerate(zip(self.networks, learned, strict=True)):
+            criterion = self.unlabelled_2 if number == 1 and self.unlabelled_2 is not None else self.unlabelled
             images = own.images if self.both_halves else torch.cat([labelled, own.images])
             with self.autocast():
                 output = network(images)
                 outputs = list(output) if isinstance(output, (list, tuple)) else [output]
-                halves = [scale[: len(labelled)] for scale in outputs]
-                loss = self.supervised(halves if isinstance(target, list) else halves[0], target)
+                loss = supervised_loss_of(self, number, [scale[: len(labelled)] for scale in outputs], target)
                 with torch.set_grad_enabled(weight != 0):
                     taught = outputs if self.both_halves else [scale[len(labelled) :] for scale in outputs]
-                    pseudo = own.loss(self.unlabelled, taught, class_weights)
+                    pseudo = own.loss(criterion, taught, class_weights)
             total = loss + weight * pseudo if weight != 0 else loss
             (total if self.grad_scaler is None else self.grad_scaler.scale(total)).backward()
             supervised.append(loss.detach())
@@ -253,6 +260,7 @@ def make_views_step(
         agree: Whether both networks must have a label that counts.
         teachers: Running means of both networks, which label in their place.
     """
+    companion = trainer.companion
     return CPSViewsStep(
         networks=(trainer.network, trainer.network_2),
         optimizers=(trainer.optimizer, trainer.optimizer_2),
@@ -270,4 +278,7 @@ def make_views_step(
         turner=turner,
         agree=agree,
         teachers=teachers,
+        supervised_2=None if companion is None else companion.loss,
+        unlabelled_2=None if companion is None else unlabelled_criterion(companion),
+        targets=trainer.target_choices(),
     )

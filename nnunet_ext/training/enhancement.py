@@ -16,7 +16,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 
 from nnunet_ext.files import naming_full_disk
 from nnunet_ext.networks.ife_unet import zero_added_channels
-from nnunet_ext.training.architecture import ENHANCED, network_name
+from nnunet_ext.training.architecture import ENHANCED, network_name, refuse_reference
 from nnunet_ext.training.checkpoints import plain_module
 
 
@@ -48,6 +48,7 @@ def enhanced_architecture(settings: Any, configuration: ConfigurationManager) ->
     name = network_name(architecture)
     if name in ENHANCED.values():
         return architecture
+    refuse_reference(name, "IFE")
     if name not in ENHANCED:
         raise NotImplementedError(
             f"IFE knows nnU-Net's PlainConvUNet and ResidualEncoderUNet, but the plans name {name}; use plans of "

@@ -47,8 +47,16 @@ class TwoNetworkTrainer(ExtTrainer, Protocol):
         network_2: The second network, compiled and wrapped as the first is.
         optimizer_2: Optimiser of the second network.
         lr_scheduler_2: Scheduler of its learning rate.
+        companion: What makes and supervises a second network of another kind, None where both are alike.
+        pretrained_file: File of pretrained weights as it was given, None where there is none.
     """
 
     network_2: nn.Module
     optimizer_2: Any
     lr_scheduler_2: Any
+    companion: Any
+    pretrained_file: str | None
+
+    def target_choices(self) -> tuple[Any, Any]:
+        """Return which of a batch's labels each network learns, as a :class:`TargetChoice` of ``pair_scales``."""
+        ...

@@ -68,11 +68,15 @@ class BoxMixer:
         probability: Probability that a sample gets a box.
         shape: ``"box"``, or ``"slab"`` for the full extent in all axes but one.
         seed: Seed of the numbers; another one for each process of DDP.
+        position: Whether the last channel of images is the position of the slice, which stays that of the sample
+            around the box.
     """
 
-    def __init__(self, share: tuple[float, float], probability: float, shape: str, seed: int) -> None:
+    def __init__(
+        self, share: tuple[float, float], probability: float, shape: str, seed: int, position: bool = False
+    ) -> None:
         _check(share, probability, shape)
-        self.share, self.probability, self.shape = share, probability, shape
+        self.share, self.probability, self.shape, self.position = share, probability, shape, position
         self.generator = BoxGenerator(seed)
 
     def __call__(self, *tensors: Tensor) -> tuple[Tensor, ...]:
@@ -85,7 +89,13 @@ class BoxMixer:
         """Return unlabelled patches mixed with each other, all by the same boxes; the batch takes no part."""
         names = ("images", "labels", "kept", "valid")
         mixed = iter(self(*(getattr(one, name) for one in learned for name in names)))
-        return [replace(one, **{name: next(mixed) for name in names}) for one in learned]
+        result = [replace(one, **{name: next(mixed) for name in names}) for one in learned]
+        if self.position:
+            result = [
+                replace(new, images=keep_position(new.images, old.images))
+                for new, old in zip(result, learned, strict=True)
+            ]
+        return result
 
     def reseed(self, seed: int) -> None:
         """Draw from another seed from now on."""
@@ -200,6 +210,16 @@ def mix(outside: Tensor, tensor: Tensor, donors: Tensor | None = None) -> Tensor
     return torch.where(outside, tensor, donors)
 
 
+def keep_position(mixed: Tensor, base: Tensor) -> Tensor:
+    """Return mixed images with the last channel of others: the position of the slice is not a thing of voxels.
+
+    Args:
+        mixed: ``(B, C + 1, *S)``.
+        base: Images of the same shape; or their positions alone, ``(B, 1, *S)``.
+    """
+    return torch.cat([mixed[:, :-1], base[:, -1:]], 1)
+
+
 def labelled_part(outside: Tensor, number: int, first: int = 0) -> Tensor:
     """Return where mixed patches are labelled, from the box of a batch.
 
@@ -215,10 +235,18 @@ def labelled_part(outside: Tensor, number: int, first: int = 0) -> Tensor:
     Returns:
         ``(B, 1, *S)`` bool.
     """
-    inward = (torch.arange(first, first + number, device=outside.device) % 2 == 0).reshape(
-        -1, *(1,) * (outside.ndim - 1)
-    )
-    return outside == inward
+    return outside == is_inward(number, first, outside)
+
+
+def is_inward(number: int, first: int, like: Tensor) -> Tensor:
+    """Return which of the patches of :func:`labelled_part` are labelled outside the box: ``(B, 1, ...)`` bool.
+
+    Args:
+        number: Number of patches, B.
+        first: Direction of the first patch, 0 for inward.
+        like: A tensor with as many axes, on the device in question.
+    """
+    return (torch.arange(first, first + number, device=like.device) % 2 == 0).reshape(-1, *(1,) * (like.ndim - 1))
 
 
 def to_scales(tensor: Tensor, sizes: Sequence[Sequence[int]]) -> list[Tensor]:

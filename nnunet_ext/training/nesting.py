@@ -12,7 +12,14 @@ from torch import nn
 
 from nnunet_ext.data.host import Trainer
 from nnunet_ext.losses import HybridLoss
-from nnunet_ext.training.architecture import NESTED, STOCK_NETWORKS, build, network_name
+from nnunet_ext.training.architecture import (
+    NESTED,
+    NESTED_KEYS,
+    STOCK_NETWORKS,
+    build,
+    network_name,
+    refuse_reference,
+)
 from nnunet_ext.training.checkpoints import plain_module
 from nnunet_ext.training.criteria import (
     DeepSupervision,
@@ -38,6 +45,7 @@ def nested_architecture(settings: Any, configuration: ConfigurationManager) -> d
     """
     architecture = deepcopy(configuration.configuration["architecture"])
     name = network_name(architecture)
+    refuse_reference(name, "ANUNet")
     if name not in (NESTED, f"{STOCK_NETWORKS}PlainConvUNet"):
         raise NotImplementedError(
             f"ANUNet nests nnU-Net's PlainConvUNet, but the plans name {name}; use plans of ANUNetPlanner (-p "
@@ -55,7 +63,8 @@ def nested_architecture(settings: Any, configuration: ConfigurationManager) -> d
 
 def refuse_without_part(trainer: Trainer) -> None:
     """Raise ValueError if plans name a nested network for a trainer without the part ``ANUNet``."""
-    if trainer.configuration_manager.network_arch_class_name == NESTED and not hasattr(trainer, "anu_depth"):
+    has_part = getattr(trainer, "network_keys", ()) == NESTED_KEYS  # settings of network 2 may be there without it
+    if trainer.configuration_manager.network_arch_class_name == NESTED and not has_part:
         raise ValueError(
             f"the plans {trainer.plans_manager.plans_name} name a nested network, whose outputs all have full "
             f"resolution, and {type(trainer).__name__} supervises smaller ones; use a trainer with ANUNet in its name, "

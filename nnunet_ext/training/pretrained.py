@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from nnunet_ext.data.host import Trainer
 from nnunet_ext.training.checkpoints import plain_module, read, unfit_weights
@@ -34,7 +35,7 @@ def refuse_unfit(trainer: Trainer, weights: dict[str, Tensor], filename: str | P
         weights: Weights by name.
         filename: File with the weights, for the message.
     """
-    state = {key: value for key, value in plain_module(trainer.network).state_dict().items() if _HEADS not in key}
+    state = _body(trainer.network)
     unfit = list(unfit_weights(state, weights, surplus=True))
     if not unfit:
         return
@@ -53,6 +54,15 @@ def refuse_unfit(trainer: Trainer, weights: dict[str, Tensor], filename: str | P
         f"-pretrained_weights {filename} does not fit {type(trainer).__name__}: {key} {there} and {expected} "
         f"here{more}; {need}, or leave -pretrained_weights out"
     )
+
+
+def fits(network: nn.Module, weights: Mapping[str, Tensor]) -> bool:
+    """Whether weights are those of a network, its heads apart."""
+    return next(unfit_weights(_body(network), weights, surplus=True), None) is None
+
+
+def _body(network: nn.Module) -> dict[str, Tensor]:
+    return {key: value for key, value in plain_module(network).state_dict().items() if _HEADS not in key}
 
 
 def _other_channels(given: tuple[int, ...], expected: tuple[int, ...]) -> bool:

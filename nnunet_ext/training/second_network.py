@@ -5,37 +5,58 @@ Whoever trains two networks takes this, whatever the second one learns from.
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
 from typing import Any
 
 import torch
 from nnunetv2.run.load_pretrained_weights import load_pretrained_weights
 from torch import nn
 
+from nnunet_ext.files import naming_full_disk
 from nnunet_ext.networks.averaging import AverageOfNetworks
-from nnunet_ext.training.checkpoints import SECOND_NETWORK, plain_module
+from nnunet_ext.networks.reference_unet import channels_given
+from nnunet_ext.training import pretrained
+from nnunet_ext.training.checkpoints import SECOND_NETWORK, plain_module, read, unfit_weights
+from nnunet_ext.training.enhancement import widened_weights
 from nnunet_ext.training.host import TwoNetworkTrainer
 from nnunet_ext.training.schedules import restore_scheduler, scheduler_state
 
 
 def check_networks_differ(first: nn.Module, second: nn.Module) -> None:
     """Raise RuntimeError if both networks have the same weights: they would only repeat each other."""
-    pairs = zip(plain_module(first).parameters(), plain_module(second).parameters(), strict=True)
-    if all(torch.equal(a, b) for a, b in pairs):
+    weights = [list(plain_module(network).parameters()) for network in (first, second)]
+    if [one.shape for one in weights[0]] != [one.shape for one in weights[1]]:
+        return  # they are not even of one kind
+    if all(torch.equal(a, b) for a, b in zip(*weights, strict=True)):
         raise RuntimeError(
             "both networks of CPS were initialised alike, so they cannot correct each other; "
             "build_network_architecture of this trainer must draw its weights from torch's random generator"
         )
 
 
+def deep_supervision_switch(network: nn.Module) -> Any:
+    """Return what of a network has the switch ``deep_supervision``, None for a network of one output.
+
+    Args:
+        network: Network of nnU-Net's kind, whose decoder has it, or one that has it itself; compiled or wrapped or not.
+    """
+    plain = plain_module(network)
+    places = (getattr(plain, "decoder", None), plain)
+    return next((place for place in places if hasattr(place, "deep_supervision")), None)
+
+
 def set_deep_supervision(networks: list[nn.Module], enabled: bool) -> None:
     """Switch deep supervision of networks, also of those in an average."""
     for network in networks:
         averaged = isinstance(network, AverageOfNetworks)
-        members: list[Any] = list(network.networks) if averaged else [plain_module(network)]  # type: ignore[arg-type]
+        members: list[Any] = list(network.networks) if averaged else [network]  # type: ignore[arg-type]
         for member in members:
-            member.decoder.deep_supervision = enabled
+            switch = deep_supervision_switch(member)
+            if switch is not None:
+                switch.deep_supervision = enabled
 
 
 @contextmanager
@@ -45,13 +66,16 @@ def without_deep_supervision(network: nn.Module) -> Iterator[None]:
     Args:
         network: Network of nnU-Net's kind, compiled or wrapped or not.
     """
-    decoder: Any = plain_module(network).decoder
-    before = decoder.deep_supervision
-    decoder.deep_supervision = False
+    switch = deep_supervision_switch(network)
+    if switch is None:
+        yield
+        return
+    before = switch.deep_supervision
+    switch.deep_supervision = False
     try:
         yield
     finally:
-        decoder.deep_supervision = before
+        switch.deep_supervision = before
 
 
 def state(trainer: TwoNetworkTrainer) -> dict[str, Any]:
@@ -67,7 +91,7 @@ def load_state(trainer: TwoNetworkTrainer, checkpoint: dict[str, Any]) -> dict[s
     """Restore the second network, and return all that the checkpoint holds beside nnU-Net's own keys.
 
     Raises:
-        RuntimeError: If the checkpoint has no second network.
+        RuntimeError: If the checkpoint has no second network, or another one.
     """
     if SECOND_NETWORK not in checkpoint:
         raise RuntimeError(
@@ -75,6 +99,12 @@ def load_state(trainer: TwoNetworkTrainer, checkpoint: dict[str, Any]) -> dict[s
             "go on; it may be an exported model. Use it with -pretrained_weights instead of --c"
         )
     saved: dict[str, Any] = checkpoint[SECOND_NETWORK]
+    unfit = next(unfit_weights(plain_module(trainer.network_2).state_dict(), saved["network_weights"]), None)
+    if unfit is not None:
+        raise RuntimeError(
+            f"the checkpoint has another network 2 than {type(trainer).__name__}: {unfit.key} has the shape "
+            f"{unfit.given} there and {unfit.expected} here; continue it with the trainer and the plans that wrote it"
+        )
     plain_module(trainer.network_2).load_state_dict(saved["network_weights"])
     trainer.optimizer_2.load_state_dict(saved["optimizer_state"])
     for scheduler, numbers in zip((trainer.lr_scheduler, trainer.lr_scheduler_2), saved["lr_schedulers"], strict=True):
@@ -83,11 +113,19 @@ def load_state(trainer: TwoNetworkTrainer, checkpoint: dict[str, Any]) -> dict[s
 
 
 def pretrain(trainer: TwoNetworkTrainer, filename: str) -> None:
-    """Load pretrained weights into the second network and warn if both networks now do the same everywhere."""
+    """Load pretrained weights into the second network and warn if both networks now do the same everywhere.
+
+    A second network of another kind takes those of the file that fit it, or keeps its initial ones, which is logged.
+    """
+    if trainer.companion is not None:
+        # that of network 1 may have been made to fit it
+        _pretrain_other(trainer, trainer.pretrained_file or filename)
+        return
     load_pretrained_weights(trainer.network_2, filename, verbose=False)
     size = trainer.configuration_manager.patch_size
     generator = torch.Generator().manual_seed(trainer.seed)
-    image = torch.randn((1, trainer.num_input_channels, *size), generator=generator).to(trainer.device)
+    channels = channels_given(plain_module(trainer.network), trainer.num_input_channels)
+    image = torch.randn((1, channels, *size), generator=generator).to(trainer.device)
     with torch.no_grad():
         outputs = [plain_module(network).eval()(image) for network in (trainer.network, trainer.network_2)]
     first, second = (output[0] if isinstance(output, (list, tuple)) else output for output in outputs)
@@ -96,3 +134,40 @@ def pretrain(trainer: TwoNetworkTrainer, filename: str) -> None:
             "WARNING: with these pretrained weights both networks give the same output everywhere, so that they cannot "
             "correct each other."
         )
+
+
+def _pretrain_other(trainer: TwoNetworkTrainer, filename: str) -> None:
+    """Give network 2 the weights of network 2 in the file, or those of its only network, if they fit."""
+    content = read(filename, ("network_weights",), "give a checkpoint of nnU-Net after -pretrained_weights")
+    offered = {
+        "network 2": content.get(SECOND_NETWORK, {}).get("network_weights"),
+        "the network": content["network_weights"],
+    }
+    kind = type(plain_module(trainer.network_2)).__name__
+    for which, weights in offered.items():
+        if weights is None:
+            continue
+        with tempfile.TemporaryDirectory() as folder, _fitting(trainer.network_2, weights, Path(folder)) as file:
+            if file is None:
+                continue
+            load_pretrained_weights(trainer.network_2, file, verbose=False)
+        trainer.print_to_log_file(f"Network 2 ({kind}) begins with the weights of {which} in {filename}")
+        return
+    trainer.print_to_log_file(
+        f"Network 2 ({kind}) keeps its random initial weights: {filename} holds none of such a network"
+    )
+
+
+@contextmanager
+def _fitting(network: nn.Module, weights: dict[str, Any], folder: Path) -> Iterator[str | None]:
+    """Give a file of weights that fits a network, as nnU-Net loads pretrained ones; None where they do not fit.
+
+    Weights of a plain network fit one with enhanced skips: added input channels are zero.
+    """
+    file = folder / "weights.pth"
+    with naming_full_disk(file):
+        torch.save({"network_weights": weights}, file)
+    enhanced = hasattr(plain_module(network), "added_input_channels")
+    as_it_is: AbstractContextManager[tuple[str, list[str]]] = nullcontext((str(file), []))
+    with widened_weights([network], str(file)) if enhanced else as_it_is as (widened, _):
+        yield widened if pretrained.fits(network, pretrained.read_weights(widened)) else None

@@ -17,10 +17,15 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from nnunet_ext.networks.reference_unet import channels_given
 from nnunet_ext.training.cps_step import CPSStep
 from nnunet_ext.training.criteria import CrossPseudoCriterion, deep_supervision_weights
+from nnunet_ext.training.pair_scales import TargetChoice
 
 GIB = 2**30
+SGD, ADAMW = "SGD", "AdamW"
+Architecture = dict[str, Any] | Callable[[], nn.Module]
+Sizes = list[tuple[int, ...]]
 
 
 class PeakOfStorages(TorchDispatchMode):
@@ -65,13 +70,15 @@ class _StepWithoutReport(CPSStep):
 
 
 def cps_step_memory(
-    architecture: dict[str, Any] | Callable[[], nn.Module],
+    architecture: Architecture,
     patch_size: Sequence[int],
     batch_size: int,
     input_channels: int,
     output_channels: int,
     regions: bool = False,
     half_precision: bool = True,
+    second: Architecture | None = None,
+    optimizers: tuple[str, str] = (SGD, SGD),
 ) -> int:
     """Return the most bytes that a step of cross pseudo supervision has allocated at once.
 
@@ -84,36 +91,48 @@ def cps_step_memory(
             what makes one network.
         patch_size: Size of a patch in voxels.
         batch_size: Labelled patches a step.
-        input_channels: Input channels of the network.
+        input_channels: Image channels, as nnU-Net counts them.
         output_channels: Output channels of the network.
         regions: Whether there are overlapping regions instead of exclusive classes.
         half_precision: Whether to train in mixed precision, as nnU-Net trains on GPUs.
+        second: Architecture of network 2; ``None`` for that of network 1.
+        optimizers: Optimiser of each network, ``"SGD"`` with momentum or ``"AdamW"``.
     """
     with FakeTensorMode(), PeakOfStorages() as memory:
-        (first, second), optimizers, batch = _prepared(
-            2, architecture, patch_size, batch_size, input_channels, output_channels, regions
+        networks, steppers, batch, choices = _prepared(
+            (architecture, architecture if second is None else second),
+            optimizers,
+            patch_size,
+            batch_size,
+            input_channels,
+            output_channels,
+            regions,
         )
         batch["unlabeled"] = torch.empty_like(batch["data"])
         batch["valid"] = torch.empty((2 * batch_size, 1, *patch_size), dtype=torch.uint8)
-        outputs = len(batch["target"])
+        targets = (_choice(choices[0], batch["target"]), _choice(choices[1], batch["target"]))
+        weights = [_weights(choice.of(batch["target"])) for choice in targets]
         # The networks on shapes alone are not part of the step.
         memory.peak = memory.now
         step = _StepWithoutReport(
-            networks=(first, second),
-            optimizers=(optimizers[0], optimizers[1]),
-            supervised=supervised_loss(outputs, regions, _weights(batch)),
-            cross_pseudo=CrossPseudoCriterion(_weights(batch), regions, False, False),
+            networks=(networks[0], networks[1]),
+            optimizers=(steppers[0], steppers[1]),
+            supervised=supervised_loss(len(weights[0]), regions, weights[0]),
+            cross_pseudo=CrossPseudoCriterion(weights[0], regions, False, False),
             autocast=lambda: _autocast(half_precision),
             device=torch.device("cpu"),
             number_of_outputs=output_channels,
             regions=regions,
+            supervised_2=supervised_loss(len(weights[1]), regions, weights[1]),
+            cross_pseudo_2=CrossPseudoCriterion(weights[1], regions, False, False),
+            targets=targets,
         )
         step(batch, 0.5)
         return memory.peak
 
 
 def supervised_step_memory(
-    architecture: dict[str, Any] | Callable[[], nn.Module],
+    architecture: Architecture,
     patch_size: Sequence[int],
     batch_size: int,
     input_channels: int,
@@ -121,20 +140,21 @@ def supervised_step_memory(
     regions: bool = False,
     half_precision: bool = True,
     make_loss: Callable[[int], nn.Module] | None = None,
+    optimizer_name: str = SGD,
 ) -> int:
     """Return the most bytes that nnU-Net's own training step has allocated at once.
 
     The network, gradients, momentum, activations and the loss, without torch.compile; what is not in it and the
     arguments are those of :func:`cps_step_memory`, but for ``make_loss``: makes the loss of lists of outputs and
-    targets from the number of outputs, ``None`` for nnU-Net's.
+    targets from the number of outputs, ``None`` for nnU-Net's; and ``optimizer_name``, ``"SGD"`` or ``"AdamW"``.
     """
     with FakeTensorMode(), PeakOfStorages() as memory:
-        (network,), (optimizer,), batch = _prepared(
-            1, architecture, patch_size, batch_size, input_channels, output_channels, regions
+        (network,), (optimizer,), batch, _ = _prepared(
+            (architecture,), (optimizer_name,), patch_size, batch_size, input_channels, output_channels, regions
         )
         memory.peak = memory.now
         outputs = len(batch["target"])
-        loss = supervised_loss(outputs, regions, _weights(batch)) if make_loss is None else make_loss(outputs)
+        loss = supervised_loss(outputs, regions, _weights(batch["target"])) if make_loss is None else make_loss(outputs)
         optimizer.zero_grad(set_to_none=True)
         with _autocast(half_precision):
             value = loss(network(batch["data"]), batch["target"])
@@ -144,45 +164,93 @@ def supervised_step_memory(
         return memory.peak
 
 
+def optimizer_of(trainer: Any) -> str:
+    """Return the name of the optimiser that a class of trainers trains its network with, as far as it is one of ours.
+
+    Args:
+        trainer: Class of a trainer, of ours or not.
+    """
+    kind = getattr(getattr(trainer, "own_optimizer", None), "__qualname__", "ExtPart.own_optimizer")
+    return SGD if kind == "ExtPart.own_optimizer" else ADAMW
+
+
 def _prepared(
-    number: int,
-    architecture: dict[str, Any] | Callable[[], nn.Module],
+    architectures: Sequence[Architecture],
+    optimizers: Sequence[str],
     patch_size: Sequence[int],
     batch_size: int,
     input_channels: int,
     output_channels: int,
     regions: bool,
-) -> tuple[list[nn.Module], list[torch.optim.Optimizer], dict[str, Any]]:
-    """Return networks, their optimisers with momentum, and a labelled batch."""
-    networks: list[nn.Module] = [
-        architecture()
-        if callable(architecture)
-        else get_network_from_plans(
-            architecture["network_class_name"],
-            architecture["arch_kwargs"],
-            architecture["_kw_requires_import"],
-            input_channels,
-            output_channels,
-            allow_init=False,
-            deep_supervision=True,
-        )
-        for _ in range(number)
-    ]
-    optimizers: list[torch.optim.Optimizer] = []
-    for network in networks:
-        optimizer = torch.optim.SGD(network.parameters(), 1e-2, momentum=0.99, nesterov=True)
-        for parameter in network.parameters():
-            optimizer.state[parameter]["momentum_buffer"] = torch.empty_like(parameter)
-        optimizers.append(optimizer)
-    data = torch.empty((batch_size, input_channels, *patch_size))
-    with torch.no_grad():
-        outputs = networks[0](data)
-    if isinstance(outputs, Tensor):  # a network without deep supervision
-        networks, outputs = [_AsList(network) for network in networks], [outputs]
-    shapes = [tuple(output.shape[2:]) for output in outputs]
-    target_channels = output_channels if regions else 1
-    target = [torch.empty((batch_size, target_channels, *shape)) for shape in shapes]
-    return networks, optimizers, {"data": data, "target": target}
+) -> tuple[list[nn.Module], list[torch.optim.Optimizer], dict[str, Any], list[Sizes]]:
+    """Return networks, their optimisers with momentum, a labelled batch, and the sizes of each network's outputs."""
+    networks = [_network(architecture, input_channels, output_channels) for architecture in architectures]
+    steppers = [_with_momentum(network, name) for network, name in zip(networks, optimizers, strict=True)]
+    data = torch.empty((batch_size, channels_given(networks[0], input_channels), *patch_size))
+    sizes: list[Sizes] = []
+    for number, network in enumerate(networks):
+        with torch.no_grad():
+            outputs = network(data)
+        if isinstance(outputs, Tensor):  # a network without deep supervision
+            networks[number], outputs = _AsList(network), [outputs]
+        sizes.append([tuple(output.shape[2:]) for output in outputs])
+    shapes = list(sizes[0])
+    shapes += [size for other in sizes[1:] for size in other if size not in shapes]
+    channels = output_channels if regions else 1
+    target = [torch.empty((batch_size, channels, *shape)) for shape in shapes]
+    return networks, steppers, {"data": data, "target": target}, sizes
+
+
+def _network(architecture: Architecture, input_channels: int, output_channels: int) -> nn.Module:
+    """Build a network with deep supervision."""
+    if callable(architecture):
+        return architecture()
+    network: nn.Module = get_network_from_plans(
+        architecture["network_class_name"],
+        architecture["arch_kwargs"],
+        architecture["_kw_requires_import"],
+        input_channels,
+        output_channels,
+        allow_init=False,
+        deep_supervision=True,
+    )
+    return network
+
+
+def _with_momentum(network: nn.Module, name: str) -> torch.optim.Optimizer:
+    """Return an optimiser as it is from the second step on."""
+    trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
+    if name == ADAMW:
+        return _AdamW(trained)
+    optimizer = torch.optim.SGD(trained, 1e-2, momentum=0.99, nesterov=True)
+    for parameter in trained:
+        optimizer.state[parameter]["momentum_buffer"] = torch.empty_like(parameter)
+    return optimizer
+
+
+class _AdamW(torch.optim.Optimizer):
+    """What torch's AdamW keeps and makes; that itself counts its steps by values, which are not there."""
+
+    def __init__(self, parameters: list[nn.Parameter]) -> None:
+        super().__init__(parameters, {})
+        for parameter in parameters:
+            self.state[parameter] = {name: torch.empty_like(parameter) for name in ("mean", "square")}
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        for parameter, state in self.state.items():
+            if parameter.grad is not None:
+                state["mean"].lerp_(parameter.grad, 0.1)
+                state["square"].mul_(0.9).addcmul_(parameter.grad, parameter.grad, value=0.1)
+                parameter.addcdiv_(state["mean"], state["square"].sqrt().add_(1e-8))
+
+
+def _choice(sizes: Sizes, target: list[Tensor]) -> TargetChoice:
+    """Return which of the label maps a network learns; equal sizes are those of one network, in its order."""
+    shapes = [tuple(one.shape[2:]) for one in target]
+    if shapes[: len(sizes)] == list(sizes):
+        return TargetChoice(tuple(range(len(sizes))))
+    return TargetChoice(tuple(shapes.index(size) for size in sizes))
 
 
 def _autocast(half_precision: bool) -> contextlib.AbstractContextManager:
@@ -190,9 +258,9 @@ def _autocast(half_precision: bool) -> contextlib.AbstractContextManager:
     return torch.autocast("cpu", torch.bfloat16) if half_precision else contextlib.nullcontext()
 
 
-def _weights(batch: dict[str, Any]) -> tuple[float, ...]:
+def _weights(target: Sequence[Tensor]) -> tuple[float, ...]:
     """Return nnU-Net's weights of the outputs; outputs of one size are all alike."""
-    sizes = [target.shape for target in batch["target"]]
+    sizes = [one.shape for one in target]
     equal = len(sizes) > 1 and len(set(sizes)) == 1
     return (1 / len(sizes),) * len(sizes) if equal else deep_supervision_weights(len(sizes))
 

@@ -8,11 +8,11 @@ from typing import Any, Protocol
 
 from torch import Tensor, nn
 
-from nnunet_ext.training.cps_step import report_of, update_both
+from nnunet_ext.training.cps_step import SupervisedStep, report_of, supervised_loss_of, update_both
 
 
-class PairStep(Protocol):
-    """A step of two networks, as far as its labelled half goes; :class:`CPSViewsStep` tells what each name is."""
+class PairStep(SupervisedStep, Protocol):
+    """A step of two networks that can learn labels alone; :class:`CPSViewsStep` tells what each name is."""
 
     networks: tuple[nn.Module, nn.Module]
     optimizers: tuple[Any, Any]
@@ -20,11 +20,6 @@ class PairStep(Protocol):
     regions: bool
     grad_scaler: Any
     clip: float
-
-    @property
-    def supervised(self) -> Callable[[Any, Any], Tensor]:
-        """Loss of labelled patches."""
-        ...
 
     @property
     def autocast(self) -> Callable[[], AbstractContextManager]:
@@ -44,12 +39,12 @@ def supervised_pair(step: PairStep, labelled: Tensor, target: Any) -> dict[str, 
         As a step with pseudo-labels does, with counts of 0, and None for the loss of pseudo-labels.
     """
     losses = []
-    for network, optimizer in zip(step.networks, step.optimizers, strict=True):
+    for number, (network, optimizer) in enumerate(zip(step.networks, step.optimizers, strict=True)):
         optimizer.zero_grad(set_to_none=True)
         with step.autocast():
             output = network(labelled)
             outputs = list(output) if isinstance(output, (list, tuple)) else [output]
-            loss = step.supervised(outputs if isinstance(target, list) else outputs[0], target)
+            loss = supervised_loss_of(step, number, outputs, target)
         (loss if step.grad_scaler is None else step.grad_scaler.scale(loss)).backward()
         losses.append(loss.detach())
     update_both(step.networks, step.optimizers, step.grad_scaler, step.clip)

@@ -79,9 +79,10 @@ class Teacher:
         for tensor in _tensors(self.network):
             if tensor.dtype in _HALF:  # a step's share of the mean would be rounded away
                 tensor.data = tensor.data.float()
-        decoder: Any = getattr(self.network, "decoder", None)
-        if hasattr(decoder, "deep_supervision"):
-            decoder.deep_supervision = False
+        places: tuple[Any, Any] = (getattr(self.network, "decoder", None), self.network)
+        for place in places:
+            if hasattr(place, "deep_supervision"):
+                place.deep_supervision = False
 
     @torch.no_grad()
     def __call__(self, data: Tensor) -> Tensor:

@@ -10,7 +10,6 @@ from batchgeneratorsv2.transforms.spatial.spatial import SpatialTransform
 from batchgeneratorsv2.transforms.utils.compose import ComposeTransforms
 from batchgeneratorsv2.transforms.utils.random import RandomTransform
 from data.tiny_dataset import LABELS, TinyDataset, make_plans, scan
-from nnunetv2.preprocessing.preprocessors.default_preprocessor import DefaultPreprocessor
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from scipy.ndimage import binary_fill_holes
@@ -60,9 +59,9 @@ def make(tiny: TinyDataset) -> Make:
         for seed, name in enumerate("lm"):
             # The label is 1 wherever nnU-Net's non-zero mask is, so that the target shows what the mask must be.
             image, label = tiny.add_labelled(name, seed, binary_fill_holes(scan(seed) != 0).astype(np.uint8))
-            DefaultPreprocessor(verbose=False).run_case_save(
-                str(folder / name), [str(image)], str(label), manager, manager.get_configuration(configuration), content
-            )
+            used = manager.get_configuration(configuration)
+            preprocessor = used.preprocessor_class(verbose=False)
+            preprocessor.run_case_save(str(folder / name), [str(image)], str(label), manager, used, content)
             tiny.add_unlabeled(f"u{name}", seed)
         tiny.write_splits({"train": ["l", "m"], "val": ["l"]})
         preprocess_unlabeled(777, "nnUNetPlans", configuration, 1, show_progress_bar=False)

@@ -36,6 +36,23 @@ def test_two_networks_take_both_halves_of_a_batch():
     assert 2.5 < one["trainer"]["gib"] / one["plain"]["gib"] < 5
 
 
+def test_a_pair_of_networks(monkeypatch, capsys):
+    name = "nnUNetTrainerCPS_UNet_ANUNet"
+    one = compare_networks(tiny.plans(), tiny.dataset_json(), name, ["3d_fullres"])["3d_fullres"]
+    alone = compare_networks(tiny.plans(), tiny.dataset_json(), "nnUNetTrainerANUNet", ["3d_fullres"])["3d_fullres"]
+    assert one["trainer"]["networks"] == 2
+    assert one["trainer"]["network"].endswith("PlainConvUNet")
+    assert one["trainer"]["network_2"] == {key: alone["trainer"][key] for key in ("network", "parameters")}
+    plain = compare_networks(tiny.plans(), tiny.dataset_json(), "nnUNetTrainerCPS", ["3d_fullres"])["3d_fullres"]
+    nested = compare_networks(tiny.plans(), tiny.dataset_json(), "nnUNetTrainerCPS_ANUNet", ["3d_fullres"])[
+        "3d_fullres"
+    ]
+    assert plain["trainer"]["gib"] < one["trainer"]["gib"] < nested["trainer"]["gib"]
+    monkeypatch.setattr(network_info, "read_plans", lambda *_: (tiny.plans(), tiny.dataset_json()))
+    assert main(["info", "-d", "1", "-tr", name, "-c", "3d_fullres"]) == 0
+    assert "  network 2   nnunet_ext.networks.nested_unet.NestedAttentionUNet, " in capsys.readouterr().out
+
+
 def test_a_loss_changes_nothing_and_the_cascade_counts_its_channels():
     name = "nnUNetTrainerCWCD"
     one = compare_networks(tiny.plans(), tiny.dataset_json(), name, ["3d_cascade_fullres"])["3d_cascade_fullres"]

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import SimpleITK
 import torch
-from inference.tiny_model import LABELS, REGIONS, TinyModel, make_nested_model
+from inference.tiny_model import LABELS, REGIONS, TinyModel, make_nested_model, make_pair_model
 from nnunetv2.inference import predict_from_raw_data
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
@@ -28,6 +28,7 @@ from nnunet_ext.model_sharing.export import export_model
 from nnunet_ext.pseudo_labels.consensus import find_consensus
 from nnunet_ext.pseudo_labels.members import find_members
 from nnunet_ext.pseudo_labels.panel import Panel, prepare_for_all
+from nnunet_ext.training.architecture import SECOND
 from nnunet_ext.training.checkpoints import SECOND_NETWORK, TEACHING
 
 SHAPE = (12, 18, 20)
@@ -85,6 +86,17 @@ def records(output: Path, name: str = "spacing_report") -> dict:
     return json.loads((output / f"{name}.json").read_text(), parse_constant=refuse)["cases"]
 
 
+def add_second(model: TinyModel, key: str, fold: int) -> None:
+    """Let a fold have a second network of the same kind."""
+    content = read_checkpoint(model, fold)
+    weights = change_weights(content["network_weights"], 20 + fold, 0.3)
+    write(model, content | {key: {"student" if key == TEACHING else "network_weights": weights}}, fold)
+
+
+def same(first: dict, second: dict) -> bool:
+    return first.keys() == second.keys() and all(torch.equal(value, second[key]) for key, value in first.items())
+
+
 def change_head(model: TinyModel, fold: int, value: float, channels: slice = slice(1)) -> None:
     """Let the network of a fold say something else: of the first channel, background, unless others are named."""
     content = copy.deepcopy(read_checkpoint(model, fold))
@@ -99,36 +111,74 @@ def find_nothing(model: TinyModel, *folds: int) -> None:
 
 class TestNetwork:
     @pytest.mark.parametrize("key", [SECOND_NETWORK, TEACHING], ids=["CPS", "mean teacher"])
-    @pytest.mark.parametrize("network", ["2", "both"])
-    def test_it_predicts_as_stock_does_with_what_export_writes(self, model, tmp_path, key, network):
+    def test_it_predicts_as_stock_does_with_what_export_writes(self, model, tmp_path, key):
         add_network(model, key)
-        export_model(model.folder, tmp_path / "plain", network, folds=[0])
-        folds = {"2": (0,), "both": (0, 1)}[network]
-        stock = predict(model, tmp_path / "stock", nnUNetPredictor, folds=folds, folder=tmp_path / "plain")
-        ours = predict(model, tmp_path / "ours", folds=(0,), network=network)
+        export_model(model.folder, tmp_path / "plain", "2", folds=[0])
+        stock = predict(model, tmp_path / "stock", nnUNetPredictor, folds=(0,), folder=tmp_path / "plain")
+        ours = predict(model, tmp_path / "ours", folds=(0,), network="2")
         first = predict(model, tmp_path / "first", nnUNetPredictor, folds=(0,))
         expected = read(stock / "a.nii.gz")
         np.testing.assert_array_equal(read(ours / "a.nii.gz"), expected)
         assert (read(first / "a.nii.gz") != expected).any()
-        assert records(ours)["a"]["predicted_with"]["network"] == network
+        assert records(ours)["a"]["predicted_with"]["network"] == "2"
+
+    @pytest.mark.parametrize("kind", ["classes", "regions", "2d"])
+    @pytest.mark.parametrize("key", [SECOND_NETWORK, TEACHING, SECOND], ids=["CPS", "mean teacher", "pair"])
+    def test_both_are_averaged_by_their_probabilities_in_each_window(self, tmp_path, key, kind):
+        """Of two folds: stock with a network whose logits are those of the mean probability, then folds as ever."""
+        arguments = copy.deepcopy(KINDS[kind])
+        if key == SECOND:
+            model = with_image(make_pair_model(tmp_path, 1, **arguments))
+        else:
+            model = with_image(make_folds(tmp_path, 1, share=0.1, **arguments))
+            for fold in (0, 1):
+                add_second(model, key, fold)
+        made = predictor(model, network="both", use_gaussian=False)  # at borders fp16 has no digits left for it
+        assert len(made.list_of_parameters) == 2
+        image = torch.randn(1, 16, 20, 20, generator=torch.Generator().manual_seed(1))
+        found = made.predict_logits_from_preprocessed_data(image)
+        nonlin = torch.sigmoid if kind == "regions" else lambda logits: logits.softmax(1)
+
+        class Naive(torch.nn.Module):
+            def __init__(self, *networks):
+                super().__init__()
+                self.networks = torch.nn.ModuleList(networks)
+
+            def forward(self, window):
+                outputs = [network(window).double() for network in self.networks]
+                there = sum(nonlin(output) for output in outputs).log()
+                if kind != "regions":
+                    return (there - np.log(2)).float()
+                return (there - sum(nonlin(-output) for output in outputs).log()).float()
+
+        total = 0
+        for fold in (0, 1):
+            alone = [predictor(model, folds=(fold,), network=network, use_gaussian=False) for network in ("1", "2")]
+            for one in alone:
+                one.network.load_state_dict(one.list_of_parameters[0])
+            stock = predictor(model, nnUNetPredictor, folds=(fold,), use_gaussian=False)
+            stock.network = Naive(*(one.network for one in alone))
+            stock.list_of_parameters = [stock.network.state_dict()]
+            total = total + stock.predict_logits_from_preprocessed_data(image)
+        found, expected = nonlin(found.float()), nonlin(total.float() / 2)
+        torch.testing.assert_close(found, expected, rtol=0, atol=2e-2)  # nnU-Net sums in fp16
+        mean = sum(one.predict_logits_from_preprocessed_data(image) for one in alone) / 2
+        assert not torch.allclose(found, nonlin(mean.float()), rtol=0, atol=2e-2)
 
     def test_both_of_all_folds(self, model):
-        write(model, read_checkpoint(model, 1), 1)
         for fold in (0, 1):
-            content = read_checkpoint(model, fold)
-            second = change_weights(content["network_weights"], 20 + fold)
-            write(model, content | {SECOND_NETWORK: {"network_weights": second}}, fold)
+            add_second(model, SECOND_NETWORK, fold)
         made = predictor(model, network="both", agreement=True)
         expected = [read_checkpoint(model, fold) for fold in (0, 1)]
-        weights = [
-            one for each in expected for one in (each["network_weights"], each[SECOND_NETWORK]["network_weights"])
-        ]
-        assert len(made.list_of_parameters) == 4
-        for found, wanted in zip(made.list_of_parameters, weights, strict=True):
-            assert all(torch.equal(value, wanted[name]) for name, value in found.items())
+        assert len(made.list_of_parameters) == 2
+        for found, wanted in zip(made.list_of_parameters, expected, strict=True):
+            weights = (wanted["network_weights"], wanted[SECOND_NETWORK]["network_weights"])
+            both = {f"networks.{n}.{name}": value for n, one in enumerate(weights) for name, value in one.items()}
+            assert found.keys() == both.keys()
+            assert all(torch.equal(value, both[name]) for name, value in found.items())
         expected = [f"fold {fold}, network {network}" for fold in (0, 1) for network in (1, 2)]
         assert [name.rpartition(", ")[0] for name in made.network_names] == expected
-        assert all(torch.equal(value, weights[0][name]) for name, value in made.network.state_dict().items())
+        assert made.network.state_dict().keys() == made.list_of_parameters[0].keys()
 
     def test_the_first_is_stocks_own(self, model, monkeypatch):
         calls = []
@@ -158,10 +208,13 @@ class TestNetwork:
         content = read_checkpoint(model)
         second = content[SECOND_NETWORK]["network_weights"]
         made = predictor(model, folds=(0,), network=network, prune_depth=1)
-        expected = {"2": [second], "both": [content["network_weights"], second]}[network]
-        for found, wanted in zip(made.list_of_parameters, expected, strict=True):
-            assert 0 < len(found) < len(wanted)
-            assert all(torch.equal(value, wanted[name]) for name, value in found.items())
+        (found,) = made.list_of_parameters
+        first = content["network_weights"]
+        both = {f"networks.{n}.{name}": value for n, one in enumerate((first, second)) for name, value in one.items()}
+        wanted = second if network == "2" else both
+        assert 0 < len(found) < len(wanted)
+        assert all(torch.equal(value, wanted[name]) for name, value in found.items())
+        assert made.network.state_dict().keys() == found.keys()
         output = predict(model, tmp_path / "out", folds=(0,), network=network, prune_depth=1)
         assert (output / "a.nii.gz").is_file()
 
@@ -187,6 +240,73 @@ class TestNetwork:
         assert "network" not in capsys.readouterr().out.partition("Kept as they are")[2]
         predict(model, tmp_path / "out", folds=(0,), network="2", overwrite=False)
         assert "Kept as they are, though predicted with network 1: a" in capsys.readouterr().out
+
+
+class TestPair:
+    """Networks of two kinds in one model."""
+
+    @pytest.fixture
+    def model(self, tmp_path):
+        return with_image(make_pair_model(tmp_path, 1))
+
+    def test_without_a_choice_it_is_network_1(self, model, tmp_path):
+        stock = predict(model, tmp_path / "stock", nnUNetPredictor)
+        for name, options in {"ours": {}, "named": {"network": "1"}, "fast": {"fast_export": True}}.items():
+            output = predict(model, tmp_path / name, **options)
+            np.testing.assert_array_equal(read(output / "a.nii.gz"), read(stock / "a.nii.gz"))
+
+    @pytest.mark.parametrize("network", ["2", "both"])
+    @pytest.mark.parametrize(
+        "options",
+        [{}, {"fast_export": True}, {"spacing": TargetSpacing(1.5, 1.5, 2.5)}, {"agreement": True}],
+        ids=["alone", "fast export", "target spacing", "agreement"],
+    )
+    def test_with_other_options(self, model, tmp_path, network, options):
+        output = predict(model, tmp_path / "out", network=network, **options)
+        assert len(np.unique(read(output / "a.nii.gz"))) > 1
+        plain = predict(model, tmp_path / "plain", network=network)
+        if "spacing" not in options:
+            np.testing.assert_array_equal(read(output / "a.nii.gz"), read(plain / "a.nii.gz"))
+        if "agreement" in options:
+            found = records(output)["a"]["agreement"]
+            panel = Panel([one for one in find_members([model.folder]) if network == "both" or one.network == "2"], CPU)
+            assert len(found["networks"]) == len(panel.members)
+            prepared = prepare_for_all((str(model.images / "a_0000.nii.gz"),), panel.models)
+            assert found["classes"] == find_consensus(panel, prepared, tmp_path).agreement.class_scores()
+
+    def test_network_2_is_the_other_architecture(self, model):
+        made = predictor(model, network="2", folds=(0,))
+        assert type(made.network).__name__ == "NestedAttentionUNet"
+        second = read_checkpoint(model, 0)[SECOND_NETWORK]["network_weights"]
+        assert same(made.network.state_dict(), second)
+
+    def test_pruning(self, model):
+        text = "network 1 of the model .* cannot be pruned: it is PlainConvUNet; its network 2 is a nested one, so pre"
+        with pytest.raises(BadInputError, match=text):
+            predictor(model, prune_depth=1)
+        with pytest.raises(BadInputError, match="has two networks of different kinds, of which one alone can be cut"):
+            predictor(model, prune_depth=1, network="both")
+        made = predictor(model, prune_depth=1, network="2")
+        assert len(made.list_of_parameters) == 2
+        with pytest.raises(
+            BadInputError, match="prune depth must lie between 1 and 1, the depth of network 2 of the m"
+        ):
+            predictor(model, prune_depth=2, network="2")
+
+    def test_weights_of_another_network(self, model):
+        content = read_checkpoint(model, 1)
+        content[SECOND_NETWORK]["network_weights"] = content["network_weights"]
+        write(model, content, 1)
+        with pytest.raises(BadInputError, match=r"fold_1/checkpoint_final\.pth lacks .*: its network_weights are not"):
+            predictor(model, network="both")
+
+    def test_code_in_the_second_architecture(self, model):
+        file = model.folder / "plans.json"
+        plans = json.loads(file.read_text())
+        plans["configurations"][model.configuration][SECOND]["network_class_name"] = "os.system"
+        file.write_text(json.dumps(plans))
+        with pytest.raises(BadInputError, match=r"the plans name 'os\.system' as network_class_name"):
+            predictor(model, network="2")
 
 
 class TestSameLabelMap:
@@ -230,8 +350,11 @@ class TestSameLabelMap:
         output = predict(model, tmp_path / "with", folds=(0,), network="both", agreement=True)
         np.testing.assert_array_equal(read(output / "a.nii.gz"), read(without / "a.nii.gz"))
         names = ["fold 0, network 1", "fold 0, network 2"]
-        found = records(output)["a"]["agreement"]["networks"]
-        assert [name.rpartition(", ")[0] for name in found] == names
+        found = records(output)["a"]["agreement"]
+        assert [name.rpartition(", ")[0] for name in found["networks"]] == names
+        panel = Panel([one for one in find_members([model.folder]) if one.fold == 0], CPU)
+        prepared = prepare_for_all((str(model.images / "a_0000.nii.gz"),), panel.models)
+        assert found["classes"] == find_consensus(panel, prepared, tmp_path).agreement.class_scores()
 
     def test_a_cascade(self, tmp_path):
         first = with_image(make_folds(tmp_path / "first"))

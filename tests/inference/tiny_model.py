@@ -18,7 +18,8 @@ from scipy.ndimage import gaussian_filter
 
 from nnunet_ext.trainers import find_trainer
 from nnunet_ext.trainers.ife import IFECurvaturePart
-from nnunet_ext.training.architecture import NESTED
+from nnunet_ext.training.architecture import NESTED, SECOND, build
+from nnunet_ext.training.checkpoints import SECOND_NETWORK
 from nnunet_ext.training.enhancement import enhanced_architecture
 
 LABELS = {"background": 0, "one": 1, "two": 2, "three": 3}
@@ -131,6 +132,38 @@ def make_nested_model(root: Path, configuration: str = "3d_fullres") -> TinyMode
     content = torch.load(file, weights_only=False) | {"trainer_name": "nnUNetTrainerANUNet"}
     torch.save(content | {"network_weights": network.state_dict()}, file)
     model.add("a", 1)
+    return model
+
+
+def make_pair_model(root: Path, *folds: int, **arguments: Any) -> TinyModel:
+    """Write a model of CPS whose network 1 is nnU-Net's own and whose network 2 is a nested one of depth 1.
+
+    Args:
+        root: Where.
+        folds: Further folds than 0.
+        arguments: Of :func:`make_model`.
+    """
+    model = make_model(root, **arguments)
+    plans = json.loads((model.folder / "plans.json").read_text())
+    nested = architecture(2 if model.configuration == "2d" else 3, 2) | {"network_class_name": NESTED}
+    nested["arch_kwargs"] |= {"aggregation": "concat", "gate_ratio": 0.5, "depth": 1}
+    plans["configurations"][model.configuration][SECOND] = nested
+    (model.folder / "plans.json").write_text(json.dumps(plans))
+    content = torch.load(model.folder / "fold_0" / "checkpoint_final.pth", weights_only=False)
+    heads = content["network_weights"]["decoder.seg_layers.0.bias"].numel()
+    for fold in (0, *folds):
+        torch.manual_seed(fold + 1)
+        second = build(nested, 1, heads, False).eval()
+        scale = 1 + 0.1 * fold
+        first = {key: value * scale for key, value in content["network_weights"].items()}
+        with torch.no_grad():  # large differences between classes, as after training
+            last = list(second.state_dict().values())[-2:]
+            last[0].mul_(20)
+            last[1].zero_()
+        weights = {"network_weights": first, SECOND_NETWORK: {"network_weights": second.state_dict()}}
+        (model.folder / f"fold_{fold}").mkdir(exist_ok=True)
+        name = {"trainer_name": "nnUNetTrainerCPS_UNet_ANUNet"}
+        torch.save(content | weights | name, model.folder / f"fold_{fold}" / "checkpoint_final.pth")
     return model
 
 

@@ -1,3 +1,4 @@
+import copy
 import json
 import shutil
 import zipfile
@@ -19,8 +20,9 @@ from nnunet_ext import files
 from nnunet_ext.files import PREFIX, DiskFullError
 from nnunet_ext.model_sharing.export import export_model
 from nnunet_ext.model_sharing.folders import find_folds
-from nnunet_ext.networks.averaging import AverageOfNetworks
 from nnunet_ext.trainers import nnUNetTrainerCPS
+from nnunet_ext.training.architecture import NESTED, SECOND, build
+from nnunet_ext.training.checkpoints import SECOND_NETWORK
 
 PLANS = make_plans("SemiSupervisedPlans", preprocessor_name="SemiSupervisedPreprocessor")
 PRIVATE = "/clinic/DOE_JANE"
@@ -167,17 +169,6 @@ def test_stock_prediction_equals_that_of_the_trained_networks(model: Model, tmp_
     else:
         assert torch.equal(found, predict_with(first if network == "1" else second, image))
         assert not torch.equal(found, predict_with(second if network == "1" else first, image))
-
-
-def test_both_predict_as_the_average_of_the_networks_does(model: Model, tmp_path):
-    export_model(model.folder, tmp_path / "out", "both", folds=[0])
-    # Without Gaussian weights: at the border they are so small that fp16, in which nnU-Net sums, has no digits left.
-    predictor = stock_predictor(use_gaussian=False)
-    predictor.initialize_from_trained_model_folder(str(tmp_path / "out"), (0, 1), "checkpoint_final.pth")
-    image = torch.randn(1, 16, 16, 16, generator=torch.Generator().manual_seed(1))
-    found = predictor.predict_logits_from_preprocessed_data(image)
-    average = AverageOfNetworks(model.networks[0, "1"], model.networks[0, "2"])
-    torch.testing.assert_close(found, predict_with(average, image, use_gaussian=False), rtol=5e-3, atol=5e-3)
 
 
 def test_a_checkpoint_of_a_real_training_can_be_exported(tiny: TinyDataset, tmp_path):
@@ -480,3 +471,60 @@ def test_only_folds_that_nnunet_writes_are_folds(model: Model):
     for name in ("+1", "01", "0_backup", "\u00b2"):
         shutil.copytree(model.folder / "fold_0", model.folder / f"fold_{name}")
     assert find_folds(model.folder, None, "checkpoint_final.pth") == [0, 3]
+
+
+class TestPairs:
+    """Models of networks of two kinds; the second one is smaller."""
+
+    @pytest.fixture
+    def pair(self, model: Model):
+        file = model.folder / "plans.json"
+        plans = json.loads(file.read_text())
+        other = copy.deepcopy(plans["configurations"]["3d_fullres"]["architecture"])
+        other["arch_kwargs"]["features_per_stage"] = [3, 5, 7][: other["arch_kwargs"]["n_stages"]]
+        plans["configurations"]["3d_fullres"][SECOND] = other
+        file.write_text(json.dumps(plans))
+        network = build(other, 1, 2, False)
+        path = model.folder / "fold_0" / "checkpoint_final.pth"
+        content = torch.load(path, weights_only=False)
+        content[SECOND_NETWORK] = {"network_weights": network.state_dict()}
+        torch.save(content, path)
+        return model.folder, network
+
+    def name_nested(self, folder, key):
+        plans = json.loads((folder / "plans.json").read_text())
+        plans["configurations"]["3d_fullres"][key]["network_class_name"] = NESTED
+        (folder / "plans.json").write_text(json.dumps(plans))
+
+    @pytest.mark.parametrize("network", ["1", "2"])
+    def test_plans_beside_it_name_what_was_exported(self, pair, model, tmp_path, network):
+        folder, second = pair
+        exported = json.loads((folder / "plans.json").read_text())["configurations"]["3d_fullres"]
+        export_model(folder, tmp_path / "out", network, folds=[0])
+        plans = json.loads((tmp_path / "out" / "plans.json").read_text())["configurations"]["3d_fullres"]
+        assert SECOND not in plans
+        assert plans["architecture"] == exported["architecture" if network == "1" else SECOND]
+        predictor = stock_predictor()
+        predictor.initialize_from_trained_model_folder(str(tmp_path / "out"), (0,), "checkpoint_final.pth")
+        expected = model.networks[0, "1"] if network == "1" else second
+        assert same(predictor.list_of_parameters[0], expected.state_dict())
+
+    def test_both_are_no_folds_of_one_model(self, pair, tmp_path):
+        text = (
+            r"networks of two kinds, so both cannot be folds of one exported model \(network 1 is PlainConvUNet, which "
+            r"needs no plugin; network 2 is PlainConvUNet, which needs no plugin\); export it with --network 1, or"
+        )
+        with pytest.raises(ValueError, match=text):
+            export_model(pair[0], tmp_path / "out", "both", folds=[0])
+        assert not (tmp_path / "out").exists()
+
+    @pytest.mark.parametrize(("key", "needs", "instead"), [("architecture", "1", "2"), (SECOND, "2", "1")])
+    def test_which_one_needs_the_plugin_is_said(self, pair, tmp_path, key, needs, instead):
+        self.name_nested(pair[0], key)
+        text = (
+            rf"so network {needs} needs nnunet_ext \(.*network {needs} is NestedAttentionUNet, which does.*\); export "
+            rf"it with --network {instead}, or predict with nnunet_ext installed, by nnUNetv2_predict --network {needs}"
+        )
+        with pytest.raises(ValueError, match=text):
+            export_model(pair[0], tmp_path / "out", needs, folds=[0])
+        export_model(pair[0], tmp_path / "out", instead, folds=[0])

@@ -38,7 +38,7 @@ class Network:
         size: Axes of an image in 3D that fits; the last two in 2D.
         variants: Further keyword arguments, each of which has to keep the contract on shapes and gradients.
         pickles: Whether it can be pickled as a whole; nnU-Net's residual blocks hold a lambda.
-        slow_to_compile: Whether another entry, which is compiled in the default run, has the same code of this package.
+        slow_to_compile: Whether another test, which compiles in the default run, has the same code of this package.
         outputs_at_full_size: Deep supervision is at full resolution; otherwise at that of each level but the lowest.
         dimensions: Of the images that it takes.
         divisor: What each axis must be a multiple of, for a network without nnU-Net's strides (and ``PLANS``).
@@ -136,6 +136,22 @@ NETWORKS = {
         divisor=16,
         scales=(1,),
         has_parameters_without_use=True,
+    ),
+    "reference": Network(
+        "nnunet_ext.networks.reference_unet.ReferenceUNet",
+        {
+            "features_per_stage": [4, 8, 12],
+            "kernel_sizes": [[3, 3, 3]] * 3,
+            "strides": [[1, 1, 1], [1, 2, 2], [2, 2, 2]],
+            "n_conv_per_stage": [2, 2, 2],
+            "n_conv_per_stage_decoder": [1, 1],
+            "n_stages": 3,
+            "windows": [[-150, 250], [-1350, 225], [-500, 1300]],
+            "hounsfield_channels": [1],
+        },
+        (8, 16, 16),
+        {"windows": {}, "no windows": {"windows": None}},
+        slow_to_compile=True,
     ),
 }
 

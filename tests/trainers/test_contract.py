@@ -41,12 +41,19 @@ def needed(part):
     return [[(other, 0)] for other in PARTS if other.name in part.needs] or [[]]
 
 
+def name_of(before, part, number, lengths=()):
+    """Name of a trainer with a part; one that stands in pairs alone has another network beside it."""
+    beside = [next(other for other in PARTS if other.kind == part.kind and other is not part)]
+    beside = [(other, 0) for other in beside if part.only_in_pairs]
+    return canonical_name([*before, (part, number), *beside, *lengths])
+
+
 def mixins():
     """Every class between a trainer of one part and nnU-Net's own."""
     found = {}
     for part in PARTS:
         for before in needed(part):
-            trainer = find_trainer(canonical_name([*before, (part, 3)]))
+            trainer = find_trainer(name_of(before, part, 3))
             for cls in trainer.__mro__[1 : trainer.__mro__.index(nnUNetTrainer)]:
                 found[cls.__name__] = cls
     return found
@@ -58,8 +65,8 @@ MIXINS = mixins()
 def short_names():
     """A trainer of each part that trains two epochs of one iteration; the parts of the length are in all of them."""
     lengths = [(part, 2 if "epochs" in part.name else 1) for part in PARTS if part.has_number]
-    alone = [[*before, (part, 0)] for part in PARTS if not part.has_number for before in needed(part)]
-    return [canonical_name([*parts, *lengths]) for parts in alone] + [canonical_name(lengths)]
+    alone = [(before, part) for part in PARTS if not part.has_number for before in needed(part)]
+    return [name_of(before, part, 0, lengths) for before, part in alone] + [canonical_name(lengths)]
 
 
 NAMES = short_names()

@@ -24,6 +24,8 @@ CASES = [  # Dice per sample in 3D, and over the batch in 2D
     ("nnUNetTrainerMeanTeacher_BCP_Confidence_ClassBalance", "2d"),
     ("nnUNetTrainerCPS_BCP", "3d_fullres"),
     ("nnUNetTrainerCPS_TransUNet", "2d"),
+    ("nnUNetTrainerCPS_UNet_ANUNet", "2d"),
+    ("nnUNetTrainerCPS_Confidence_CWCD_ANUNet_IFEEntropy", "2d"),
 ]
 
 
@@ -31,7 +33,7 @@ def fixed_batch(trainer, size):
     """A batch with padding in some samples only, so that the processes have different numbers of valid voxels."""
     generator = torch.Generator().manual_seed(3)
     patch = trainer.configuration_manager.patch_size
-    scales = trainer._get_deep_supervision_scales()
+    scales = trainer.target_scales()
     data, unlabeled, strong, strong_2 = (torch.randn((size, 1, *patch), generator=generator) for _ in range(4))
     target = [
         torch.randint(0, 3, (size, 1, *(round(p * s) for p, s in zip(patch, scale, strict=True))), generator=generator)
@@ -83,7 +85,7 @@ def train(name, configuration, rank, world, folder):
         plans["configurations"]["2d"]["patch_size"] = [32, 32]
     trainer = cls(plans, configuration, 0, tiny.dataset_json(), torch.device("cpu"))
     trainer.current_epoch = 2  # lambda 0.5
-    trainer.contour_pseudo_labels = "CPS" in name
+    trainer.contour_pseudo_labels = "CPS" in name and "Confidence" not in name
     trainer.configuration_manager.configuration["batch_size"] = 2
     trainer.initialize()
     trainer.set_deep_supervision_enabled(True)

@@ -22,6 +22,8 @@ from nnunet_ext.trainers.names import COMMON, PARTS, find_trainer
         "nnUNetTrainerCPS_7iterations",
         "nnUNetTrainer_20epochs_50iterations",
         "nnUNetTrainer_3iterations",
+        "nnUNetTrainerCPS_UNet_ANUNet",
+        "nnUNetTrainerCPS_CutMix_CWCD_ANUNet_IFEEntropy_3epochs",
     ],
 )
 def test_names_give_classes_of_that_name(name):
@@ -33,7 +35,9 @@ def test_names_give_classes_of_that_name(name):
     assert trainer.__doc__
 
 
-@pytest.mark.parametrize("name", ["nnUNetTrainer", "nnUNetTrainerNoMirroring", "nnUNetTrainer_probabilistic", "Foo"])
+@pytest.mark.parametrize(
+    "name", ["nnUNetTrainer", "nnUNetTrainerNoMirroring", "nnUNetTrainer_probabilistic", "nnUNetTrainerUNETR", "Foo"]
+)
 def test_other_names_are_not_ours(name):
     assert find_trainer(name) is None
 
@@ -67,6 +71,27 @@ def test_other_names_are_not_ours(name):
         ("nnUNetTrainerSemi_ClassBalance", "has ClassBalance beside Semi, which is MeanTeacher with CutMix and Conf"),
         ("nnUNetTrainerSemi_MeanTeacher", "has Semi and MeanTeacher, of which only one can be chosen"),
         ("nnUNetTrainerCutMix_MeanTeacher", "use -tr nnUNetTrainerMeanTeacher_CutMix$"),
+        ("nnUNetTrainerCPS_ANUNet_UNet", "canonical order.*use -tr nnUNetTrainerCPS_UNet_ANUNet$"),
+        ("nnUNetTrainerCPS_IFEEntropy_ANUNet_5epochs", "use -tr nnUNetTrainerCPS_ANUNet_IFEEntropy_5epochs$"),
+        ("nnUNetTrainerCPS_ANUNet_ANUNet", "has ANUNet twice; use -tr nnUNetTrainerCPS_ANUNet, where both networks"),
+        ("nnUNetTrainerCPS_UNet_UNet", "has UNet twice; use -tr nnUNetTrainerCPS, where both networks are that$"),
+        ("nnUNetTrainerCPS_GDL_UNet", "has UNet alone, the plans' own network; use -tr nnUNetTrainerCPS_GDL, where"),
+        ("nnUNetTrainerCWCD_UNet", "has UNet alone, the plans' own network; use -tr nnUNetTrainerCWCD$"),
+        ("nnUNetTrainerUNet", "has UNet alone, the plans' own network; use -tr nnUNetTrainer$"),
+        (
+            "nnUNetTrainerCWCD_UNet_ANUNet",
+            "two networks, UNet and ANUNet, which only CPS trains together; use -tr nnUNetTrainerCPS_CWCD_UNet_ANUNet",
+        ),
+        ("nnUNetTrainerUNet_UNet", "which only CPS trains together; use -tr nnUNetTrainerCPS, or leave one of them"),
+        (
+            "nnUNetTrainerMeanTeacher_CutMix_ANUNet_IFEEntropy",
+            r"which only CPS trains together \(MeanTeacher trains one\); use -tr nnUNetTrainerCPS_CutMix_ANUNet_IFEEn",
+        ),
+        ("nnUNetTrainerSemi_UNet_ANUNet", r"\(Semi trains one\); use -tr nnUNetTrainerCPS_UNet_ANUNet, or leave"),
+        (
+            "nnUNetTrainerCPS_UNet_ANUNet_IFEEntropy",
+            "UNet and ANUNet and IFEEntropy, of which only one .* with CPS two",
+        ),
     ],
 )
 def test_malformed_names_are_explained(name, message):
@@ -92,8 +117,10 @@ def test_every_combination_without_a_length_is_listed_once():
             ("", "ANUNet", "IFECurvature", "IFEEntropy", "TransUNet", "DeepLabV3Plus"),
         )
     } - {"nnUNetTrainer"}
-    assert set(COMMON) == expected | {"nnUNetTrainerCPS_100epochs", "nnUNetTrainerCPS_250epochs"}
-    assert len(COMMON) == len(set(COMMON)) == 625
+    networks = ("UNet", "ANUNet", "IFECurvature", "IFEEntropy", "TransUNet", "DeepLabV3Plus")
+    pairs = {f"nnUNetTrainerCPS_{first}_{second}" for first, second in itertools.combinations(networks, 2)}
+    assert set(COMMON) == expected | pairs | {"nnUNetTrainerCPS_100epochs", "nnUNetTrainerCPS_250epochs"}
+    assert len(COMMON) == len(set(COMMON)) == 640
 
 
 def test_the_list_follows_the_table_of_parts(monkeypatch):

@@ -88,6 +88,27 @@ def test_images_labels_and_masks_move_together(size):
     assert torch.equal(found.valid, part | learned.valid)
 
 
+def test_the_position_stays_that_of_the_patch_around_the_box():
+    """The labelled one of the first and third patch, the unlabelled one of the second; all else as without."""
+    learned, batch = patches(3, (9, 8)), labelled_batch(3, (9, 8))
+    (plain,), (made,) = (mixer(position=position).mixed([learned], batch) for position in (False, True))
+    for number, around in enumerate((batch["data"], learned.images, batch["data"])):
+        assert torch.equal(made.images[number, -1], around[number, -1])
+    assert torch.equal(made.images[:, :-1], plain.images[:, :-1])
+    assert not torch.equal(made.images, plain.images)
+    assert torch.equal(made.labelled, plain.labelled)
+
+
+def test_the_position_stays_in_the_warmup_too():
+    batch = labelled_batch(3, (9, 8))
+    plain, made = (
+        mixer(position=position, warmup_probability=1.0).in_warmup(batch, CPU)["data"] for position in (False, True)
+    )
+    assert torch.equal(made[:, -1], batch["data"][:, -1])
+    assert torch.equal(made[:, :-1], plain[:, :-1])
+    assert not torch.equal(made, plain)
+
+
 def test_every_scale_has_nnunets_voxels():
     """The loss of a scale is that of what nnU-Net's own transform makes of the mixed labels and masks."""
     size, factors = (8, 12), [[1.0, 1.0], [0.5, 0.5], [0.25, 0.5]]

@@ -7,8 +7,10 @@ import torch
 from batchgeneratorsv2.transforms.utils.deep_supervision_downsampling import DownsampleSegForDSTransform
 
 from nnunet_ext.losses import bcp_loss
+from nnunet_ext.training.mean_teacher_step import PseudoLabelled
 from nnunet_ext.training.mixing import (
     BoxGenerator,
+    BoxMixer,
     bcp_sides,
     box_sides,
     draw_bcp_box,
@@ -227,3 +229,16 @@ def test_scales_are_those_of_nnunet(dtype, size):
     for number, scale in enumerate(to_scales(labels, sizes)):
         assert scale.dtype == dtype
         assert torch.equal(scale, torch.stack([sample[number] for sample in expected]))
+
+
+def test_the_position_stays_that_of_the_sample_around_the_box():
+    """All else is mixed as without a position, by the same numbers."""
+    images = torch.rand((3, 2, 9, 14), generator=numbers(4))
+    images[:, -1] = torch.tensor([0.1, 0.5, 0.9]).view(3, 1, 1)
+    mask = torch.ones((3, 1, 9, 14), dtype=torch.bool)
+    learned = PseudoLabelled(images, torch.arange(3).view(3, 1, 1, 1).expand(3, 1, 9, 14), mask, mask)
+    (plain,), (made,) = (BoxMixer((0.2, 0.4), 1.0, "box", 7, position).mixed([learned], {}) for position in (0, 1))
+    assert (plain.images[0, -1] == 0.5).any()
+    assert torch.equal(made.images[:, -1], images[:, -1])
+    assert torch.equal(made.images[:, :-1], plain.images[:, :-1])
+    assert torch.equal(made.labels, plain.labels)

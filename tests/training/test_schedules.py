@@ -1,9 +1,17 @@
 """The ramp of lambda and the plateau schedule."""
 
+import math
+
 import pytest
 import torch
 
-from nnunet_ext.training.schedules import PlateauScheduler, check_schedule, linear_ramp, ramped_weight
+from nnunet_ext.training.schedules import (
+    SCHEDULE_OF_3D_CPS,
+    PlateauScheduler,
+    check_schedule,
+    linear_ramp,
+    ramped_weight,
+)
 
 
 @pytest.mark.parametrize(
@@ -97,3 +105,24 @@ def test_plateau_reduces_after_patience_and_survives_a_checkpoint():
     restored.load_state_dict(scheduler.state_dict())
     restored.observe(1.0)
     assert other.param_groups[0]["lr"] == pytest.approx(0.2)
+
+
+def released_ramp(passes: float, final: float = 0.1, length: int = 200) -> float:
+    """The weight of the reference module's released code, whose epochs are passes over the labelled slices."""
+    return final * math.exp(-5 * (1 - min(passes, length) / length) ** 2)
+
+
+def test_golden_ramp_of_the_reference_module_and_what_is_done_instead():
+    """Its 50,000 steps of 2 of about 4500 slices are 22 passes, at which the weight is a fiftieth of what it should be.
+
+    Here an epoch is a number of steps, whatever the number of labelled slices, and the weight is reached in half of it.
+    """
+    golden = {0: 0.000674, 10: 0.001097, 22: 0.001905, 50: 0.006005, 100: 0.028650, 150: 0.073162, 200: 0.1, 300: 0.1}
+    for passes, weight in golden.items():
+        assert released_ramp(passes) == pytest.approx(weight, abs=5e-7)
+    steps, steps_an_epoch, slices = 50_000, 250, 4500
+    passes = 2 * steps / slices
+    assert released_ramp(passes) < 0.02 * 0.1
+    epochs = steps // steps_an_epoch
+    assert ramped_weight(epochs // 2 - 1, epochs, 0.1, *SCHEDULE_OF_3D_CPS[:3]) == pytest.approx(0.1)
+    assert ramped_weight(epochs // 4 - 1, epochs, 0.1, *SCHEDULE_OF_3D_CPS[:3]) == pytest.approx(0.05)
