@@ -308,6 +308,11 @@ def sliding_window_slicers(predictor: Any, shape: tuple[int, ...]) -> list[Any]:
     return slicers
 
 
+def build_loss(trainer: Any) -> Any:
+    """Return the loss that a trainer makes for its network."""
+    return trainer._build_loss()
+
+
 def class_with_loss(trainer: type) -> type | None:
     """Return the class among a trainer's bases whose loss it has."""
     return next((base for base in trainer.__mro__ if "_build_loss" in vars(base)), None)

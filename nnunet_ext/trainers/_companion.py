@@ -13,6 +13,7 @@ from typing import Any, cast
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from torch import nn
 
+from nnunet_ext.plugin import compat
 from nnunet_ext.trainers._mixin import TrainerMixin
 from nnunet_ext.trainers._network import NetworkPart
 from nnunet_ext.trainers.base import ExtPart
@@ -44,25 +45,25 @@ class CompanionPart(TrainerMixin):
 
 
 @cache
-def companion_class(trainer: Any) -> Any:
+def companion_class(pair: Any) -> Any:
     """Return the class of what trains network 2 of a pair's trainer, under the name of that trainer.
 
     Class attributes that the trainer's user has set, such as those that shape a network, hold for network 2, too.
 
     Args:
-        trainer: Class of a trainer with ``companion_bases``.
+        pair: Class of a trainer with ``companion_bases``.
     """
-    bases = trainer.companion_bases
-    content: dict[str, Any] = {"__module__": trainer.__module__, "__doc__": f"Network 2 of {trainer.__name__}."}
-    for cls in reversed(_classes_of_user(trainer)):
+    bases = pair.companion_bases
+    content: dict[str, Any] = {"__module__": pair.__module__, "__doc__": f"Network 2 of {pair.__name__}."}
+    composed = _composed(pair)
+    for cls in reversed([cls for cls in pair.__mro__ if not issubclass(composed, cls)]):  # those of the user
         content |= {name: value for name, value in vars(cls).items() if _is_setting(name, value, bases)}
-    return type(trainer.__name__, bases, content)
+    return type(pair.__name__, bases, content)
 
 
-def _classes_of_user(trainer: Any) -> list[type]:
-    """Return the classes that stand before those of the trainer's name."""
-    composed = next(cls for cls in trainer.__mro__ if "companion_bases" in vars(cls))
-    return [cls for cls in trainer.__mro__ if not issubclass(composed, cls)]
+def _composed(pair: Any) -> Any:
+    """Return the class among a pair's bases that is made of the parts of its name."""
+    return next(cls for cls in pair.__mro__ if "companion_bases" in vars(cls))
 
 
 def _is_setting(name: str, value: Any, bases: tuple[type, ...]) -> bool:
@@ -71,16 +72,16 @@ def _is_setting(name: str, value: Any, bases: tuple[type, ...]) -> bool:
     return not name.startswith("_") and not hasattr(value, "__get__") and any(hasattr(base, name) for base in own)
 
 
-def with_second(trainer: Any, changed: dict[str, Any], plans: dict[str, Any], configuration: str) -> dict[str, Any]:
+def with_second(pair: Any, changed: dict[str, Any], plans: dict[str, Any], configuration: str) -> dict[str, Any]:
     """Return plans that name network 2 of a pair's trainer beside network 1.
 
     Args:
-        trainer: Class of the trainer.
+        pair: Class of the trainer.
         changed: A copy of the plans that says nothing of network 2; it is completed.
         plans: Plans of the dataset, or those beside a model of the pair.
         configuration: Name of the configuration that is trained.
     """
-    cls = companion_class(trainer)
+    cls = companion_class(pair)
     of_second = architecture.plans_for_part(plans, configuration, getattr(cls, "network_keys", ()))
     own = cls.__new__(cls).changed_plans(of_second, configuration)
     content = PlansManager(own).get_configuration(configuration).configuration["architecture"]
@@ -88,43 +89,29 @@ def with_second(trainer: Any, changed: dict[str, Any], plans: dict[str, Any], co
     return changed
 
 
-def build(companion: Any, trainer: Any) -> tuple[nn.Module, Any, Any]:
-    """Build network 2 with its optimiser, scheduler and loss, once network 1 is built.
-
-    Args:
-        companion: What trains network 2.
-        trainer: Trainer of both, from which it takes what is known by now.
-    """
-    for name in ("batch_size", "oversample_foreground_percent", "num_input_channels"):
-        setattr(companion, name, getattr(trainer, name))
-    companion.build_networks()
-    companion.loss = companion._build_loss()
-    return companion.network, companion.optimizer, companion.lr_scheduler
-
-
-def make_companion(trainer: Any) -> Any:
+def make_companion(trainer: ExtPart) -> Any:
     """Make what trains network 2 of a trainer, with the trainer's settings as they are now.
 
     Args:
         trainer: A trainer of a pair, before it builds its networks.
     """
-    cls = companion_class(cast(Any, type(trainer)))
+    pair = cast(Any, type(trainer))
+    cls = companion_class(pair)
     companion = cls.__new__(cls)
     given = {name: value for name, value in vars(trainer).items() if name != "companion"}
-    vars(companion).update(given | _own_settings(trainer, cls, given))
+    vars(companion).update(given | _own_settings(pair, cls, given))
     plans = architecture.plans_of_second(trainer.plans_manager.plans, trainer.configuration_name)
     companion.plans_manager = PlansManager(plans)
     companion.configuration_manager = companion.plans_manager.get_configuration(trainer.configuration_name)
     return companion
 
 
-def _own_settings(trainer: Any, cls: Any, given: dict[str, Any]) -> dict[str, Any]:
+def _own_settings(pair: Any, cls: Any, given: dict[str, Any]) -> dict[str, Any]:
     """Return the settings of network 2's part, without those that the trainer's user has set."""
     rest = tuple(base for base in cls.__bases__ if not issubclass(base, NetworkPart))
     shared = _set_by(type(cls.__name__, rest, {}), given)
     own = {name: value for name, value in _set_by(cls, given).items() if name not in shared}
-    composed = next(base for base in type(trainer).__mro__ if "companion_bases" in vars(base))
-    known = {*_set_by(composed, given), *SETTINGS_OF_BOTH}  # what else is there was set by the user
+    known = {*_set_by(_composed(pair), given), *SETTINGS_OF_BOTH}  # what else is there was set by the user
     return {name: value for name, value in own.items() if name in known or name not in given}
 
 
@@ -141,3 +128,17 @@ def _set_by(cls: Any, given: dict[str, Any]) -> dict[str, Any]:
     vars(blank).update(given)
     blank.set_defaults()
     return found
+
+
+def build(companion: Any, trainer: ExtPart) -> tuple[nn.Module, Any, Any]:
+    """Build network 2 with its optimiser, scheduler and loss, once network 1 is built.
+
+    Args:
+        companion: What trains network 2.
+        trainer: Trainer of both, from which it takes what is known by now.
+    """
+    for name in ("batch_size", "oversample_foreground_percent", "num_input_channels"):
+        setattr(companion, name, getattr(trainer, name))
+    companion.build_networks()
+    companion.loss = compat.build_loss(companion)
+    return companion.network, companion.optimizer, companion.lr_scheduler

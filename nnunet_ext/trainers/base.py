@@ -52,6 +52,7 @@ class ExtPart(StockTrainer):
     network_number = 1
     is_restored = False
     pretrained_file: str | None = None
+    _weights_come_later = False  # whether a checkpoint is about to be loaded, so that no other weights are needed
 
     def __init__(
         self,
@@ -240,7 +241,7 @@ class ExtPart(StockTrainer):
 
     def target_scales(self) -> list[list[float]] | None:
         """Return the scales that labels are made at; a part with two networks makes those of both."""
-        return self.deep_supervision_scales()
+        return compat.deep_supervision_scales(self)
 
     def pseudo_criterion(self) -> nn.Module:
         """Return the loss against pseudo-labels; the part that makes them has one."""
@@ -353,5 +354,6 @@ class ExtPart(StockTrainer):
         checkpoint = checkpoints.load_for(self, filename_or_checkpoint)
         self.is_restored = True
         self.refuse_checkpoint(checkpoint)
+        self._weights_come_later = True
         super().load_checkpoint(filename_or_checkpoint)
         self.load_extra_state(checkpoint)

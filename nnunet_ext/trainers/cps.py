@@ -228,14 +228,14 @@ class CPSPart(TrainerMixin):
         """Return the scales of both networks."""
         if self.companion is None:
             return super().target_scales()
-        return union_of_scales(self.deep_supervision_scales(), self.companion.deep_supervision_scales())
+        return union_of_scales(*(compat.deep_supervision_scales(one) for one in (self, self.companion)))
 
     def target_choices(self) -> tuple[TargetChoice, TargetChoice]:
         """Return which of a batch's labels each network learns."""
         if self.companion is None:
             return AS_THEY_COME, AS_THEY_COME
         union = self.target_scales()
-        first, second = (target_choice(one.deep_supervision_scales(), union) for one in (self, self.companion))
+        first, second = (target_choice(compat.deep_supervision_scales(one), union) for one in (self, self.companion))
         return first, second
 
     def get_dataloaders(self) -> tuple[Any, Any]:

@@ -27,8 +27,6 @@ ENHANCED = {
     for name in ("PlainConvUNet", "ResidualEncoderUNet")
 }
 ENHANCED_KEYS = ("ife_score", "ife_stages", "ife_ratios", "ife_axes", "ife_bins", "ife_step")
-REFERENCE = "nnunet_ext.networks.reference_unet.ReferenceUNet"
-REFERENCE_KEYS = ("windows", "hounsfield_channels", "position")
 TRANSUNET = "nnunet_ext.networks.transunet.TransUNet"
 TRANSUNET_KEYS = (
     "patch_size",
@@ -47,13 +45,15 @@ TRANSUNET_KEYS = (
 )
 DEEPLAB = "nnunet_ext.networks.deeplab.DeepLabV3Plus"
 DEEPLAB_KEYS = ("encoder_name", "decoder_channels", "atrous_rates", "dropout")
+REFERENCE = "nnunet_ext.networks.reference_unet.ReferenceUNet"
+REFERENCE_KEYS = ("windows", "hounsfield_channels", "position")
 # class path of ours -> nnU-Net's own that it extends, None where it takes the place of any, and what settings decide
 OWN_NETWORKS: dict[str, tuple[str | None, tuple[str, ...]]] = {
     NESTED: (f"{STOCK_NETWORKS}PlainConvUNet", NESTED_KEYS),
     **{ours: (stock, ENHANCED_KEYS) for stock, ours in ENHANCED.items()},
-    REFERENCE: (f"{STOCK_NETWORKS}PlainConvUNet", REFERENCE_KEYS),
     TRANSUNET: (None, TRANSUNET_KEYS),
     DEEPLAB: (None, DEEPLAB_KEYS),
+    REFERENCE: (f"{STOCK_NETWORKS}PlainConvUNet", REFERENCE_KEYS),
 }
 
 

@@ -50,6 +50,9 @@ def make_trainer(environment):
         if issubclass(cls, reference_2d.Reference2DPart) and configuration == "3d_fullres":
             configuration = "2d"
             plans["configurations"]["2d"]["patch_size"] = [32, 32]
+        second = getattr(cls, "companion_bases", None) or ()
+        if configuration == "2d" and any(issubclass(base, reference_2d.Reference2DPart) for base in second):
+            plans["configurations"]["2d"]["patch_size"] = [32, 32]
         return cls(plans, configuration, fold, tiny.dataset_json(kind), torch.device("cpu"))
 
     return make

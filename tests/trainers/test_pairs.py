@@ -9,7 +9,9 @@ import pytest
 import torch
 from reference.taught import networks, ready, same, weights
 
+from nnunet_ext.inference import Predictor
 from nnunet_ext.losses import ContourWeightedLoss, GeneralisedDiceLoss, HybridLoss
+from nnunet_ext.model_sharing.both_networks import members_of
 from nnunet_ext.networks import NestedAttentionUNet
 from nnunet_ext.networks.ife_unet import IFEPlainConvUNet
 from nnunet_ext.trainers import names
@@ -18,6 +20,7 @@ from nnunet_ext.training import second_network
 from nnunet_ext.training.architecture import SECOND
 from nnunet_ext.training.checkpoints import SECOND_NETWORK
 from nnunet_ext.training.schedules import PlateauScheduler
+from nnunet_ext.training.unlabelled import unlabelled_criterion
 
 SHORT = "_2epochs_2iterations"
 PAIR = "nnUNetTrainerCPS_UNet_ANUNet"
@@ -74,8 +77,12 @@ def compare(make_trainer, name, network, epoch):
         ("nnUNetTrainerCPS_CutMix_Confidence_ClassBalance_UNet_ANUNet", "3d_fullres", "ignore"),
         ("nnUNetTrainerCPS_BCP_CWCD_ANUNet_IFEEntropy", "2d", "labels"),
         ("nnUNetTrainerCPS_CWCD_UNet_IFEEntropy", "3d_fullres", "regions_ignore"),
+        ("nnUNetTrainerCPS_TransUNet_DeepLabV3Plus", "2d", "labels"),
+        ("nnUNetTrainerCPS_CutMix_Confidence_UNet_TransUNet", "2d", "regions"),
+        ("nnUNetTrainerCPS_CWCD_ANUNet_DeepLabV3Plus", "2d", "ignore"),
     ],
 )
+@pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning")  # a class that no patch has or gets
 def test_trains_two_epochs_and_restores(make_trainer, name, configuration, kind):
     trainer = make_trainer(name + SHORT, configuration, kind)
     trainer.run_training()
@@ -88,10 +95,19 @@ def test_trains_two_epochs_and_restores(make_trainer, name, configuration, kind)
     for before, after in zip(networks(trainer), networks(restored), strict=True):
         assert same(weights(before), weights(after))
     old, new = (one.optimizer_2.state_dict()["state"] for one in (trainer, restored))
-    assert all(torch.equal(old[key]["momentum_buffer"], new[key]["momentum_buffer"]) for key in old)
+    names = {name for name in old[0] if name != "step"}
+    assert names in ({"momentum_buffer"}, {"exp_avg", "exp_avg_sq"})
+    assert all(torch.equal(old[key][name], new[key][name]) for key in old for name in names)
     plans = json.loads((Path(trainer.output_folder_base) / "plans.json").read_text())["configurations"][configuration]
     kinds = [plans[key]["network_class_name"].rpartition(".")[2] for key in ("architecture", SECOND)]
     assert kinds == [type(network).__name__ for network in networks(trainer)]
+    trainer.set_deep_supervision_enabled(False)
+    predictor = Predictor(device=torch.device("cpu"), allow_tqdm=False, network="both")
+    predictor.initialize_from_trained_model_folder(trainer.output_folder_base, (0,), "checkpoint_final.pth")
+    image = torch.randn(1, 1, *trainer.configuration_manager.patch_size)
+    with torch.no_grad():
+        outputs = [[one.eval()(image) for one in both] for both in (members_of(predictor.network), networks(trainer))]
+    assert all(torch.equal(found, expected) for found, expected in zip(*outputs, strict=True))
 
 
 def test_a_training_goes_on_exactly_where_it_stopped(make_trainer):
@@ -184,6 +200,26 @@ def test_every_second_step_without_unlabelled_patches(make_trainer):
     reports = [trainer.train_step(next(loader)) for _ in range(2)]
     assert [report["cps"] is None for report in reports] == [False, True]
     assert all(np.isfinite([report["loss"], report["loss_2"]]).all() for report in reports)
+    step = trainer.cps_step
+    assert (step.unlabelled.weights, step.unlabelled_2.weights) == ((1.0, 0.0), (0.5, 0.5))
+    assert step.supervised_2 is trainer.companion.loss
+
+
+def test_each_network_learns_strong_views_with_its_own_loss(make_trainer):
+    trainer, loader = ready(make_trainer("nnUNetTrainerCPS_Confidence_UNet_ANUNet"), epoch=500)
+    batch = next(loader)
+    learned, _ = trainer.cps_step.pseudo_labelled(batch)
+    expected = []
+    sides = zip(networks(trainer), (trainer, trainer.companion), learned, strict=True)
+    for number, (network, side, own) in enumerate(sides):
+        outputs = network(torch.cat([batch["data"], own.images]))
+        target = trainer.target_choices()[number].of(deepcopy(batch["target"]))
+        supervised = side.loss([output[:2] for output in outputs], target)
+        pseudo = own.loss(unlabelled_criterion(side), [output[2:] for output in outputs], None)
+        expected.append((float(supervised.detach()), float(pseudo.detach())))
+    report = trainer.train_step(batch)
+    assert [report["loss"], report["loss_2"]] == pytest.approx([one[0] for one in expected], rel=1e-5)
+    assert report["cps"] == pytest.approx(np.mean([one[1] for one in expected]), rel=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -249,6 +285,61 @@ def test_a_part_keeps_its_own_optimiser_in_a_pair(make_trainer, monkeypatch):
     assert not same(before, weights(trainer.network_2))
     assert trainer.hyperparameters()["initial_lr"] == 1e-2
     assert trainer.hyperparameters()["network_2"]["initial_lr"] == 1e-4
+
+
+@pytest.mark.parametrize(
+    ("name", "kinds", "rates"),
+    [
+        ("nnUNetTrainerCPS_UNet_TransUNet", (torch.optim.SGD, torch.optim.AdamW), [1e-2, 1e-4]),
+        ("nnUNetTrainerCPS_TransUNet_DeepLabV3Plus", (torch.optim.AdamW, torch.optim.AdamW), [1e-4, 1e-4]),
+    ],
+)
+def test_networks_of_the_reference_module(make_trainer, name, kinds, rates):
+    trainer, loader = ready(make_trainer(name, "2d"))
+    optimizers = (trainer.optimizer, trainer.optimizer_2)
+    assert tuple(type(one) for one in optimizers) == kinds
+    assert [one.param_groups[0]["lr"] for one in optimizers] == rates
+    batch = next(loader)
+    sizes = [len(target[0, 0]) for target in batch["target"]]
+    assert sizes == [32, 16, 8, 4]
+    report = trainer.train_step(batch)
+    assert np.isfinite([report["loss"], report["loss_2"], report["cps"]]).all()
+    trainer.lr_scheduler_2.step(trainer.num_epochs // 2)
+    assert trainer.optimizer_2.param_groups[0]["lr"] == pytest.approx(1e-4 * 0.5**0.9)
+
+
+def test_weights_of_network_2s_encoder(make_trainer, tmp_path):
+    """They are taken from a file that the user's class names; a training that goes on needs it no more."""
+    given = make_trainer("nnUNetTrainerTransUNet")
+    given.seed = 7
+    given.initialize()
+    file = tmp_path / "encoder.pth"
+    torch.save(given.network.encoder.state_dict(), file)
+    name = "nnUNetTrainerCPS_UNet_TransUNet"
+
+    def made():
+        trainer = make_trainer(name, "2d")
+        trainer.transunet_weights = str(file)
+        return trainer
+
+    trainer = made()
+    trainer.initialize()
+    taken = trainer.network_2.encoder.state_dict()
+    key = next(key for key, value in taken.items() if value.ndim == 4 and value.shape[1] > 1)
+    assert torch.equal(taken[key], given.network.encoder.state_dict()[key])
+    checkpoint = str(tmp_path / "checkpoint_latest.pth")
+    trainer.save_checkpoint(checkpoint)
+    file.unlink()
+    again = made()
+    again.load_checkpoint(checkpoint)
+    assert same(weights(again.network_2), weights(trainer.network_2))
+    with pytest.raises(FileNotFoundError, match="transunet_weights"):
+        made().initialize()
+
+
+def test_a_2d_network_in_3d_is_refused(make_trainer):
+    with pytest.raises(ValueError, match="TransUNet is a 2D network, but the patches of this configuration are 16 x"):
+        make_trainer("nnUNetTrainerCPS_UNet_TransUNet")
 
 
 def test_bad_settings_of_network_2_are_refused(make_trainer):
@@ -318,7 +409,7 @@ def test_another_pair_is_refused(make_trainer):
             "nnUNetTrainerCPS_UNet_IFEEntropy",
             "Network 2 (IFEPlainConvUNet) begins with the weights",
         ),
-        ("nnUNetTrainerCPS", "nnUNetTrainerCPS_IFECurvature_IFEEntropy", "begins with the weights of the network in /"),
+        ("nnUNetTrainerCPS", "nnUNetTrainerCPS_IFECurvature_IFEEntropy", "begins with the weights of network 2 in /"),
     ],
 )
 def test_pretrained_weights_go_where_they_fit(make_trainer, tmp_path, source, name, line):
@@ -332,7 +423,8 @@ def test_pretrained_weights_go_where_they_fit(make_trainer, tmp_path, source, na
     file = str(tmp_path / "pretrained.pth")
     given.save_checkpoint(file)
     trainer = make_trainer(name)
-    _with_callback(run_training.maybe_load_checkpoint)(trainer, False, False, file)
+    stock = run_training.maybe_load_checkpoint
+    _with_callback(getattr(stock, "__wrapped__", stock))(trainer, False, False, file)
     assert line in Path(trainer.log_file).read_text()
     first, taken = weights(given.network), weights(trainer.network)
     body = {key: value for key, value in first.items() if ".seg_layers." not in key and taken[key].shape == value.shape}
