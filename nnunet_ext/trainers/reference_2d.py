@@ -26,7 +26,6 @@ class Reference2DPart(NetworkPart):
     """
 
     weights_setting: ClassVar[str]
-    _weights_come_later = False
 
     def set_defaults(self) -> None:
         """Take the optimiser of the paper, and no weights."""
@@ -62,13 +61,9 @@ class Reference2DPart(NetworkPart):
                 self.print_to_log_file(f"{self.weights_setting}: {change}")
         return made
 
-    def load_checkpoint(self, filename_or_checkpoint: str) -> None:
-        """Restore a checkpoint, whose weights are those of the encoder, too; the file may be gone."""
-        self._weights_come_later = True
-        super().load_checkpoint(filename_or_checkpoint)
-
     def _encoder_weights(self) -> Any:
-        return None if self._weights_come_later else getattr(self, self.weights_setting)
+        """Return the file to begin with; where a training goes on or is validated it may be gone."""
+        return None if self.is_restored else getattr(self, self.weights_setting)
 
     def hyperparameters(self) -> dict[str, Any]:
         """Add the settings of AdamW, and whether the encoder begins with weights of a file."""
