@@ -44,11 +44,13 @@ class ExtPart(StockTrainer):
         has_own_loss: Whether the loss is neither nnU-Net's nor that of the network's part; for those who ask what a
             training takes.
         network_number: Which network of CPS ``network`` is, 1 but for what trains a network 2 of its own kind.
+        is_restored: Whether the networks get their weights from a checkpoint, whatever they begin with.
         pretrained_file: File of pretrained weights as it was given, None where there is none.
     """
 
     has_own_loss = False
     network_number = 1
+    is_restored = False
     pretrained_file: str | None = None
     _weights_come_later = False  # whether a checkpoint is about to be loaded, so that no other weights are needed
 
@@ -350,6 +352,7 @@ class ExtPart(StockTrainer):
             RuntimeError: If it is a checkpoint of another trainer, or lacks what this one needs.
         """
         checkpoint = checkpoints.load_for(self, filename_or_checkpoint)
+        self.is_restored = True
         self.refuse_checkpoint(checkpoint)
         self._weights_come_later = True
         super().load_checkpoint(filename_or_checkpoint)

@@ -19,19 +19,20 @@ class Reference2DPart(NetworkPart):
     """What both networks have in common: AdamW, and weights of the encoder from a local file.
 
     Attributes:
-        initial_lr: Learning rate at the beginning, 1e-4; it falls as nnU-Net's does.
+        initial_lr: Learning rate at the beginning, that of the network's own attribute; it falls as nnU-Net's does.
         weight_decay: Of AdamW.
         adam_betas: Decays of AdamW's means of the gradient and of its square.
         weights_setting: Name of the attribute that names the encoder's weights.
+        rate_setting: Name of the attribute that has the learning rate, so that each network of a pair can have its own.
     """
 
     weights_setting: ClassVar[str]
-    _weights_come_later = False
+    rate_setting: ClassVar[str]
 
     def set_defaults(self) -> None:
         """Take the optimiser of the paper, and no weights."""
         super().set_defaults()
-        self.initial_lr = 1e-4
+        self.initial_lr = getattr(self, self.rate_setting)
         self.weight_decay = 1e-7
         self.adam_betas = (0.937, 0.999)
 
@@ -62,13 +63,9 @@ class Reference2DPart(NetworkPart):
                 self.print_to_log_file(f"{self.weights_setting}: {change}")
         return made
 
-    def load_checkpoint(self, filename_or_checkpoint: str) -> None:
-        """Restore a checkpoint, whose weights are those of the encoder, too; the file may be gone."""
-        self._weights_come_later = True
-        super().load_checkpoint(filename_or_checkpoint)
-
     def _encoder_weights(self) -> Any:
-        return None if self._weights_come_later else getattr(self, self.weights_setting)
+        """Return the file to begin with; where a training goes on or is validated it may be gone."""
+        return None if self.is_restored else getattr(self, self.weights_setting)
 
     def hyperparameters(self) -> dict[str, Any]:
         """Add the settings of AdamW, and whether the encoder begins with weights of a file."""
@@ -94,6 +91,7 @@ class TransUNetPart(Reference2DPart):
         transunet_dropout: Probability in the transformer.
         transunet_bridge_channels: Channels between transformer and decoder.
         transunet_decoder_channels: Channels of the decoder at 1/8, 1/4, 1/2 and full size.
+        transunet_initial_lr: Learning rate of AdamW at the beginning.
         transunet_norm: ``"batch"`` or ``"instance"``; None takes ``"instance"`` where the plans' batch is below 8.
         transunet_weights: File with a state dict of timm's ``vit_base_r50_s16`` that the encoder begins with, ``.pth``
             or ``.safetensors``; None for random weights. Nothing is ever downloaded.
@@ -111,9 +109,10 @@ class TransUNetPart(Reference2DPart):
     transunet_bridge_channels = 512
     transunet_decoder_channels: Sequence[int] = (256, 128, 64, 16)
     transunet_norm: str | None = None
+    transunet_initial_lr = 1e-4
     network_keys = architecture.TRANSUNET_KEYS
     network_architecture = staticmethod(reference_2d.transunet_architecture)
-    weights_setting = "transunet_weights"
+    weights_setting, rate_setting = "transunet_weights", "transunet_initial_lr"
 
     def set_defaults(self) -> None:
         """Begin with random weights."""
@@ -145,6 +144,7 @@ class DeepLabV3PlusPart(Reference2DPart):
         deeplab_decoder_channels: Channels of the decoder.
         deeplab_atrous_rates: Dilations of the pyramid's three convolutions.
         deeplab_dropout: Probability after the pyramid.
+        deeplab_initial_lr: Learning rate of AdamW at the beginning.
         deeplab_weights: File with a state dict of the encoder as segmentation-models-pytorch has it, ``.pth`` or
             ``.safetensors``, that it begins with; None for random weights. Nothing is ever downloaded.
     """
@@ -153,9 +153,10 @@ class DeepLabV3PlusPart(Reference2DPart):
     deeplab_decoder_channels = 256
     deeplab_atrous_rates: Sequence[int] = (12, 24, 36)
     deeplab_dropout = 0.5
+    deeplab_initial_lr = 1e-4
     network_keys = architecture.DEEPLAB_KEYS
     network_architecture = staticmethod(reference_2d.deeplab_architecture)
-    weights_setting = "deeplab_weights"
+    weights_setting, rate_setting = "deeplab_weights", "deeplab_initial_lr"
 
     def set_defaults(self) -> None:
         """Begin with random weights, and supervise the one output."""

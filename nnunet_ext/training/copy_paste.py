@@ -48,6 +48,7 @@ class BCPCriterion(nn.Module):
         valid: Tensor,
         class_weights: Tensor | None = None,
         silent: Tensor | None = None,
+        weights: Sequence[float] | None = None,
     ) -> Tensor:
         """Return the weighted sum over the scales, each the mean over the patches.
 
@@ -59,12 +60,13 @@ class BCPCriterion(nn.Module):
             valid: Mask ``(B, 1, *S)`` of voxels that are neither padding nor outside of the scan.
             class_weights: Weights of the classes in the cross-entropy of pseudo-labels, None for 1.
             silent: Classes ``(K,)`` bool that the pseudo-labels say nothing of, None for none; not for regions.
+            weights: Weights of the outputs in place of the criterion's, for a network with others.
         """
         sizes = [logits.shape[2:] for logits in outputs]
         at_scales = zip(*(to_scales(part, sizes) for part in (labels, kept, labelled, valid)), strict=True)
         losses = [
             weight * self._function(logits, *parts, class_weights, self.pseudo_weight, self.regions, silent=silent)
-            for weight, logits, parts in zip(self.weights, outputs, at_scales, strict=True)
+            for weight, logits, parts in zip(weights or self.weights, outputs, at_scales, strict=True)
             if weight != 0
         ]
         return torch.stack(losses).sum()
@@ -84,7 +86,9 @@ class CopyPasted(PseudoLabelled):
 
     def loss(self, criterion: Callable[..., Tensor], outputs: list[Tensor], class_weights: Tensor | None) -> Tensor:
         """Return the loss of both parts instead of that of patches that are pseudo-labelled everywhere."""
-        return self.criterion(outputs, self.labels, self.kept, self.labelled, self.valid, class_weights, self.silent)
+        weights = getattr(criterion, "weights", None)  # two networks of a pair may have other outputs
+        parts = (self.labels, self.kept, self.labelled, self.valid)
+        return self.criterion(outputs, *parts, class_weights, self.silent, weights)
 
     def of_pseudo_labels(self, mask: Tensor) -> Tensor:
         """Return what of a mask lies in the pseudo-labelled part."""

@@ -308,6 +308,15 @@ def test_networks_of_the_reference_module(make_trainer, name, kinds, rates):
     assert trainer.optimizer_2.param_groups[0]["lr"] == pytest.approx(1e-4 * 0.5**0.9)
 
 
+def test_each_network_has_a_learning_rate_of_its_own(make_trainer):
+    rates = {"transunet_initial_lr": 2e-4, "deeplab_initial_lr": 3e-4}
+    trainer = make_trainer(
+        cls=type("Rates", (find_trainer("nnUNetTrainerCPS_TransUNet_DeepLabV3Plus"),), rates), configuration="2d"
+    )
+    trainer.initialize()
+    assert [one.param_groups[0]["lr"] for one in (trainer.optimizer, trainer.optimizer_2)] == list(rates.values())
+
+
 def test_weights_of_network_2s_encoder(make_trainer, tmp_path):
     """They are taken from a file that the user's class names; a training that goes on needs it no more."""
     given = make_trainer("nnUNetTrainerTransUNet")
