@@ -164,7 +164,7 @@ def supervised_step_memory(
         return memory.peak
 
 
-def optimizer_of(cls: Any) -> str:
+def optimizer_of(cls: type) -> str:
     """Return the name of the optimiser that a class of trainers trains its network with, as far as it is one of ours.
 
     Args:
