@@ -18,6 +18,7 @@ from nnunet_ext.trainers._mixin import TrainerMixin
 from nnunet_ext.trainers._network import NetworkPart
 from nnunet_ext.trainers.base import ExtPart
 from nnunet_ext.training import architecture
+from nnunet_ext.training.checkpoints import plain_module
 from nnunet_ext.training.criteria import cross_pseudo_criterion
 from nnunet_ext.training.schedules import PlateauScheduler
 
@@ -25,6 +26,10 @@ SETTINGS_OF_BOTH = (  # which nnU-Net has; a part of network 2 may have values o
     *("initial_lr", "weight_decay", "oversample_foreground_percent", "probabilistic_oversampling"),
     *("num_iterations_per_epoch", "num_val_iterations_per_epoch", "num_epochs", "save_every"),
     "enable_deep_supervision",
+)
+METHODS = (  # that make or supervise a network
+    *("build_network_architecture", "configure_optimizers", "own_optimizer", "make_network"),
+    *("_build_loss", "default_loss", "pseudo_criterion", "output_weights", "deep_supervision_scales"),
 )
 
 
@@ -111,8 +116,10 @@ def _own_settings(pair: Any, cls: Any, given: dict[str, Any]) -> dict[str, Any]:
     rest = tuple(base for base in cls.__bases__ if not issubclass(base, NetworkPart))
     shared = _set_by(type(cls.__name__, rest, {}), given)
     own = {name: value for name, value in _set_by(cls, given).items() if name not in shared}
-    known = {*_set_by(_composed(pair), given), *SETTINGS_OF_BOTH}  # what else is there was set by the user
-    return {name: value for name, value in own.items() if name in known or name not in given}
+    of_first = _set_by(_composed(pair), given)
+    known = {*of_first, *SETTINGS_OF_BOTH}  # what else is there was set by the user
+    alike = {name for name, value in own.items() if name in of_first and of_first[name] == value}
+    return {name: value for name, value in own.items() if name not in alike and (name in known or name not in given)}
 
 
 def _set_by(cls: Any, given: dict[str, Any]) -> dict[str, Any]:
@@ -130,6 +137,18 @@ def _set_by(cls: Any, given: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
+def _say_what_is_of_network_1(trainer: ExtPart, second: str) -> None:
+    """Warn of methods of the user's class that make or supervise a network: network 2 is not made by that class."""
+    pair = type(trainer)
+    composed = _composed(pair)
+    own = [name for name in METHODS if any(name in vars(cls) for cls in pair.__mro__ if not issubclass(composed, cls))]
+    if own:
+        trainer.print_to_log_file(
+            f"WARNING: {' and '.join(own)} of {pair.__name__} {'is that' if len(own) == 1 else 'are those'} of network "
+            f"1 alone; network 2 ({second}) has the one{'' if len(own) == 1 else 's'} that its part of the name brings"
+        )
+
+
 def build(companion: Any, trainer: ExtPart) -> tuple[nn.Module, Any, Any]:
     """Build network 2 with its optimiser, scheduler and loss, once network 1 is built.
 
@@ -141,4 +160,5 @@ def build(companion: Any, trainer: ExtPart) -> tuple[nn.Module, Any, Any]:
         setattr(companion, name, getattr(trainer, name))
     companion.build_networks()
     companion.loss = compat.build_loss(companion)
+    _say_what_is_of_network_1(trainer, type(plain_module(companion.network)).__name__)
     return companion.network, companion.optimizer, companion.lr_scheduler

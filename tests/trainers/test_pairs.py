@@ -317,6 +317,48 @@ def test_each_network_has_a_learning_rate_of_its_own(make_trainer):
     assert [one.param_groups[0]["lr"] for one in (trainer.optimizer, trainer.optimizer_2)] == list(rates.values())
 
 
+def test_what_both_parts_bring_alike_is_changed_for_both(make_trainer):
+    """Of a setting that networks 1 and 2 have the same value of, a changed one is that of both."""
+    trainer = make_trainer("nnUNetTrainerCPS_TransUNet_DeepLabV3Plus", "2d")
+    trainer.adam_betas, trainer.weight_decay = (0.9, 0.99), 1e-3
+    trainer.initialize()
+    for optimizer in (trainer.optimizer, trainer.optimizer_2):
+        group = optimizer.param_groups[0]
+        assert (tuple(group["betas"]), group["weight_decay"], group["lr"]) == ((0.9, 0.99), 1e-3, 1e-4)
+    assert not trainer.companion.enable_deep_supervision
+
+
+def test_what_differs_between_the_parts_is_changed_for_network_1(make_trainer):
+    trainer = make_trainer("nnUNetTrainerCPS_UNet_TransUNet", "2d")
+    trainer.initial_lr, trainer.weight_decay = 0.05, 1e-3
+    trainer.initialize()
+    groups = [optimizer.param_groups[0] for optimizer in (trainer.optimizer, trainer.optimizer_2)]
+    assert [(group["lr"], group["weight_decay"]) for group in groups] == [(0.05, 1e-3), (1e-4, 1e-7)]
+
+
+@pytest.mark.parametrize("base", [PAIR, "nnUNetTrainerCPS"])
+def test_methods_that_are_those_of_network_1_alone_are_named(make_trainer, base):
+    def configure_optimizers(self):
+        optimizer = torch.optim.Adam(self.network.parameters(), 1e-3)
+        return optimizer, PlateauScheduler(optimizer)
+
+    def on_epoch_end(self):
+        find_trainer(base).on_epoch_end(self)
+
+    trainer = make_trainer(
+        cls=subclass(base, configure_optimizers=configure_optimizers, on_epoch_end=on_epoch_end, anu_depth=1)
+    )
+    trainer.initialize()
+    alike = base == "nnUNetTrainerCPS"
+    assert type(trainer.optimizer) is torch.optim.Adam
+    assert type(trainer.optimizer_2) is (torch.optim.Adam if alike else torch.optim.SGD)
+    line = (
+        f"WARNING: configure_optimizers of {base}_Mine is that of network 1 alone; network 2 (NestedAttentionUNet) has "
+        "the one that its part of the name brings"
+    )
+    assert (line in Path(trainer.log_file).read_text()) != alike
+
+
 def test_weights_of_network_2s_encoder(make_trainer, tmp_path):
     """They are taken from a file that the user's class names; a training that goes on needs it no more."""
     given = make_trainer("nnUNetTrainerTransUNet")
@@ -374,7 +416,7 @@ def test_plans_of_one_network_serve_the_other(make_trainer):
     trainer = make_trainer("nnUNetTrainerCPS_ANUNet_IFEEntropy", plans=deepcopy(plans))
     trainer.initialize()
     assert [type(network) for network in networks(trainer)] == [NestedAttentionUNet, IFEPlainConvUNet]
-    with pytest.raises(ValueError, match="name a nested network.*supervises smaller ones"):
+    with pytest.raises(ValueError, match="name a nested network.*; UNet in that name is the plans' own network"):
         make_trainer(cls=subclass(PAIR, anu_depth=2), plans=deepcopy(plans)).initialize()
 
 
@@ -403,8 +445,12 @@ def test_another_pair_is_refused(make_trainer):
     content[SECOND_NETWORK]["network_weights"].popitem()
     torch.save(content, file)
     with pytest.raises(
-        RuntimeError, match="has another network 2 than nnUNetTrainerCPS_UNet_ANUNet.* shape None there"
+        RuntimeError, match="has another network 2 than nnUNetTrainerCPS_UNet_ANUNet.*: it lacks decoder.*; continue"
     ):
+        make_trainer(PAIR + SHORT).load_checkpoint(file)
+    content[SECOND_NETWORK]["network_weights"] = content["network_weights"]
+    torch.save(content, file)
+    with pytest.raises(RuntimeError, match=r": it lacks [\w.]+; continue it"):
         make_trainer(PAIR + SHORT).load_checkpoint(file)
 
 
@@ -412,7 +458,7 @@ def test_another_pair_is_refused(make_trainer):
     ("source", "name", "line"),
     [
         (PAIR, PAIR, "Network 2 (NestedAttentionUNet) begins with the weights of network 2 in"),
-        ("nnUNetTrainerCPS", PAIR, "Network 2 (NestedAttentionUNet) keeps its random initial weights"),
+        ("nnUNetTrainerCPS", PAIR, "Network 2 (NestedAttentionUNet) keeps its initial weights"),
         (
             "nnUNetTrainerCPS",
             "nnUNetTrainerCPS_UNet_IFEEntropy",
