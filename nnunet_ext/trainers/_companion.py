@@ -7,7 +7,6 @@ inside of the trainer of both, and shares its settings, folders and log.
 
 from __future__ import annotations
 
-from functools import cache
 from typing import Any, cast
 
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
@@ -49,11 +48,11 @@ class CompanionPart(TrainerMixin):
         return optimizer, PlateauScheduler(optimizer) if self.lr_schedule == "plateau" else scheduler
 
 
-@cache
 def companion_class(pair: Any) -> Any:
     """Return the class of what trains network 2 of a pair's trainer, under the name of that trainer.
 
-    Class attributes that the trainer's user has set, such as those that shape a network, hold for network 2, too.
+    Class attributes that the trainer's user has set, such as those that shape a network, hold for network 2, too. The
+    class is made anew at each call, as they may have changed.
 
     Args:
         pair: Class of a trainer with ``companion_bases``.
@@ -61,7 +60,7 @@ def companion_class(pair: Any) -> Any:
     bases = pair.companion_bases
     content: dict[str, Any] = {"__module__": pair.__module__, "__doc__": f"Network 2 of {pair.__name__}."}
     composed = _composed(pair)
-    for cls in reversed([cls for cls in pair.__mro__ if not issubclass(composed, cls)]):  # those of the user
+    for cls in reversed([cls for cls in pair.__mro__ if cls is composed or not issubclass(composed, cls)]):
         content |= {name: value for name, value in vars(cls).items() if _is_setting(name, value, bases)}
     return type(pair.__name__, bases, content)
 

@@ -263,6 +263,19 @@ def test_settings_of_the_users_class_reach_network_2(make_trainer):
     assert settings["network_2"]["anu_gamma"] == 1.0
 
 
+def test_settings_that_a_class_is_given_later_reach_network_2(make_trainer, monkeypatch):
+    """As in a notebook, which sets them on a class that is there already, also on that of the name itself."""
+    cls = subclass(PAIR)
+    assert (
+        make_trainer(cls=cls).plans_manager.plans["configurations"]["3d_fullres"][SECOND]["arch_kwargs"]["depth"] == 2
+    )
+    cls.anu_depth = 1
+    monkeypatch.setattr(find_trainer(PAIR), "anu_gate_ratio", 0.25, raising=False)
+    for made, expected in ((make_trainer(cls=cls), (1, 0.25)), (make_trainer(PAIR), (2, 0.25))):
+        kwargs = made.plans_manager.plans["configurations"]["3d_fullres"][SECOND]["arch_kwargs"]
+        assert (kwargs["depth"], kwargs["gate_ratio"]) == expected
+
+
 def test_a_part_keeps_its_own_optimiser_in_a_pair(make_trainer, monkeypatch):
     """As a network has it that learns at another rate, by another optimiser."""
     from nnunet_ext.trainers.ife import IFEEntropyPart
