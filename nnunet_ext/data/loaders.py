@@ -14,6 +14,7 @@ from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
 
 from nnunet_ext.data.host import Trainer
 from nnunet_ext.data.pool import end_with_parent
+from nnunet_ext.data.position import refuse_stale_channels
 from nnunet_ext.data.reference_transforms import for_data_of, say_what_is_left_out
 from nnunet_ext.data.training_cases import labelled_command, reading_problem, unlabelled_command
 from nnunet_ext.data.transforms import with_validity
@@ -56,6 +57,12 @@ class NamingLoader(nnUNetDataLoader):
         return batch
 
 
+def _look_at_reference_data(trainer: Trainer) -> None:
+    """Refuse data of the reference module that are stale, and say how they are augmented."""
+    refuse_stale_channels(trainer, labelled_command(trainer))
+    say_what_is_left_out(trainer)
+
+
 @contextmanager
 def naming_damaged_cases(trainer: Trainer) -> Iterator[None]:
     """Let the loaders that nnU-Net's trainer makes inside the block name a damaged case and the command that mends it.
@@ -65,7 +72,7 @@ def naming_damaged_cases(trainer: Trainer) -> Iterator[None]:
     Args:
         trainer: An initialised nnU-Net trainer.
     """
-    say_what_is_left_out(trainer)
+    _look_at_reference_data(trainer)
 
     def naming_loader(*arguments: Any, **options: Any) -> NamingLoader:
         if options.get("transforms") is not None:
@@ -202,7 +209,7 @@ def two_stream_loader(
             result.has_ignore = False  # with an ignore label nnU-Net samples annotated voxels; here there are none
         return result
 
-    say_what_is_left_out(trainer)
+    _look_at_reference_data(trainer)
     dataset_tr, _ = trainer.get_tr_and_val_datasets()
     labelled = loader(dataset_tr, False)
     unlabelled = None if unlabelled_dataset is None else loader(unlabelled_dataset, True)
