@@ -1,7 +1,6 @@
 """The data of the reference module by nnU-Net's own commands: planned, preprocessed, trained, predicted."""
 
 import json
-import re
 
 import numpy as np
 import pytest
@@ -11,7 +10,24 @@ pytestmark = pytest.mark.integration
 
 GLOBAL = ("-fpe", "GlobalIntensityFingerprintExtractor")
 PLANS = "ReferencePlans"
-TRAINER = "nnUNetTrainerCPS_1epochs_2iterations"
+TRAINER = "nnUNetTrainerNarrow"
+OWN = """
+from nnunet_ext.trainers import find_trainer
+
+
+class nnUNetTrainerNarrow(find_trainer("nnUNetTrainerCPS_TransUNet_DeepLabV3Plus_1epochs_2iterations")):
+    transunet_stem_channels = 8
+    transunet_channels = (16, 16, 32)
+    transunet_blocks = (1, 1, 1)
+    transunet_groups = 4
+    transunet_embed_dim = 16
+    transunet_depth = 1
+    transunet_num_heads = 2
+    transunet_bridge_channels = 16
+    transunet_decoder_channels = (8, 8, 8, 4)
+    deeplab_encoder = "tu-test_efficientnet"
+    deeplab_decoder_channels = 8
+"""
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +40,8 @@ def ct(new_workspace):
     return workspace
 
 
-def test_plans_data_training_and_prediction(ct):
+def test_plans_data_training_and_prediction(ct, tmp_path):
+    (tmp_path / "narrow.py").write_text(OWN)
     plans = json.loads((ct.preprocessed / f"{PLANS}.json").read_text())
     assert set(plans["configurations"]) == {"2d", "2d_tiny"}
     data, *_ = nnUNetDatasetBlosc2(str(ct.preprocessed / f"{PLANS}_2d")).load_case("case_0")
@@ -34,13 +51,14 @@ def test_plans_data_training_and_prediction(ct):
     np.testing.assert_array_equal(position, np.broadcast_to(first[:, None, None], position.shape))
     np.testing.assert_allclose(np.diff(first), 1 / (len(first) - 1), atol=1e-6)  # nothing was cropped, feet first
     refused = ("2d_tiny", "3d_fullres")
-    output = ct.root / "predicted"
+    output, which = ct.root / "predicted", ("-d", ct.number, "-c", "2d_tiny", "-f", 0, "-tr", TRAINER, "-p", PLANS)
     stock, in_3d, preprocessed, trained, predicted = ct.run_in_turn(
         ct.train(refused[0], trainer="nnUNetTrainer", plans=PLANS),
         ct.train(refused[1], trainer=TRAINER, plans=PLANS),
         ["nnUNetv2_preprocess", "-d", ct.number, "-plans_name", PLANS, "-c", "3d_fullres", "-np", 1],
         ct.train("2d_tiny", trainer=TRAINER, plans=PLANS),
-        ct.predict(output, "-d", ct.number, "-c", "2d_tiny", "-f", 0, "-tr", TRAINER, "-p", PLANS, "--fast_export"),
+        ct.predict(output, *which, "--fast_export", "--network", "both"),
+        nnUNet_extTrainer=str(tmp_path),
     )
     assert (stock.status, in_3d.status, preprocessed.status) == (1, 1, 1)
     assert "error: data of the plans ReferencePlans hold the position of slices and CT" in stock.last_line
@@ -54,6 +72,10 @@ def test_plans_data_training_and_prediction(ct):
     folder = ct.model(TRAINER, "2d_tiny", PLANS) / "fold_0"
     assert json.loads((folder / "validation" / "summary.json").read_text())["foreground_mean"]
     assert len(list(output.glob("test_*.nii.gz"))) == 2
-    written = json.loads((folder.parent / "plans.json").read_text())["configurations"]["2d"]
-    assert written["preprocessor_name"] == "ReferencePreprocessor"
-    assert re.search("windows", json.dumps(written["architecture"]))
+    configurations = json.loads((folder.parent / "plans.json").read_text())["configurations"]
+    assert configurations["2d"]["preprocessor_name"] == "ReferencePreprocessor"
+    written = configurations["2d_tiny"]
+    for key, network in (("architecture", "transunet.TransUNet"), ("architecture_2", "deeplab.DeepLabV3Plus")):
+        assert written[key]["network_class_name"] == f"nnunet_ext.networks.{network}"
+        assert len(written[key]["arch_kwargs"]["windows"]) == 3
+        assert written[key]["arch_kwargs"]["position"]

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import SimpleITK
 
-pytestmark = pytest.mark.integration
+# test_reference_module.py drives both as a pair in the default run
+pytestmark = [pytest.mark.integration, pytest.mark.slow]
 
 PLANS = "SixteenPlans"  # the planner's, with a patch of multiples of 16
 OWN = """

@@ -42,7 +42,7 @@ def plain(network):
 
 
 @EACH
-@pytest.mark.parametrize("kind", ["labels", "regions_ignore"])
+@pytest.mark.parametrize("kind", [pytest.param("labels", marks=pytest.mark.slow), "regions_ignore"])
 def test_trains_and_predicts_from_what_is_saved(make_trainer, part, kind):
     trainer = make_trainer(f"nnUNetTrainer{part}{SHORT}", "2d", kind, plans=windowed_plans())
     trainer.run_training()
@@ -64,14 +64,14 @@ def test_trains_and_predicts_from_what_is_saved(make_trainer, part, kind):
 @pytest.mark.parametrize(
     "name",
     [
-        "CPS_TransUNet",
+        pytest.param("CPS_TransUNet", marks=pytest.mark.slow),
         "CPS_CutMix_Confidence_DeepLabV3Plus",
         "Semi_TransUNet",
-        "MeanTeacher_BCP_ClassBalance_DeepLabV3Plus",
-        "CPS_CWCD_TransUNet",
+        pytest.param("MeanTeacher_BCP_ClassBalance_DeepLabV3Plus", marks=pytest.mark.slow),
+        pytest.param("CPS_CWCD_TransUNet", marks=pytest.mark.slow),
         "CWCD_DeepLabV3Plus",
         "DWCE_TransUNet",
-        "GDL_DeepLabV3Plus",
+        pytest.param("GDL_DeepLabV3Plus", marks=pytest.mark.slow),
     ],
 )
 def test_with_every_supervision_and_loss(make_trainer, name):

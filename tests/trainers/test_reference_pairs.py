@@ -25,7 +25,7 @@ def plans():
     ("name", "kind", "optimizers"),
     [
         ("CPS_TransUNet_DeepLabV3Plus", "regions_ignore", (torch.optim.AdamW, torch.optim.AdamW)),
-        ("CPS_UNet_TransUNet", "labels", (torch.optim.SGD, torch.optim.AdamW)),
+        pytest.param("CPS_UNet_TransUNet", "labels", (torch.optim.SGD, torch.optim.AdamW), marks=pytest.mark.slow),
         ("CPS_CutMix_Confidence_CWCD_UNet_DeepLabV3Plus", "labels", (torch.optim.SGD, torch.optim.AdamW)),
         ("CPS_BCP_ClassBalance_TransUNet_DeepLabV3Plus", "labels", (torch.optim.AdamW, torch.optim.AdamW)),
     ],

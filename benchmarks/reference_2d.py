@@ -3,9 +3,9 @@
 hippocampus5  Dataset904 with 5 labelled and 155 unlabelled scans; needs the folder of NNUNET_EXT_DATA
 phantoms4     phantoms like an abdominal CT with 4 labelled and 36 unlabelled scans, generated
 
-    python benchmarks/reference.py run [--only NAME ...] [--jobs 2]
+    python benchmarks/reference_2d.py run [--only NAME ...] [--jobs 2]
         train and evaluate what is not done yet, in this order; resumable
-    python benchmarks/reference.py report
+    python benchmarks/reference_2d.py report
         tables of what is done, differences, and what is owed
 
 Scans and test cases are those of unlabelled.py, plans those of ReferencePlanner with narrow networks and small
