@@ -95,6 +95,7 @@ class TwoStreamLoader:
         unlabelled: Loader of the unlabelled stream, or None.
         strong_views: Number of strong views that stand before the mask among the targets of the unlabelled stream.
         steps: Which steps have unlabelled patches; for the others none are made.
+        deep_supervision: Whether the labels are a list over the scales, of which there may be one.
     """
 
     def __init__(
@@ -103,11 +104,13 @@ class TwoStreamLoader:
         unlabelled: nnUNetDataLoader | None,
         strong_views: int = 0,
         steps: UnlabelledSteps = ALL_STEPS,
+        deep_supervision: bool = False,
     ) -> None:
         self.labelled = labelled
         self.unlabelled = unlabelled
         self.strong_views = strong_views
         self.steps = steps
+        self.deep_supervision = deep_supervision
         self.step = steps.first
 
     def set_thread_id(self, thread_id: int) -> None:
@@ -130,7 +133,7 @@ class TwoStreamLoader:
         """
         batch = next(self.labelled)
         *targets, valid = batch["target"]
-        batch["target"] = targets if len(targets) > 1 else targets[0]
+        batch["target"] = targets if self.deep_supervision or len(targets) > 1 else targets[0]
         has_unlabelled = self.unlabelled is not None and self.steps.has_unlabelled(self.step)
         self.step += 1
         if self.unlabelled is not None and has_unlabelled:
@@ -213,7 +216,7 @@ def two_stream_loader(
     dataset_tr, _ = trainer.get_tr_and_val_datasets()
     labelled = loader(dataset_tr, False)
     unlabelled = None if unlabelled_dataset is None else loader(unlabelled_dataset, True)
-    return TwoStreamLoader(labelled, unlabelled, strong_views, steps)
+    return TwoStreamLoader(labelled, unlabelled, strong_views, steps, compat.target_scales(trainer) is not None)
 
 
 def warn_of_foreign_steps(trainer: Trainer, transforms: Any) -> None:
