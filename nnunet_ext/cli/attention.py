@@ -35,7 +35,7 @@ def run(arguments: argparse.Namespace) -> int:
     image, maps = gate_maps(network, model, images, torch.device(arguments.device))
     target = arguments.o if arguments.o.suffix.lower() == ".png" else arguments.o / f"{case}.png"
     sweep(target.parent)
-    title = f"{case}, patch in the middle\n{arguments.m.name}, fold {fold}"
+    title = f"{case}, patch in the middle\n{arguments.m.name}, {model.fold}"
     draw_gates(target, title, image, maps, arguments.level)
     for gate_map in maps:
         name = f"X({gate_map.level},{gate_map.skip}) into X({gate_map.level},{gate_map.column})"

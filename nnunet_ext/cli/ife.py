@@ -35,7 +35,7 @@ def run(arguments: argparse.Namespace) -> int:
     stages = enhanced_stages(network, model, images, torch.device(arguments.device))
     target = arguments.o if arguments.o.suffix.lower() == ".png" else arguments.o / f"{case}.png"
     sweep(target.parent)
-    draw_stages(target, f"{case}: {stages[0].score}, patch in the middle, {arguments.m.name}, fold {fold}", stages)
+    draw_stages(target, f"{case}: {stages[0].score}, patch in the middle, {arguments.m.name}, {model.fold}", stages)
     for stage in stages:
         chosen = stage.ranking[: stage.selected]
         print(f"encoder stage {stage.number}: channels {' '.join(map(str, chosen))}")

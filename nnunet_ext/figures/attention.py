@@ -39,7 +39,7 @@ class GateMap:
 
 def load_network(
     model: Path, plans: dict[str, Any], dataset_json: dict[str, Any], checkpoint: Path
-) -> tuple[nn.Module, Model]:
+) -> tuple[nn.Module, middle_patch.DrawnModel]:
     """Build a trained network from the plans beside it; see :func:`~nnunet_ext.figures.middle_patch.load_network`.
 
     Raises:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,17 @@ from nnunet_ext.training.architecture import build, check_fit, plans_of_second, 
 from nnunet_ext.training.safe_load import load_checkpoint
 
 
+@dataclass(frozen=True)
+class DrawnModel(Model):
+    """Plans of the network that is drawn.
+
+    Attributes:
+        fold: Name of the fold, and of the network where the model has several: ``fold 0, network 2``.
+    """
+
+    fold: str = ""
+
+
 def load_network(
     model: Path,
     plans: dict[str, Any],
@@ -25,7 +37,7 @@ def load_network(
     checkpoint: Path,
     networks: Sequence[str],
     reason: str,
-) -> tuple[nn.Module, Model]:
+) -> tuple[nn.Module, DrawnModel]:
     """Build a trained network from the plans beside it: network 1, or network 2 where that alone is allowed.
 
     Args:
@@ -40,18 +52,21 @@ def load_network(
         ValueError: If the network is another one, or the second stage of a cascade.
     """
     content = load_checkpoint(checkpoint)
-    name, weights = content["init_args"]["configuration"], content["network_weights"]
+    name, of_model = content["init_args"]["configuration"], networks_of(content)
+    which, weights = next(iter(of_model.items()))
     second = second_architecture(plans, name)
     first = PlansManager(plans).get_configuration(name).network_arch_class_name
     if first not in networks and second is not None and second["network_class_name"] in networks:
-        plans, weights = plans_of_second(plans, name), networks_of(content)[SECOND]
+        plans, which, weights = plans_of_second(plans, name), SECOND, of_model[SECOND]
     manager = PlansManager(plans)
     configuration = manager.get_configuration(name)
     if configuration.network_arch_class_name not in networks:
         raise ValueError(f"the model {model} was trained by {content['trainer_name']} and {reason}")
     if configuration.previous_stage_name is not None:
         raise ValueError(f"the model {model} is the second stage of a cascade; give one of a single stage")
-    case_model = Model(manager, configuration, dataset_json)
+    fold = checkpoint.parent.name.replace("_", " ")
+    which = f"network {which}" if which.isdigit() else which
+    case_model = DrawnModel(manager, configuration, dataset_json, fold=f"{fold}, {which}" if which else fold)
     heads = manager.get_label_manager(dataset_json).num_segmentation_heads
     network = build(configuration.configuration["architecture"], case_model.channels, heads, False)
     check_fit(network, weights, checkpoint)

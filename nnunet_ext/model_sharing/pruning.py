@@ -152,11 +152,8 @@ def load_pruned(
     first = load_checkpoint(model / f"fold_{found[0]}" / checkpoint_name, mapped=True, trusted=trusted)
     configuration, trainer = first["init_args"]["configuration"], first["trainer_name"]
     title = f"the model {model}"
-    if network == BOTH and second_architecture(plans, configuration) is not None:
-        raise ValueError(
-            f"{title} has two networks of different kinds, of which one alone can be cut; predict with --network 1 or "
-            "--network 2, whichever is the nested one, or without --prune_depth"
-        )
+    if network == BOTH:
+        _refuse_both(plans, configuration, title)
     is_second = network == SECOND and second_architecture(plans, configuration) is not None
     plans = plans_of_second(plans, configuration) if is_second else plans
     plans = pruned_plans(plans, configuration, depth, f"network 2 of {title}" if is_second else title)
@@ -176,6 +173,26 @@ def load_pruned(
     predicting.load_state_dict(parameters[0])
     axes = first.get("inference_allowed_mirroring_axes")
     return Pruned(predicting, plans, configuration, parameters, dataset_json, trainer, axes)
+
+
+def _refuse_both(plans: dict[str, Any], configuration: str, title: str) -> None:
+    """Raise ValueError if a model has two networks of different kinds."""
+    second = second_architecture(plans, configuration)
+    if second is None:
+        return
+    first = PlansManager(plans).get_configuration(configuration).network_arch_class_name
+    names = {FIRST: first, SECOND: second["network_class_name"]}
+    nested = [number for number, name in names.items() if name == NESTED]
+    kinds = " and ".join(f"network {number} is {name.rpartition('.')[2]}" for number, name in names.items())
+    if not nested:
+        raise ValueError(
+            f"{title} cannot be pruned: {kinds}, and only the nested networks of trainers with ANUNet in their name "
+            "can be; predict without --prune_depth"
+        )
+    raise ValueError(
+        f"{title} has two networks of different kinds, of which network {nested[0]} alone can be cut ({kinds}); "
+        f"predict with --network {nested[0]}, or without --prune_depth"
+    )
 
 
 def _build(plans: dict[str, Any], configuration: str, dataset_json: dict[str, Any], trainer: str | None) -> nn.Module:

@@ -7,7 +7,6 @@ inside of the trainer of both, and shares its settings, folders and log.
 
 from __future__ import annotations
 
-from functools import cache
 from typing import Any, cast
 
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
@@ -18,6 +17,7 @@ from nnunet_ext.trainers._mixin import TrainerMixin
 from nnunet_ext.trainers._network import NetworkPart
 from nnunet_ext.trainers.base import ExtPart
 from nnunet_ext.training import architecture
+from nnunet_ext.training.checkpoints import plain_module
 from nnunet_ext.training.criteria import cross_pseudo_criterion
 from nnunet_ext.training.schedules import PlateauScheduler
 
@@ -25,6 +25,10 @@ SETTINGS_OF_BOTH = (  # which nnU-Net has; a part of network 2 may have values o
     *("initial_lr", "weight_decay", "oversample_foreground_percent", "probabilistic_oversampling"),
     *("num_iterations_per_epoch", "num_val_iterations_per_epoch", "num_epochs", "save_every"),
     "enable_deep_supervision",
+)
+METHODS = (  # that make or supervise a network
+    *("build_network_architecture", "configure_optimizers", "own_optimizer", "make_network"),
+    *("_build_loss", "default_loss", "pseudo_criterion", "output_weights", "deep_supervision_scales"),
 )
 
 
@@ -44,11 +48,11 @@ class CompanionPart(TrainerMixin):
         return optimizer, PlateauScheduler(optimizer) if self.lr_schedule == "plateau" else scheduler
 
 
-@cache
 def companion_class(pair: Any) -> Any:
     """Return the class of what trains network 2 of a pair's trainer, under the name of that trainer.
 
-    Class attributes that the trainer's user has set, such as those that shape a network, hold for network 2, too.
+    Class attributes that the trainer's user has set, such as those that shape a network, hold for network 2, too. The
+    class is made anew at each call, as they may have changed.
 
     Args:
         pair: Class of a trainer with ``companion_bases``.
@@ -56,7 +60,7 @@ def companion_class(pair: Any) -> Any:
     bases = pair.companion_bases
     content: dict[str, Any] = {"__module__": pair.__module__, "__doc__": f"Network 2 of {pair.__name__}."}
     composed = _composed(pair)
-    for cls in reversed([cls for cls in pair.__mro__ if not issubclass(composed, cls)]):  # those of the user
+    for cls in reversed([cls for cls in pair.__mro__ if cls is composed or not issubclass(composed, cls)]):
         content |= {name: value for name, value in vars(cls).items() if _is_setting(name, value, bases)}
     return type(pair.__name__, bases, content)
 
@@ -111,8 +115,10 @@ def _own_settings(pair: Any, cls: Any, given: dict[str, Any]) -> dict[str, Any]:
     rest = tuple(base for base in cls.__bases__ if not issubclass(base, NetworkPart))
     shared = _set_by(type(cls.__name__, rest, {}), given)
     own = {name: value for name, value in _set_by(cls, given).items() if name not in shared}
-    known = {*_set_by(_composed(pair), given), *SETTINGS_OF_BOTH}  # what else is there was set by the user
-    return {name: value for name, value in own.items() if name in known or name not in given}
+    of_first = _set_by(_composed(pair), given)
+    known = {*of_first, *SETTINGS_OF_BOTH}  # what else is there was set by the user
+    alike = {name for name, value in own.items() if name in of_first and of_first[name] == value}
+    return {name: value for name, value in own.items() if name not in alike and (name in known or name not in given)}
 
 
 def _set_by(cls: Any, given: dict[str, Any]) -> dict[str, Any]:
@@ -130,6 +136,18 @@ def _set_by(cls: Any, given: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
+def _say_what_is_of_network_1(trainer: ExtPart, second: str) -> None:
+    """Warn of methods of the user's class that make or supervise a network: network 2 is not made by that class."""
+    pair = type(trainer)
+    composed = _composed(pair)
+    own = [name for name in METHODS if any(name in vars(cls) for cls in pair.__mro__ if not issubclass(composed, cls))]
+    if own:
+        trainer.print_to_log_file(
+            f"WARNING: {' and '.join(own)} of {pair.__name__} {'is that' if len(own) == 1 else 'are those'} of network "
+            f"1 alone; network 2 ({second}) has the one{'' if len(own) == 1 else 's'} that its part of the name brings"
+        )
+
+
 def build(companion: Any, trainer: ExtPart) -> tuple[nn.Module, Any, Any]:
     """Build network 2 with its optimiser, scheduler and loss, once network 1 is built.
 
@@ -141,4 +159,5 @@ def build(companion: Any, trainer: ExtPart) -> tuple[nn.Module, Any, Any]:
         setattr(companion, name, getattr(trainer, name))
     companion.build_networks()
     companion.loss = compat.build_loss(companion)
+    _say_what_is_of_network_1(trainer, type(plain_module(companion.network)).__name__)
     return companion.network, companion.optimizer, companion.lr_scheduler

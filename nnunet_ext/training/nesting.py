@@ -65,10 +65,13 @@ def refuse_without_part(trainer: Trainer) -> None:
     """Raise ValueError if plans name a nested network for a trainer without the part ``ANUNet``."""
     has_part = getattr(trainer, "network_keys", ()) == NESTED_KEYS  # settings of network 2 may be there without it
     if trainer.configuration_manager.network_arch_class_name == NESTED and not has_part:
+        instead = "use a trainer with ANUNet in its name, e.g. -tr nnUNetTrainerANUNet or nnUNetTrainerCPS_ANUNet, or"
+        if getattr(trainer, "companion_bases", None) is not None:
+            instead = "UNet in that name is the plans' own network, so use"
         raise ValueError(
             f"the plans {trainer.plans_manager.plans_name} name a nested network, whose outputs all have full "
-            f"resolution, and {type(trainer).__name__} supervises smaller ones; use a trainer with ANUNet in its name, "
-            "e.g. -tr nnUNetTrainerANUNet or nnUNetTrainerCPS_ANUNet, or other plans"
+            f"resolution, and {type(trainer).__name__} supervises smaller ones; {instead} other plans, e.g. -p "
+            "nnUNetPlans"
         )
 
 

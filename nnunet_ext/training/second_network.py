@@ -19,7 +19,7 @@ from nnunet_ext.files import naming_full_disk
 from nnunet_ext.networks.averaging import AverageOfNetworks
 from nnunet_ext.networks.reference_unet import channels_given
 from nnunet_ext.training import pretrained
-from nnunet_ext.training.checkpoints import SECOND_NETWORK, plain_module, read, unfit_weights
+from nnunet_ext.training.checkpoints import SECOND_NETWORK, UnfitWeight, plain_module, read, unfit_weights
 from nnunet_ext.training.enhancement import widened_weights
 from nnunet_ext.training.host import TwoNetworkTrainer
 from nnunet_ext.training.schedules import restore_scheduler, scheduler_state
@@ -102,14 +102,22 @@ def load_state(trainer: TwoNetworkTrainer, checkpoint: dict[str, Any]) -> dict[s
     unfit = next(unfit_weights(plain_module(trainer.network_2).state_dict(), saved["network_weights"]), None)
     if unfit is not None:
         raise RuntimeError(
-            f"the checkpoint has another network 2 than {type(trainer).__name__}: {unfit.key} has the shape "
-            f"{unfit.given} there and {unfit.expected} here; continue it with the trainer and the plans that wrote it"
+            f"the checkpoint has another network 2 than {type(trainer).__name__}: {_difference(unfit)}; continue it "
+            "with the trainer and the plans that wrote it"
         )
     plain_module(trainer.network_2).load_state_dict(saved["network_weights"])
     trainer.optimizer_2.load_state_dict(saved["optimizer_state"])
     for scheduler, numbers in zip((trainer.lr_scheduler, trainer.lr_scheduler_2), saved["lr_schedulers"], strict=True):
         restore_scheduler(scheduler, numbers)
     return saved
+
+
+def _difference(unfit: UnfitWeight) -> str:
+    if unfit.given is None:
+        return f"it lacks {unfit.key}"
+    if unfit.expected is None:
+        return f"it has {unfit.key}, which is one too many"
+    return f"{unfit.key} has the shape {unfit.given} there and {unfit.expected} here"
 
 
 def pretrain(trainer: TwoNetworkTrainer, filename: str) -> None:
@@ -153,9 +161,7 @@ def _pretrain_other(trainer: TwoNetworkTrainer, filename: str) -> None:
             load_pretrained_weights(trainer.network_2, file, verbose=False)
         trainer.print_to_log_file(f"Network 2 ({kind}) begins with the weights of {which} in {filename}")
         return
-    trainer.print_to_log_file(
-        f"Network 2 ({kind}) keeps its random initial weights: {filename} holds none of such a network"
-    )
+    trainer.print_to_log_file(f"Network 2 ({kind}) keeps its initial weights: {filename} holds none of such a network")
 
 
 @contextmanager

@@ -6,7 +6,7 @@ import re
 
 import pytest
 import torch
-from inference.tiny_model import make_model, make_nested_model
+from inference.tiny_model import make_model, make_nested_model, make_pair_model
 from matplotlib.figure import Figure
 
 from nnunet_ext import files
@@ -31,6 +31,16 @@ def test_a_picture_and_the_coefficients(model, tmp_path, capsys):
     assert (tmp_path / "out" / "a.png").stat().st_size > 10_000
     assert main(["attention", "-m", str(model.folder), "-i", case, "-o", str(tmp_path / "b.png"), "--level", "1"]) == 0
     assert (tmp_path / "b.png").is_file()
+
+
+@pytest.mark.parametrize(("make", "title"), [(make_nested_model, "fold 0"), (make_pair_model, "fold 0, network 2")])
+def test_the_title_says_which_network_is_drawn(tmp_path, monkeypatch, make, title):
+    model, titles = make(tmp_path / "model"), []
+    model.add("a", 1)
+    monkeypatch.setattr(Figure, "suptitle", lambda self, text, **_: titles.append(text))
+    arguments = ("-m", str(model.folder), "-i", str(model.images / "a_0000.nii.gz"), "-o", str(tmp_path / "a.png"))
+    assert main(["attention", *arguments]) == 0
+    assert titles == [f"a, patch in the middle\n{model.folder.name}, {title}"]
 
 
 def test_wrong_input_is_one_line(model, tmp_path, capsys):

@@ -28,7 +28,7 @@ from nnunet_ext.model_sharing.export import export_model
 from nnunet_ext.pseudo_labels.consensus import find_consensus
 from nnunet_ext.pseudo_labels.members import find_members
 from nnunet_ext.pseudo_labels.panel import Panel, prepare_for_all
-from nnunet_ext.training.architecture import SECOND
+from nnunet_ext.training.architecture import ENHANCED, SECOND, STOCK_NETWORKS
 from nnunet_ext.training.checkpoints import SECOND_NETWORK, TEACHING
 
 SHAPE = (12, 18, 20)
@@ -284,7 +284,10 @@ class TestPair:
         text = "network 1 of the model .* cannot be pruned: it is PlainConvUNet; its network 2 is a nested one, so pre"
         with pytest.raises(BadInputError, match=text):
             predictor(model, prune_depth=1)
-        with pytest.raises(BadInputError, match="has two networks of different kinds, of which one alone can be cut"):
+        text = (
+            r"has two networks of different kinds, of which network 2 alone can be cut \(.*\); predict with --network 2"
+        )
+        with pytest.raises(BadInputError, match=text):
             predictor(model, prune_depth=1, network="both")
         made = predictor(model, prune_depth=1, network="2")
         assert len(made.list_of_parameters) == 2
@@ -292,6 +295,17 @@ class TestPair:
             BadInputError, match="prune depth must lie between 1 and 1, the depth of network 2 of the m"
         ):
             predictor(model, prune_depth=2, network="2")
+
+    def test_pruning_without_a_nested_network(self, model):
+        file = model.folder / "plans.json"
+        plans = json.loads(file.read_text())
+        plans["configurations"][model.configuration][SECOND]["network_class_name"] = ENHANCED[
+            f"{STOCK_NETWORKS}PlainConvUNet"
+        ]
+        file.write_text(json.dumps(plans))
+        text = r"cannot be pruned: network 1 is PlainConvUNet and network 2 is IFEPlainConvUNet, and only the nested"
+        with pytest.raises(BadInputError, match=text):
+            predictor(model, prune_depth=1, network="both")
 
     def test_weights_of_another_network(self, model):
         content = read_checkpoint(model, 1)

@@ -263,6 +263,19 @@ def test_settings_of_the_users_class_reach_network_2(make_trainer):
     assert settings["network_2"]["anu_gamma"] == 1.0
 
 
+def test_settings_that_a_class_is_given_later_reach_network_2(make_trainer, monkeypatch):
+    """As in a notebook, which sets them on a class that is there already, also on that of the name itself."""
+    cls = subclass(PAIR)
+    assert (
+        make_trainer(cls=cls).plans_manager.plans["configurations"]["3d_fullres"][SECOND]["arch_kwargs"]["depth"] == 2
+    )
+    cls.anu_depth = 1
+    monkeypatch.setattr(find_trainer(PAIR), "anu_gate_ratio", 0.25, raising=False)
+    for made, expected in ((make_trainer(cls=cls), (1, 0.25)), (make_trainer(PAIR), (2, 0.25))):
+        kwargs = made.plans_manager.plans["configurations"]["3d_fullres"][SECOND]["arch_kwargs"]
+        assert (kwargs["depth"], kwargs["gate_ratio"]) == expected
+
+
 def test_a_part_keeps_its_own_optimiser_in_a_pair(make_trainer, monkeypatch):
     """As a network has it that learns at another rate, by another optimiser."""
     from nnunet_ext.trainers.ife import IFEEntropyPart
@@ -315,6 +328,48 @@ def test_each_network_has_a_learning_rate_of_its_own(make_trainer):
     )
     trainer.initialize()
     assert [one.param_groups[0]["lr"] for one in (trainer.optimizer, trainer.optimizer_2)] == list(rates.values())
+
+
+def test_what_both_parts_bring_alike_is_changed_for_both(make_trainer):
+    """Of a setting that networks 1 and 2 have the same value of, a changed one is that of both."""
+    trainer = make_trainer("nnUNetTrainerCPS_TransUNet_DeepLabV3Plus", "2d")
+    trainer.adam_betas, trainer.weight_decay = (0.9, 0.99), 1e-3
+    trainer.initialize()
+    for optimizer in (trainer.optimizer, trainer.optimizer_2):
+        group = optimizer.param_groups[0]
+        assert (tuple(group["betas"]), group["weight_decay"], group["lr"]) == ((0.9, 0.99), 1e-3, 1e-4)
+    assert not trainer.companion.enable_deep_supervision
+
+
+def test_what_differs_between_the_parts_is_changed_for_network_1(make_trainer):
+    trainer = make_trainer("nnUNetTrainerCPS_UNet_TransUNet", "2d")
+    trainer.initial_lr, trainer.weight_decay = 0.05, 1e-3
+    trainer.initialize()
+    groups = [optimizer.param_groups[0] for optimizer in (trainer.optimizer, trainer.optimizer_2)]
+    assert [(group["lr"], group["weight_decay"]) for group in groups] == [(0.05, 1e-3), (1e-4, 1e-7)]
+
+
+@pytest.mark.parametrize("base", [PAIR, "nnUNetTrainerCPS"])
+def test_methods_that_are_those_of_network_1_alone_are_named(make_trainer, base):
+    def configure_optimizers(self):
+        optimizer = torch.optim.Adam(self.network.parameters(), 1e-3)
+        return optimizer, PlateauScheduler(optimizer)
+
+    def on_epoch_end(self):
+        find_trainer(base).on_epoch_end(self)
+
+    trainer = make_trainer(
+        cls=subclass(base, configure_optimizers=configure_optimizers, on_epoch_end=on_epoch_end, anu_depth=1)
+    )
+    trainer.initialize()
+    alike = base == "nnUNetTrainerCPS"
+    assert type(trainer.optimizer) is torch.optim.Adam
+    assert type(trainer.optimizer_2) is (torch.optim.Adam if alike else torch.optim.SGD)
+    line = (
+        f"WARNING: configure_optimizers of {base}_Mine is that of network 1 alone; network 2 (NestedAttentionUNet) has "
+        "the one that its part of the name brings"
+    )
+    assert (line in Path(trainer.log_file).read_text()) != alike
 
 
 def test_weights_of_network_2s_encoder(make_trainer, tmp_path):
@@ -374,7 +429,7 @@ def test_plans_of_one_network_serve_the_other(make_trainer):
     trainer = make_trainer("nnUNetTrainerCPS_ANUNet_IFEEntropy", plans=deepcopy(plans))
     trainer.initialize()
     assert [type(network) for network in networks(trainer)] == [NestedAttentionUNet, IFEPlainConvUNet]
-    with pytest.raises(ValueError, match="name a nested network.*supervises smaller ones"):
+    with pytest.raises(ValueError, match="name a nested network.*; UNet in that name is the plans' own network"):
         make_trainer(cls=subclass(PAIR, anu_depth=2), plans=deepcopy(plans)).initialize()
 
 
@@ -403,8 +458,12 @@ def test_another_pair_is_refused(make_trainer):
     content[SECOND_NETWORK]["network_weights"].popitem()
     torch.save(content, file)
     with pytest.raises(
-        RuntimeError, match="has another network 2 than nnUNetTrainerCPS_UNet_ANUNet.* shape None there"
+        RuntimeError, match="has another network 2 than nnUNetTrainerCPS_UNet_ANUNet.*: it lacks decoder.*; continue"
     ):
+        make_trainer(PAIR + SHORT).load_checkpoint(file)
+    content[SECOND_NETWORK]["network_weights"] = content["network_weights"]
+    torch.save(content, file)
+    with pytest.raises(RuntimeError, match=r": it lacks [\w.]+; continue it"):
         make_trainer(PAIR + SHORT).load_checkpoint(file)
 
 
@@ -412,7 +471,7 @@ def test_another_pair_is_refused(make_trainer):
     ("source", "name", "line"),
     [
         (PAIR, PAIR, "Network 2 (NestedAttentionUNet) begins with the weights of network 2 in"),
-        ("nnUNetTrainerCPS", PAIR, "Network 2 (NestedAttentionUNet) keeps its random initial weights"),
+        ("nnUNetTrainerCPS", PAIR, "Network 2 (NestedAttentionUNet) keeps its initial weights"),
         (
             "nnUNetTrainerCPS",
             "nnUNetTrainerCPS_UNet_IFEEntropy",
