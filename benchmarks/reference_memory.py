@@ -21,7 +21,7 @@ from torch import nn
 from nnunet_ext.training.cps_step import CPSStep
 from nnunet_ext.training.criteria import CrossPseudoCriterion, deep_supervision_weights
 from nnunet_ext.training.pair_scales import TargetChoice
-from nnunet_ext.training.step_memory import ADAMW, GIB, SGD, cps_step_memory, supervised_loss
+from nnunet_ext.training.step_memory import ADAMW, GIB, SGD, PeakOfStorages, cps_step_memory, supervised_loss
 
 INPUT: dict[str, Any] = {
     "windows": [[-150, 250], [-1350, 225], [-500, 1300]],
@@ -69,6 +69,7 @@ class Pair:
 
 FEATURES = {"features": [16, 32, 64, 64]}
 DEEPLAB = {"encoder_name": "tu-test_efficientnet", "decoder_channels": 32}
+RESNET = {"encoder_name": "resnet18", "decoder_channels": 64}
 PAIRS = {
     "cuda": {
         "TransUNet + DeepLabV3Plus, 512 x 512, 2 + 2, 14 classes": Pair(
@@ -85,6 +86,12 @@ PAIRS = {
         ),
         "narrow TransUNet + DeepLabV3Plus, 128 x 128, 3 + 3, 5 classes": Pair(
             ("TransUNet", "DeepLabV3Plus"), (128, 128), 3, 5, (NARROW_TRANSUNET, DEEPLAB)
+        ),
+        "DeepLabV3Plus with ResNet-18 twice, 128 x 128, 2 + 2, 3 classes": Pair(
+            ("DeepLabV3Plus", "DeepLabV3Plus"), (128, 128), 2, 3, (RESNET, RESNET)
+        ),
+        "DeepLabV3Plus with ResNet-18 twice, 256 x 256, 4 + 4, 3 classes": Pair(
+            ("DeepLabV3Plus", "DeepLabV3Plus"), (256, 256), 4, 3, (RESNET, RESNET)
         ),
     },
 }
@@ -108,8 +115,11 @@ def network(kind: str, patch: tuple[int, int], classes: int, features: Any = Non
     return DeepLabV3Plus(1, classes, **INPUT, **options)
 
 
-def real_peak(pair: Pair, device: torch.device) -> int:
-    """Return the most bytes allocated at once by the second step, everything that stays included."""
+def real_peak(pair: Pair, device: torch.device) -> tuple[int, int | None]:
+    """Return the most bytes allocated at once by a step, everything that stays included, and without scratch.
+
+    On the CPU the second value leaves out what kernels take and give back inside one operation; None on a GPU.
+    """
     networks = [_as_list(make()).to(device) for make in pair.makers()]
     optimizers = [_optimizer(kind, one) for kind, one in zip(pair.kinds, networks, strict=True)]
     data = torch.randn((pair.batch, 2, *pair.patch), device=device)
@@ -146,12 +156,16 @@ def real_peak(pair: Pair, device: torch.device) -> int:
     if cuda:
         torch.cuda.reset_peak_memory_stats()
         step(batch, 0.5)
-        return torch.cuda.max_memory_allocated()
+        return torch.cuda.max_memory_allocated(), None
+    _forget_gradients(networks)
     tensors = [batch["data"], batch["unlabeled"], batch["valid"], *batch["target"]]
-    for one, optimizer in zip(networks, optimizers, strict=True):  # weights, statistics, gradients, momentum
-        tensors += [*one.parameters(), *one.buffers(), *(p.grad for p in one.parameters() if p.grad is not None)]
+    for one, optimizer in zip(networks, optimizers, strict=True):  # weights, statistics, momentum
+        tensors += [*one.parameters(), *one.buffers()]
         tensors += [value for state in optimizer.state.values() for value in state.values() if value is not None]
-    held = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+    made = PeakOfStorages()
+    for tensor in tensors:
+        made.count(tensor)
+    held = made.now
     with torch.profiler.profile(profile_memory=True) as profile:
         step(batch, 0.5)
     now = peak = 0
@@ -159,7 +173,16 @@ def real_peak(pair: Pair, device: torch.device) -> int:
         if event.name() == "[memory]":
             now += event.nbytes()
             peak = max(peak, now)
-    return held + peak
+    _forget_gradients(networks)
+    with made:
+        step(batch, 0.5)
+    return held + peak, made.peak
+
+
+def _forget_gradients(networks: list[nn.Module]) -> None:
+    """Free what a step frees first, of which the profiler says nothing as it was made before."""
+    for one in networks:
+        one.zero_grad(set_to_none=True)
 
 
 class _List(nn.Module):
@@ -194,12 +217,13 @@ def main() -> None:
         size = (pair.patch, pair.batch, 1, pair.classes)
         half = device.type == "cuda"
         estimate = cps_step_memory(first, *size, half_precision=half, second=second, optimizers=optimizers)
-        real = real_peak(pair, device)
-        print(
-            f"{title}: estimate {estimate / GIB:.3f} GB, real {real / GIB:.3f} GB, "
-            f"error {100 * (estimate / real - 1):+.1f} %",
-            flush=True,
+        real, kept = real_peak(pair, device)
+        line = (
+            f"{title}: estimate {estimate / GIB:.3f} GB, real {real / GIB:.3f} GB, {100 * (estimate / real - 1):+.1f} %"
         )
+        if kept is not None:
+            line += f"; without scratch of kernels {kept / GIB:.3f} GB, {100 * (estimate / kept - 1):+.1f} %"
+        print(line, flush=True)
 
 
 if __name__ == "__main__":

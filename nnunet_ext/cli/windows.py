@@ -11,6 +11,8 @@ from pathlib import Path
 
 from nnunet_ext.cli.values import number, positive_int
 
+_OTHER_PICTURES = (".jpg", ".jpeg", ".pdf", ".svg", ".tif", ".tiff", ".bmp")
+
 
 def window(text: str) -> tuple[str, float, float]:
     """Return name and bounds of a window.
@@ -37,6 +39,33 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def target_is_picture(output: Path) -> bool:
+    """Return whether an output is the picture itself, not a folder for it.
+
+    Raises:
+        ValueError: If it is a file, or called like a picture, of another format.
+    """
+    ending = output.suffix.lower()
+    if (output.is_file() and ending != ".png") or (not output.is_dir() and ending in _OTHER_PICTURES):
+        raise ValueError(f"-o {output} is neither a PNG nor a folder; name a file that ends in .png, or a folder")
+    return ending == ".png" and not output.is_dir()
+
+
+def _ending(file: Path) -> str:
+    """Return the ending of an image's name, before which there may be dots.
+
+    Raises:
+        ValueError: If nnU-Net reads no such files.
+    """
+    from nnunetv2.imageio.reader_writer_registry import LIST_OF_IO_CLASSES
+
+    endings = {ending for reader in LIST_OF_IO_CLASSES for ending in reader.supported_file_endings}
+    found = [ending for ending in endings if file.name.lower().endswith(ending)]
+    if not found:
+        raise ValueError(f"{file} ends in none of {', '.join(sorted(endings))}, which nnU-Net reads; convert it")
+    return max(found, key=len)
+
+
 def run(arguments: argparse.Namespace) -> int:
     """Draw."""
     from nnunet_ext.data.reading import choose_reader, read_checked
@@ -46,8 +75,9 @@ def run(arguments: argparse.Namespace) -> int:
 
     if not arguments.i.is_file():
         raise FileNotFoundError(f"{arguments.i} is no file; -i takes the image file of a CT")
-    case, dot, ending = arguments.i.name.partition(".")
-    reader = choose_reader({"file_ending": dot + ending}, [str(arguments.i)])
+    is_picture = target_is_picture(arguments.o)
+    ending = _ending(arguments.i)
+    reader = choose_reader({"file_ending": ending}, [str(arguments.i)])
     image, properties = read_checked((str(arguments.i),), reader, 1)
     if len(image) != 1:
         raise ValueError(f"{arguments.i} has {len(image)} channels, expected a CT with one")
@@ -55,8 +85,8 @@ def run(arguments: argparse.Namespace) -> int:
     windows = {name: (low, high) for name, low, high in arguments.windows} if arguments.windows else dict(WINDOWS)
     if arguments.windows and len(windows) < len(arguments.windows):
         raise ValueError("--windows has a name twice; each window needs a name of its own")
-    case = case.removesuffix("_0000")
-    target = arguments.o if arguments.o.suffix.lower() == ".png" else arguments.o / f"{case}.png"
+    case = arguments.i.name[: -len(ending)].removesuffix("_0000")
+    target = arguments.o if is_picture else arguments.o / f"{case}.png"
     sweep(target.parent)
     draw_windows(target, case, axial(image[0], properties), windows, arguments.slice)
     print(f"Wrote {target}")

@@ -14,6 +14,7 @@ from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
 
 from nnunet_ext.data.host import Trainer
 from nnunet_ext.data.pool import end_with_parent
+from nnunet_ext.data.position import refuse_stale_channels
 from nnunet_ext.data.reference_transforms import for_data_of, say_what_is_left_out
 from nnunet_ext.data.training_cases import labelled_command, reading_problem, unlabelled_command
 from nnunet_ext.data.transforms import with_validity
@@ -56,6 +57,12 @@ class NamingLoader(nnUNetDataLoader):
         return batch
 
 
+def _look_at_reference_data(trainer: Trainer) -> None:
+    """Refuse data of the reference module that are stale, and say how they are augmented."""
+    refuse_stale_channels(trainer, labelled_command(trainer))
+    say_what_is_left_out(trainer)
+
+
 @contextmanager
 def naming_damaged_cases(trainer: Trainer) -> Iterator[None]:
     """Let the loaders that nnU-Net's trainer makes inside the block name a damaged case and the command that mends it.
@@ -65,7 +72,7 @@ def naming_damaged_cases(trainer: Trainer) -> Iterator[None]:
     Args:
         trainer: An initialised nnU-Net trainer.
     """
-    say_what_is_left_out(trainer)
+    _look_at_reference_data(trainer)
 
     def naming_loader(*arguments: Any, **options: Any) -> NamingLoader:
         if options.get("transforms") is not None:
@@ -88,6 +95,7 @@ class TwoStreamLoader:
         unlabelled: Loader of the unlabelled stream, or None.
         strong_views: Number of strong views that stand before the mask among the targets of the unlabelled stream.
         steps: Which steps have unlabelled patches; for the others none are made.
+        deep_supervision: Whether the labels are a list over the scales, of which there may be one.
     """
 
     def __init__(
@@ -96,11 +104,13 @@ class TwoStreamLoader:
         unlabelled: nnUNetDataLoader | None,
         strong_views: int = 0,
         steps: UnlabelledSteps = ALL_STEPS,
+        deep_supervision: bool = False,
     ) -> None:
         self.labelled = labelled
         self.unlabelled = unlabelled
         self.strong_views = strong_views
         self.steps = steps
+        self.deep_supervision = deep_supervision
         self.step = steps.first
 
     def set_thread_id(self, thread_id: int) -> None:
@@ -123,7 +133,7 @@ class TwoStreamLoader:
         """
         batch = next(self.labelled)
         *targets, valid = batch["target"]
-        batch["target"] = targets if len(targets) > 1 else targets[0]
+        batch["target"] = targets if self.deep_supervision or len(targets) > 1 else targets[0]
         has_unlabelled = self.unlabelled is not None and self.steps.has_unlabelled(self.step)
         self.step += 1
         if self.unlabelled is not None and has_unlabelled:
@@ -202,11 +212,11 @@ def two_stream_loader(
             result.has_ignore = False  # with an ignore label nnU-Net samples annotated voxels; here there are none
         return result
 
-    say_what_is_left_out(trainer)
+    _look_at_reference_data(trainer)
     dataset_tr, _ = trainer.get_tr_and_val_datasets()
     labelled = loader(dataset_tr, False)
     unlabelled = None if unlabelled_dataset is None else loader(unlabelled_dataset, True)
-    return TwoStreamLoader(labelled, unlabelled, strong_views, steps)
+    return TwoStreamLoader(labelled, unlabelled, strong_views, steps, compat.target_scales(trainer) is not None)
 
 
 def warn_of_foreign_steps(trainer: Trainer, transforms: Any) -> None:

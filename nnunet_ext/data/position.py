@@ -7,12 +7,16 @@ where the slices are axial and the image says where it points.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+import blosc2
 import numpy as np
 from nibabel.orientations import io_orientation
 
+from nnunet_ext.data.dataset_json import number_of_channels
 from nnunet_ext.data.geometry import affine_of
+from nnunet_ext.data.host import Trainer
 from nnunet_ext.data.preprocessors import REFERENCE_PREPROCESSOR
 
 COUNTED_BY = "slice_position"  # in the properties of a case, one of the two below
@@ -106,3 +110,35 @@ def append_position(data: np.ndarray, properties: dict[str, Any], transpose_forw
     properties[COUNTED_BY] = INDEX if direction is None else PATIENT
     channel = np.broadcast_to(positions.astype(data.dtype)[None, :, None, None], (1, *data.shape[1:]))
     return np.concatenate([data, channel])
+
+
+def refuse_stale_channels(trainer: Trainer, command: str) -> None:
+    """Raise if labelled cases were preprocessed before plans of the reference module had their position on or off.
+
+    Augmentation would take the last channel of the image for the position, whatever it is.
+
+    Args:
+        trainer: An initialised trainer; the data of other plans are not looked at.
+        command: Command that preprocesses the labelled cases.
+
+    Raises:
+        RuntimeError: If a case has other channels than the plans say.
+    """
+    configuration = trainer.configuration_manager
+    with_one_more = has_position(configuration)
+    arguments = configuration.configuration.get("architecture", {}).get("arch_kwargs", {})
+    if not with_one_more and "position" not in arguments:
+        return
+    cases = sorted(Path(trainer.preprocessed_dataset_folder).glob("*.b2nd"))
+    for file in [case for case in cases if not case.stem.endswith("_seg")][:1]:
+        try:
+            found = blosc2.open(urlpath=str(file), mode="r").shape[0]
+        except (OSError, RuntimeError):  # who reads it says so
+            return
+        expected = number_of_channels(trainer.dataset_json) + int(with_one_more)
+        if found != expected:
+            what = "image and position of slices have" if with_one_more else "the image has"
+            raise RuntimeError(
+                f"{file} has {found} channel(s), but {what} {expected} by the plans "
+                f"{trainer.plans_manager.plans_name}: it was preprocessed with other plans. Run: {command}"
+            )

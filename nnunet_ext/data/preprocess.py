@@ -21,6 +21,7 @@ from nnunet_ext.data.failures import UNLABELLED, Failure
 from nnunet_ext.data.leftovers import sweep_all
 from nnunet_ext.data.plans import load_configuration
 from nnunet_ext.data.pool import map_isolated
+from nnunet_ext.data.position import BY_INDEX, COUNTED_BY, INDEX
 from nnunet_ext.data.reading import describe, read_checked
 from nnunet_ext.data.signature import changed_plans, digest, plans_signature, source_signature
 from nnunet_ext.data.splits import hidden_cases
@@ -104,6 +105,7 @@ def preprocess_unlabeled(
         cases_to_do = _sort_out(cases, signature, summary)
         summary.folder.mkdir(parents=True, exist_ok=True)
         _run(work, cases_to_do, min(num_processes, len(cases_to_do)), summary, configuration, show_progress_bar)
+    _say_what_counts_by_index(summary)
     return summary
 
 
@@ -172,6 +174,13 @@ def _run(
                 summary.failures.append(Failure(name, UNLABELLED, problem, stage))
 
 
+def _say_what_counts_by_index(summary: Summary) -> None:
+    cases = [*summary.done, *summary.kept]
+    found = [(store.read_metadata(summary.folder, case) or {}).get(COUNTED_BY) for case in cases]
+    if INDEX in found:
+        tqdm.write(f"INFO: in {found.count(INDEX)} of {len(cases)} unlabelled cases {BY_INDEX}.")
+
+
 def _preprocess_case(
     case: UnlabeledCase,
     folder: Path,
@@ -197,6 +206,8 @@ def _preprocess_case(
             "hidden_label": case.hidden_label,
             "shape": [int(i) for i in data.shape],
         }
+        if COUNTED_BY in properties:  # from the preprocessor that appends the position of slices
+            metadata[COUNTED_BY] = properties[COUNTED_BY]
         store.save_case(
             folder, case.name, data, (nonzero >= 0).astype(np.uint8), metadata, tuple(configuration_manager.patch_size)
         )

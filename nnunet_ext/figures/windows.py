@@ -102,7 +102,7 @@ def draw_windows(
     for axes, view, (name, (low, high)) in zip(all_axes, made, windows.items(), strict=True):
         axes.imshow(view, cmap="gray", vmin=0, vmax=1, aspect=aspect, interpolation="nearest")
         axes.set(xticks=[], yticks=[])
-        axes.set_title(f"{name}: {low:g} to {high:g} HU", fontsize=9)
+        axes.set_title(f"{name}: {low:g} to {high:g} HU", fontsize=9, parse_math=False)
     position = f"position {slice_positions(slices)[number - 1]:.2f}" + (" from the feet" if scan.known else "")
-    figure.suptitle(f"{title}: slice {number} of {slices}, {position}", fontsize=10)
+    figure.suptitle(f"{title}: slice {number} of {slices}, {position}", fontsize=10, parse_math=False)
     save_figure(figure, path)

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
+from nnunetv2.experiment_planning.experiment_planners.network_topology import get_pool_and_conv_props
 from nnunetv2.preprocessing.normalization.default_normalization_schemes import CTNormalization
 from nnunetv2.preprocessing.normalization.map_channel_name_to_normalization import get_normalization_scheme
 from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
@@ -138,9 +139,19 @@ class ReferencePlanner(SemiSupervisedPlanning):
             spacing: Target spacing in mm.
             median_shape: Median shape of the cases at that spacing, in voxels.
             others: The remaining arguments of nnU-Net's method.
+
+        Raises:
+            ValueError: If slices are too small for a network of two stages.
         """
         if len(spacing) == 3:
             return _NotPlanned(patch_size=list(median_shape), spacing=spacing)
+        edge = self.UNet_featuremap_min_edge_length
+        if not any(get_pool_and_conv_props(spacing, median_shape, edge, 1)[0]):
+            size = " x ".join(f"{side:g}" for side in median_shape)
+            raise ValueError(
+                f"the median slice of {self.dataset_name} has {size} voxels, too few to halve them to {edge} for a "
+                "second stage of the network; take a finer spacing with -overwrite_target_spacing, or plans of 3D"
+            )
         plan = super().get_plans_for_configuration(spacing, median_shape, *others)
         if self._fit is None and self.step_memory(plan) > (self.memory_limit_gb - self.memory_reserve_gb) * GIB:
             self.fit_into(self.memory_limit_gb - self.memory_reserve_gb, self.memory_limit_gb)

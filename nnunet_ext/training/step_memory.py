@@ -44,10 +44,12 @@ class PeakOfStorages(TorchDispatchMode):
         result = func(*args, **(kwargs or {}))
         for leaf in tree_leaves(result):
             if isinstance(leaf, Tensor):
-                self._count(leaf.untyped_storage())
+                self.count(leaf)
         return result
 
-    def _count(self, storage: torch.UntypedStorage) -> None:
+    def count(self, tensor: Tensor) -> None:
+        """Count the storage of a tensor, once; one that was there before is to be told."""
+        storage = tensor.untyped_storage()
         key = storage._cdata
         if key in self._alive:
             return

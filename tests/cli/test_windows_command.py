@@ -66,3 +66,33 @@ def test_other_wrong_input_is_one_line(ct, tmp_path, capsys):
         with pytest.raises(SystemExit):
             main(["windows", "-i", ct, "-o", str(tmp_path), "--windows", text])
         assert re.search(rf"expected NAME:LOWER:UPPER .* got '{text}'", capsys.readouterr().err)
+
+
+def test_names_of_cases_may_have_dots_and_dollars(tmp_path):
+    image = np.random.default_rng(0).integers(-1000, 1500, (3, 20, 24)).astype(np.int16)
+    for name in ("1.2.840.1_0000.nii.gz", "p.1.mha", r"$\\a$_0000.nii.gz", "UPPER.NII.GZ"):
+        write(tmp_path / "a.nii.gz", image)
+        file = tmp_path / name
+        write(file, image) if name.endswith("mha") else (tmp_path / "a.nii.gz").rename(file)
+        case = name.removesuffix(".nii.gz").removesuffix(".mha").removesuffix(".NII.GZ").removesuffix("_0000")
+        assert main(["windows", "-i", str(file), "-o", str(tmp_path / "out")]) == 0
+        assert (tmp_path / "out" / f"{case}.png").is_file()
+
+
+def test_outputs_that_are_no_png_and_no_folder(ct, tmp_path, capsys):
+    (tmp_path / "notes.txt").touch()
+    for output in ("notes.txt", "picture.jpg"):
+        assert main(["windows", "-i", ct, "-o", str(tmp_path / output)]) == 1
+        assert f"-o {tmp_path / output} is neither a PNG nor a folder" in capsys.readouterr().err
+    assert not (tmp_path / "picture.jpg").exists()
+    (tmp_path / "folder.png").mkdir()
+    assert main(["windows", "-i", ct, "-o", str(tmp_path / "folder.png")]) == 0
+    assert (tmp_path / "folder.png" / "case.png").is_file()
+
+
+def test_a_file_of_a_format_that_nobody_reads(tmp_path, capsys):
+    (tmp_path / "notes.txt").touch()
+    assert main(["windows", "-i", str(tmp_path / "notes.txt"), "-o", str(tmp_path)]) == 1
+    assert re.search(
+        r"notes\.txt ends in none of .*\.nii\.gz.*, which nnU-Net reads; convert it", capsys.readouterr().err
+    )

@@ -10,6 +10,7 @@ from batchgeneratorsv2.transforms.intensity.gamma import GammaTransform
 from batchgeneratorsv2.transforms.utils.compose import ComposeTransforms
 from data.two_streams import Make
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 
 from nnunet_ext.data.loaders import naming_damaged_cases, two_stream_loader, validation_loader
 from nnunet_ext.data.reference_transforms import (
@@ -165,3 +166,32 @@ def test_nnunets_own_loaders_carry_it_for_trainers_of_ours(make: Make, monkeypat
     for loader in (train, val):
         assert isinstance(loader, SingleThreadedAugmenter)
         assert positions_of(next(loader)["data"], (2, 16, 16)) <= allowed
+
+
+def test_labelled_cases_from_before_the_position_was_switched(make: Make):
+    """Else the last channel of the image would be taken for the position, or the position for one of the image."""
+    trainer, _ = make(configuration="2d")
+    configuration = trainer.configuration_manager.configuration
+    changed = configuration | REFERENCE
+    trainer.configuration_manager = ConfigurationManager(changed)
+    message = (
+        r"l\.b2nd has 1 channel\(s\), but image and position of slices have 2 by the plans nnUNetPlans: it was "
+        "preprocessed with other plans. Run: nnUNetv2_preprocess -d 777 -plans_name nnUNetPlans -c 2d"
+    )
+    with pytest.raises(RuntimeError, match=message):
+        two_stream_loader(trainer, None)
+    with pytest.raises(RuntimeError, match=message), naming_damaged_cases(trainer):
+        pytest.fail("loaders were made")
+    trainer.configuration_manager = ConfigurationManager(configuration)
+    trainer.dataset_json = trainer.dataset_json | {"channel_names": {}}  # plans of others are not looked at
+    two_stream_loader(trainer, None)
+
+
+def test_labelled_cases_with_a_position_that_was_switched_off(make: Make):
+    trainer, _ = make(configuration="2d", two_d_changes=REFERENCE)
+    configuration = trainer.configuration_manager.configuration
+    configuration["architecture"]["arch_kwargs"]["position"] = False
+    changed = configuration | {"preprocessor_name": "SemiSupervisedPreprocessor"}
+    trainer.configuration_manager = ConfigurationManager(changed)
+    with pytest.raises(RuntimeError, match=r"has 2 channel\(s\), but the image has 1 by the plans"):
+        two_stream_loader(trainer, None)

@@ -11,7 +11,7 @@ from batchgeneratorsv2.transforms.utils.remove_label import RemoveLabelTransform
 from data.tiny_dataset import TinyDataset
 from data.two_streams import Make, MirrorsOnly
 
-from nnunet_ext.data.loaders import TwoStreamLoader, in_background, validation_loader
+from nnunet_ext.data.loaders import TwoStreamLoader, in_background, two_stream_loader, validation_loader
 from nnunet_ext.data.transforms import with_validity
 from nnunet_ext.data.unlabeled_store import read_metadata, save_case
 
@@ -290,3 +290,12 @@ def test_an_error_of_another_kind_stays_what_it_is(make: Make):
     loader.labelled.transforms = fails
     with pytest.raises(KeyError, match="of a transform"):
         next(loader)
+
+
+def test_deep_supervision_of_one_scale_is_a_list_as_in_nnunet(make: Make):
+    """A network of two stages has one output, for which nnU-Net's loss takes lists all the same."""
+    trainer, _ = make()
+    trainer._get_deep_supervision_scales = lambda: [[1.0, 1.0, 1.0]]
+    target = next(two_stream_loader(trainer, None))["target"]
+    assert [scale.shape[2:] for scale in target] == [(16, 16, 16)]
+    assert isinstance(target, list)

@@ -209,3 +209,12 @@ class TestAfterPlanning:
             NotImplementedError, match=f"^{part} has no windows of CT and takes no position of the slice"
         ):
             cls.network_architecture(cls, PlansManager(plans).get_configuration("2d"))
+
+
+def test_slices_too_small_for_a_network_are_not_said_to_need_memory(planned: TinyDataset):
+    write_fingerprint(planned, shape=(12, 6, 6))
+    planner = narrow(ReferencePlanner(777))
+    planner.intensity_source, planner.spacing_source = "foreground", "labeled"
+    with pytest.raises(ValueError, match="the median slice of Dataset777_Tiny has 6 x 6 voxels, too few to halve"):
+        planner.plan_experiment()
+    assert not (planned.preprocessed / "ReferencePlans.json").exists()

@@ -50,7 +50,8 @@ def model_of(tiny: TinyDataset) -> Model:
 def test_training_unlabelled_and_test_cases_get_the_same(reference: TinyDataset, capsys):
     ReferencePreprocessor(verbose=False).run(777, "2d", "ReferencePlans", 1)
     said = capsys.readouterr().out
-    assert said.count("in 1 of 3 labelled cases the slices are not axial") == 1
+    for kind in ("labelled", "unlabelled"):
+        assert said.count(f"in 1 of 3 {kind} cases the slices are not axial") == 1
     labelled = nnUNetDatasetBlosc2(str(reference.preprocessed / "ReferencePlans_2d"))
     unlabelled = UnlabeledDataset(reference.preprocessed / "ReferencePlans_2d_unlabeled", [])
     upwards = (np.arange(EMPTY, SHAPE[0]) / (SHAPE[0] - 1)).astype(np.float32)
@@ -107,12 +108,14 @@ def test_3d_is_refused(tiny: TinyDataset):
         )
 
 
-def test_the_command_for_unlabelled_cases_notices_that_the_position_was_switched_on(reference: TinyDataset):
+def test_the_command_for_unlabelled_cases_notices_that_the_position_was_switched_on(reference: TinyDataset, capsys):
     plans = json.loads((reference.preprocessed / "ReferencePlans.json").read_text())
     without = json.loads(json.dumps(plans))
     without["configurations"]["2d"]["preprocessor_name"] = "SemiSupervisedPreprocessor"
     reference.write_plans(without)
     assert len(preprocess_unlabeled(777, "ReferencePlans", "2d", 1, show_progress_bar=False).done) == 3
+    assert "not axial" not in capsys.readouterr().out
     reference.write_plans(plans)
     assert len(preprocess_unlabeled(777, "ReferencePlans", "2d", 1, show_progress_bar=False).done) == 3
     assert len(preprocess_unlabeled(777, "ReferencePlans", "2d", 1, show_progress_bar=False).kept) == 3
+    assert capsys.readouterr().out.count("in 1 of 3 unlabelled cases the slices are not axial") == 2  # once a run

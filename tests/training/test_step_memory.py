@@ -27,6 +27,18 @@ def test_peak_is_what_was_alive_at_once():
     assert memory.now == 0
 
 
+def test_what_was_there_before_counts_once_it_is_told():
+    before = torch.zeros(1000)
+    memory = PeakOfStorages()
+    memory.count(before)
+    with memory:
+        before.add_(1)  # in place: nothing new
+        made = before[:100] + 1
+    assert (memory.peak, memory.now) == (4400, 4400)
+    del before, made
+    assert memory.now == 0
+
+
 def test_batch_and_patch_scale_the_activations():
     small = cps_step_memory(architecture(), (16, 16, 16), 2, 1, 3)
     weights = cps_step_memory(architecture(), (8, 8, 8), 1, 1, 3)
