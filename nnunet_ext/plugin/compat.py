@@ -308,6 +308,9 @@ def sliding_window_slicers(predictor: Any, shape: tuple[int, ...]) -> list[Any]:
     return slicers
 
 
+BUILD_LOSS = "_build_loss"
+
+
 def build_loss(trainer: Any) -> Any:
     """Return the loss that a trainer makes for its network."""
     return trainer._build_loss()

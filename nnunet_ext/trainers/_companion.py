@@ -28,7 +28,7 @@ SETTINGS_OF_BOTH = (  # which nnU-Net has; a part of network 2 may have values o
 )
 METHODS = (  # that make or supervise a network
     *("build_network_architecture", "configure_optimizers", "own_optimizer", "make_network"),
-    *("_build_loss", "default_loss", "pseudo_criterion", "output_weights", "deep_supervision_scales"),
+    *(compat.BUILD_LOSS, "default_loss", "pseudo_criterion", "output_weights", "deep_supervision_scales"),
 )
 
 

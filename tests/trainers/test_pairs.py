@@ -184,7 +184,7 @@ def test_deep_supervision_of_either_network_can_be_off(make_trainer, flags):
     Off.__name__ = PAIR
     trainer, loader = ready(make_trainer(cls=Off))
     batch = next(loader)
-    assert isinstance(batch["target"], list) is flags[0]
+    assert isinstance(batch["target"], list) is any(flags)
     assert all(np.isfinite(value) for key, value in trainer.train_step(batch).items() if "loss" in key)
     for network, flag in zip(networks(trainer), flags, strict=True):
         assert isinstance(network(batch["data"]), (list, tuple)) is flag
