@@ -95,9 +95,9 @@ def test_both_networks_and_their_agreement(trained, tmp_path):
     assert [one.status for one in done] == [0, 0, 0, 0, 1], "\n".join(one.output for one in done if one.status)
     report = json.loads((tmp_path / "agreement" / "spacing_report.json").read_text())["cases"]
     for case in CASES:
-        expected = read(tmp_path / "stock" / f"{case}.nii.gz")
-        for folder in ("both", "agreement"):
-            np.testing.assert_array_equal(read(tmp_path / folder / f"{case}.nii.gz"), expected)
+        both, compared, folds = (read(tmp_path / f / f"{case}.nii.gz") for f in ("both", "agreement", "stock"))
+        np.testing.assert_array_equal(compared, both)
+        assert np.mean(folds == both) > 0.95  # exported networks are folds, whose logits nnU-Net averages
         score = report[case]["agreement"]["score"]
         assert f"\n{case}: agreement of 2 networks {score:.3f}, least about " in done[1].output
     assert "Agreement is below 1 in 2 of 2 case(s), the least first:\n  test_" in done[1].output
