@@ -93,7 +93,7 @@ def _runs() -> list[Run]:
     found = []
     for seed in (0, 1):
         for task in ("phantoms4", "hippocampus5"):
-            for parts in ("", "CPS", "CPS_UNet_TransUNet", PAIR):
+            for parts in ("", "TransUNet", "DeepLabV3Plus", "CPS", "CPS_UNet_TransUNet", PAIR):
                 found.append(Run(parts or "supervised", parts, task, seed))
         for change in ("windows", "position"):
             found.append(Run(f"{PAIR}_no_{change}", PAIR, "phantoms4", seed, **{change: False}))
