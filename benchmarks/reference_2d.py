@@ -27,9 +27,9 @@ import accuracy
 import numpy as np
 from _unlabelled_data import prepare, waiting
 from _unlabelled_runs import TASKS
-from unlabelled import BUSY, done_file, epoch_seconds, run_all
+from unlabelled import done_file, epoch_seconds, one, run_all
 
-from nnunet_ext.files import BusyError, only_here, write_json
+from nnunet_ext.files import write_json
 
 CONFIGURATION, BATCH = "2d", 4
 EPOCHS, ITERATIONS = 20, 100
@@ -177,18 +177,6 @@ def train_and_evaluate(run: Run) -> None:
     write_json(done_file(run), result, indent=1)
 
 
-def one(run: Run) -> int:
-    """Train and evaluate a run unless another process does, and return an exit status."""
-    try:
-        with only_here(accuracy.WORK / "runs" / run.name, "trained"):
-            if not done_file(run).is_file():
-                train_and_evaluate(run)
-    except BusyError as error:
-        print(error, flush=True)
-        return BUSY
-    return 0
-
-
 def means_of(run: Run, measure: str) -> dict[str, np.ndarray]:
     """Return the mean over classes of each test case, by network, empty where the run is owed."""
     result = accuracy.recorded(run) or {}
@@ -241,7 +229,7 @@ def main() -> None:
     elif arguments.command == "plan":
         plan(runs[0])
     elif arguments.command == "one":
-        sys.exit(one(runs[0]))
+        sys.exit(one(runs[0], train_and_evaluate))
     else:
         for run in runs:
             prepare_plans(run)

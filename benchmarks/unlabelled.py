@@ -245,12 +245,12 @@ def done_file(run: Run) -> Path:
     return accuracy.WORK / "done" / f"{run.name}.json"
 
 
-def one(run: Run) -> int:
+def one(run: Any, train: Callable[[Any], None] | None = None) -> int:
     """Train and evaluate a run unless another process does, and return an exit status."""
     try:
         with only_here(accuracy.WORK / "runs" / run.name, "trained"):
             if not done_file(run).is_file():
-                train_and_evaluate(run)
+                (train or train_and_evaluate)(run)
     except BusyError as error:
         print(error, flush=True)
         return BUSY

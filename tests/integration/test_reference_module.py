@@ -5,29 +5,14 @@ import json
 import numpy as np
 import pytest
 from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
+from reference import tiny
 
 pytestmark = pytest.mark.integration
 
 GLOBAL = ("-fpe", "GlobalIntensityFingerprintExtractor")
 PLANS = "ReferencePlans"
 TRAINER = "nnUNetTrainerNarrow"
-OWN = """
-from nnunet_ext.trainers import find_trainer
-
-
-class nnUNetTrainerNarrow(find_trainer("nnUNetTrainerCPS_TransUNet_DeepLabV3Plus_1epochs_2iterations")):
-    transunet_stem_channels = 8
-    transunet_channels = (16, 16, 32)
-    transunet_blocks = (1, 1, 1)
-    transunet_groups = 4
-    transunet_embed_dim = 16
-    transunet_depth = 1
-    transunet_num_heads = 2
-    transunet_bridge_channels = 16
-    transunet_decoder_channels = (8, 8, 8, 4)
-    deeplab_encoder = "tu-test_efficientnet"
-    deeplab_decoder_channels = 8
-"""
+OWN = tiny.narrow_trainers(nnUNetTrainerNarrow="nnUNetTrainerCPS_TransUNet_DeepLabV3Plus_1epochs_2iterations")
 
 
 @pytest.fixture(scope="module")

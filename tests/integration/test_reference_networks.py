@@ -7,31 +7,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import SimpleITK
+from reference import tiny
 
 # test_reference_module.py drives both as a pair in the default run
 pytestmark = [pytest.mark.integration, pytest.mark.slow]
 
 PLANS = "SixteenPlans"  # the planner's, with a patch of multiples of 16
-OWN = """
-from nnunet_ext.trainers import find_trainer
-
-
-class nnUNetTrainerSlices(find_trainer("nnUNetTrainerTransUNet_1epochs_2iterations")):
-    transunet_stem_channels = 8
-    transunet_channels = (16, 16, 32)
-    transunet_blocks = (1, 1, 1)
-    transunet_groups = 4
-    transunet_embed_dim = 16
-    transunet_depth = 1
-    transunet_num_heads = 2
-    transunet_bridge_channels = 16
-    transunet_decoder_channels = (8, 8, 8, 4)
-
-
-class nnUNetTrainerSmall(find_trainer("nnUNetTrainerDeepLabV3Plus_1epochs_2iterations")):
-    deeplab_encoder = "tu-test_efficientnet"
-    deeplab_decoder_channels = 8
-"""
+OWN = tiny.narrow_trainers(
+    nnUNetTrainerSlices="nnUNetTrainerTransUNet_1epochs_2iterations",
+    nnUNetTrainerSmall="nnUNetTrainerDeepLabV3Plus_1epochs_2iterations",
+)
 TRAINERS = ("nnUNetTrainerSlices", "nnUNetTrainerSmall")
 
 

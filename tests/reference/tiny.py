@@ -29,6 +29,16 @@ NARROW = {
 }
 
 
+def narrow_trainers(**trainers):
+    """Return a module that users could write: a subclass of one of ours with narrow networks by each name."""
+    lines = ["from nnunet_ext.trainers import find_trainer"]
+    for name, base in trainers.items():
+        lines += ["", "", f'class {name}(find_trainer("{base}")):']
+        settings = [item for part, values in NARROW.items() if part[:-4] in base for item in values.items()]
+        lines += [f"    {setting} = {value!r}" for setting, value in settings]
+    return "\n".join(lines) + "\n"
+
+
 def _configuration(name, dim):
     resampling = {"is_seg": False, "order": 1, "order_z": 0, "force_separate_z": None}
     return {
