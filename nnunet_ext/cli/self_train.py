@@ -125,12 +125,15 @@ def run(arguments: argparse.Namespace) -> int:
         return 0
     check_device(arguments.device)
     # as an interrupt, so that the command that runs is stopped, too
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
         result = training.run(arguments.patience, not arguments.no_pbar)
     except KeyboardInterrupt:
         print("\ninterrupted; the same command goes on", file=sys.stderr)
         return 130
+    finally:
+        # what is forked later would take over the handler, and a pool's worker that it stops could outlive the signal
+        signal.signal(signal.SIGTERM, before)
     _print(result, scheme, training)
     return 0 if result.complete else 1
 

@@ -1,6 +1,7 @@
 """``nnUNetv2_ext self_train``: its arguments, what it prints, its exit status."""
 
 import json
+import signal
 
 import pytest
 from data.tiny_dataset import make_plans, set_environment
@@ -58,12 +59,17 @@ def test_a_folder_of_results_that_is_not_set(tiny, capsys, monkeypatch):
 
 
 def test_interrupted(tiny, capsys, monkeypatch):
+    before = signal.getsignal(signal.SIGTERM)
+
     def interrupt(*_):
+        assert signal.getsignal(signal.SIGTERM) is not before
         raise KeyboardInterrupt
 
     monkeypatch.setattr("nnunet_ext.pseudo_labels.self_training.SelfTraining.run", interrupt)
     assert run("-f", 0, 1) == 130
     assert "the same command goes on" in capsys.readouterr().err
+    # a handler left behind would be that of every process that is forked later
+    assert signal.getsignal(signal.SIGTERM) is before
 
 
 def test_what_is_printed_at_the_end(tiny, capsys, monkeypatch):
