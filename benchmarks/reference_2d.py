@@ -208,8 +208,35 @@ def report() -> None:
                 cells = [method, run.seed, TITLES[title], f"{record['parameters'][title] / 1e6:.2f} M"]
                 cells += [with_interval(dice), f"{dice.min():.3f}", with_interval(nsd[title]), more]
                 print("| " + " | ".join(map(str, cells)) + " |")
+    report_differences()
     owed = [run.name for run in RUNS if accuracy.recorded(run) is None]
     print("\nOwed:", ", ".join(owed) or "nothing")
+
+
+def report_differences() -> None:
+    """Print what partner, windows and position gain, paired by case, and the Dice of each class."""
+    pairs = [((PAIR, title), (f"{PAIR}_no_{change}", title)) for change in ("windows", "position") for title in TITLES]
+    pairs += [
+        (("CPS_UNet_TransUNet", "network 2"), ("TransUNet", "network 1")),
+        ((PAIR, "network 1"), ("TransUNet", "network 1")),
+        ((PAIR, "network 2"), ("DeepLabV3Plus", "network 1")),
+    ]
+    by_name = {run.name: run for run in RUNS}
+    print("\nDice, paired by case:\n")
+    for task, seed in dict.fromkeys((run.task, run.seed) for run in RUNS):
+        for (first, title), (second, other) in pairs:
+            runs = [by_name.get(f"reference_{task}_{method}_seed{seed}") for method in (first, second)]
+            dice = [means_of(run, "dsc") if run else {} for run in runs]
+            if title in dice[0] and other in dice[1]:
+                gain = with_interval(dice[0][title] - dice[1][other], "+")
+                print(f"- {task} seed {seed}, {first} {TITLES[title]} minus {second} {TITLES[other]}: {gain}")
+    print("\nDice by class:\n")
+    for run in RUNS:
+        for title, cases in (accuracy.recorded(run) or {}).get("dsc", {}).items():
+            values = np.nanmean(np.array(list(cases.values())), 0)
+            names = TASKS[run.task].classes.values()
+            by_class = ", ".join(f"{name} {value:.2f}" for name, value in zip(names, values, strict=True))
+            print(f"- {run.name} {TITLES[title]}: {by_class}")
 
 
 def main() -> None:
