@@ -22,10 +22,10 @@ ORDER = (
     ("cli", "demo"),
     ("pseudo_labels",),
     ("evaluation",),
-    ("figures", "propagation"),
+    ("figures",),
     ("inference", "trainers"),
     ("model_sharing", "planners"),
-    ("training", "fingerprints"),
+    ("training", "fingerprints", "propagation"),
     ("data",),
     ("losses", "networks", "files", "errors"),
 )
@@ -247,7 +247,7 @@ def made_up(tmp_path):
         ("demo", "from nnunet_ext.cli import a", 1),
         ("inference", "from nnunet_ext.plugin import a", 1),
         ("discovery", "from nnunet_ext.training import a", 1),
-        ("figures", "from nnunet_ext.propagation import a", 1),
+        ("training", "from nnunet_ext.propagation import a", 1),
     ],
 )
 def test_an_arrow_against_the_order_is_seen(made_up, room, text, line):
