@@ -230,7 +230,8 @@ class SliceTripleLoader(NamingLoader):
         slices = draw_slices(data.shape[1], int(lower[0]), most_left_out, rng)
         if slices is None:
             return None
-        boxes = [[[index, index + 1], *zip(lower[1:], upper[1:], strict=True)] for index in slices]
+        plane = [[int(start), int(end)] for start, end in zip(lower[1:], upper[1:], strict=True)]
+        boxes = [[[index, index + 1], *plane] for index in slices]
         image = np.concatenate([crop_and_pad_nd(data, box, 0) for box in boxes], 1)
         drawn = np.concatenate([crop_and_pad_nd(labels, box, -1, cast_cropped_to=np.int16) for box in boxes], 1)
         patch = {"image": torch.from_numpy(image).float(), "segmentation": torch.from_numpy(drawn).to(torch.int16)}

@@ -51,32 +51,38 @@ class Reference2DPart(NetworkPart):
         heads = self.label_manager.num_segmentation_heads
         with torch.device("meta"):
             network: Any = self.build_network_architecture(manager, configuration, channels, heads)
-        for encoder, setting, file in self._encoder_weights():
-            load_encoder_weights(getattr(network, encoder), file, setting)
+        for encoder, setting, file, masks in self._encoder_weights():
+            load_encoder_weights(getattr(network, encoder), file, setting, masks)
 
     def make_network(self, number: int) -> tuple[nn.Module, Any, Any]:
         """Make a network as ever, whose encoders begin with the weights of the files."""
         made = super().make_network(number)
-        for encoder, setting, file in self._encoder_weights():
-            for change in load_encoder_weights(getattr(plain_module(made[0]), encoder), file, setting):
+        for encoder, setting, file, masks in self._encoder_weights():
+            for change in load_encoder_weights(getattr(plain_module(made[0]), encoder), file, setting, masks):
                 self.print_to_log_file(f"{setting}: {change}")
         return made
 
-    def _encoder_weights(self) -> list[tuple[str, str, Any]]:
-        """Return encoders that begin with a file: attribute of the network, setting and file.
+    def _encoder_weights(self) -> list[tuple[str, str, Any, int]]:
+        """Return encoders that begin with a file: attribute of the network, setting, file, and channels beside images.
 
         Where a training goes on or is validated the files may be gone.
         """
-        found = [] if self.is_restored else [(*item, getattr(self, item[1])) for item in self.encoder_settings()]
-        return [item for item in found if item[2] is not None]
+        found = [] if self.is_restored else self.encoder_settings()
+        files = [(encoder, setting, getattr(self, setting), beside) for encoder, setting, beside in found]
+        return [item for item in files if item[2] is not None]
 
-    def encoder_settings(self) -> tuple[tuple[str, str], ...]:
-        """Return the encoders of the network: the network's attribute, and the setting that names their weights."""
-        return (("encoder", self.weights_setting),)
+    def encoder_settings(self) -> tuple[tuple[str, str, int], ...]:
+        """Return the encoders of the network.
+
+        Returns:
+            For each the network's attribute, the setting that names its weights, and how many channels it takes after
+            those of the image.
+        """
+        return (("encoder", self.weights_setting, 0),)
 
     def hyperparameters(self) -> dict[str, Any]:
         """Add the settings of AdamW, and whether encoders begin with weights of a file."""
-        files = {setting: getattr(self, setting) for _, setting in self.encoder_settings()}
+        files = {setting: getattr(self, setting) for _, setting, _ in self.encoder_settings()}
         return super().hyperparameters() | {"adam_betas": self.adam_betas} | files
 
 
