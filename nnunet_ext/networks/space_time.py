@@ -59,7 +59,7 @@ class SpaceTimeNetwork(nn.Module):
         windows: As :class:`ReferenceInput` takes them.
         hounsfield_channels: As :class:`ReferenceInput` takes them.
         position: Whether images have one more channel, the position of the slice, which is not looked at.
-        key_stages: Widths of the key encoder's stages at 1/4, 1/8 and 1/16; their maps have four times as many channels.
+        key_stages: Widths of the key encoder's stages at 1/4, 1/8 and 1/16; their maps have four times the channels.
         key_blocks: Number of residual blocks of each.
         value_stages: Channels of the value encoder's stages at 1/4, 1/8 and 1/16.
         value_blocks: Number of residual blocks of each.
