@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 from torch import nn
 
 from nnunet_ext.data.loaders import in_background
 from nnunet_ext.data.slice_triples import slice_triple_loader
+from nnunet_ext.trainers._propagation_validation import validate
 from nnunet_ext.trainers.reference_2d import Reference2DPart
 from nnunet_ext.training import architecture, propagation_settings, propagation_step
 from nnunet_ext.training.seeds import LOADING, derived_seed
@@ -131,6 +133,10 @@ class PropagationPart(Reference2DPart):
     def validation_step(self, batch: dict[str, Any]) -> dict[str, Any]:
         """Find the objects of first slices in the others, and count pixels by label."""
         return propagation_step.validation_step(self, batch)
+
+    def perform_actual_validation(self, save_probabilities: bool = False) -> None:
+        """Validate as nnU-Net does, with true labels of a few slices carried through each case."""
+        validate(self, partial(super().perform_actual_validation, save_probabilities))
 
     def hyperparameters(self) -> dict[str, Any]:
         """Add the settings of the part, and the triples of a step."""
