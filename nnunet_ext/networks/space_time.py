@@ -17,7 +17,8 @@ from nnunet_ext.networks.memory_reading import aggregate, read
 from nnunet_ext.networks.reference_input import ReferenceInput
 from nnunet_ext.networks.transunet import NORMS
 
-STRIDE = 16  # of keys and values
+STRIDE, HEAD_STRIDE = 16, 4  # of keys and values; of the decoder's last map
+ENLARGEMENTS = (1, 2, 4, 8, 16)
 FRAMES = 3  # of a sample in training
 _OBJECTS = 2  # of a sample in training, by which the planners' count goes
 
@@ -26,7 +27,7 @@ class SliceFeatures(NamedTuple):
     """What a network makes of images alone, whatever objects are sought in them.
 
     Attributes:
-        image: ``(B, C, H, W)``, as the encoders see it.
+        image: ``(B, C, ., .)``, as the encoders see it, enlarged where the network does so.
         key: ``(B, CK, h, w)`` at 1/16, to be compared with keys in the memory, and to be one of them.
         value: ``(B, V, h, w)`` at 1/16, for the decoder.
         f16: ``(B, ., h, w)``, the encoder's map at 1/16.
@@ -67,6 +68,8 @@ class SpaceTimeNetwork(nn.Module):
         value_dim: Channels of values, CV.
         decoder_channels: Channels of the decoder's blocks at 1/16, 1/8 and 1/4.
         norm: Of the encoders: ``"batch"`` as in the paper, or ``"instance"``.
+        enlarge: By how much images and masks are enlarged at the input, 1, 2, 4, 8 or 16; logits have the size of the
+            image again. Places of the memory are 16 pixels apart, which are few in images of less than 200 pixels.
 
     Attributes:
         input_channels: Channels of what the network is given, the position counted.
@@ -104,11 +107,15 @@ class SpaceTimeNetwork(nn.Module):
         value_dim: int = 512,
         decoder_channels: Sequence[int] = (512, 256, 256),
         norm: str = "batch",
+        enlarge: int = 1,
     ) -> None:
         super().__init__()
         three = {"key_stages": key_stages, "key_blocks": key_blocks, "value_stages": value_stages}
         three |= {"value_blocks": value_blocks, "decoder_channels": decoder_channels}
         _check_widths(three, {"key_dim": key_dim, "value_dim": value_dim}, norm)
+        if enlarge not in ENLARGEMENTS:
+            raise ValueError(f"enlarge must be one of {', '.join(map(str, ENLARGEMENTS))}, got {enlarge!r}")
+        self.enlarge = enlarge
         self.reference_input = ReferenceInput(input_channels, windows, hounsfield_channels, position)
         self.input_channels, self.divisors = self.reference_input.input_channels, (STRIDE, STRIDE)
         channels = self.reference_input.output_channels
@@ -122,7 +129,7 @@ class SpaceTimeNetwork(nn.Module):
         self.value_fusion = nn.ModuleList(
             [ResidualBlock(value_stages[-1], value_dim, f16), ResidualBlock(value_dim, value_dim)]
         )
-        self.decoder = SpaceTimeDecoder(value_dim, (f8, f4), decoder_channels, deep_supervision)
+        self.decoder = SpaceTimeDecoder(value_dim, (f8, f4), decoder_channels, deep_supervision, HEAD_STRIDE / enlarge)
 
     def forward(self, frames: Tensor, masks: Tensor | None = None, present: Tensor | None = None) -> Tensor:
         """Return log-odds of the second and third slice of each sample, all elements of the memory read.
@@ -183,6 +190,7 @@ class SpaceTimeNetwork(nn.Module):
         """
         check_image(image, self.input_channels, self.divisors)
         image, _ = self.reference_input(image)
+        image = _scaled(image, self.enlarge)
         f4, f8, f16 = _maps(self.encoder, image)
         return SliceFeatures(image, self.key_projection(f16), self.query_value(f16), f16, f8, f4)
 
@@ -197,6 +205,7 @@ class SpaceTimeNetwork(nn.Module):
         if masks.ndim == 4:
             masks = torch.stack([masks, masks.sum(1, keepdim=True) - masks], 2)
         batch, count = masks.shape[:2]
+        masks = _scaled(masks.flatten(1, 2), self.enlarge).unflatten(1, masks.shape[1:3])
         image = features.image[:, None].expand(-1, count, -1, -1, -1)
         given = torch.cat([image, masks.to(image.dtype)], 2).flatten(0, 1)
         values = self.value_fusion[0](_maps(self.value_encoder, given)[-1], features.f16)
@@ -228,7 +237,7 @@ class SpaceTimeNetwork(nn.Module):
 
 
 class SpaceTimeDecoder(nn.Module):
-    """Upsamples what was read from the memory by 2 twice, joins the key encoder's maps, and makes logits at 1/4.
+    """Upsamples what was read from the memory by 2 twice, joins the key encoder's maps, and makes logits.
 
     What is computed of the slice alone is computed once for all of its objects.
 
@@ -237,16 +246,22 @@ class SpaceTimeDecoder(nn.Module):
         skip_channels: Of the maps at 1/8 and 1/4.
         channels: Of the blocks at 1/16, 1/8 and 1/4.
         deep_supervision: As nnU-Net switches it, without effect.
+        scale: Of the logits, from the size of the head's map to that of the image.
 
     Attributes:
         seg_layers: The head alone, where nnU-Net looks for heads.
     """
 
     def __init__(
-        self, value_dim: int, skip_channels: Sequence[int], channels: Sequence[int], deep_supervision: bool
+        self,
+        value_dim: int,
+        skip_channels: Sequence[int],
+        channels: Sequence[int],
+        deep_supervision: bool,
+        scale: float,
     ) -> None:
         super().__init__()
-        self.deep_supervision = deep_supervision
+        self.deep_supervision, self.scale = deep_supervision, scale
         self.compress = ResidualBlock(value_dim, channels[0], value_dim)
         self.skips = nn.ModuleList(
             nn.Conv2d(skip, below, 3, padding=1) for skip, below in zip(skip_channels, channels[:-1], strict=True)
@@ -264,9 +279,9 @@ class SpaceTimeDecoder(nn.Module):
         objects = readout.shape[:2]
         x = self.compress(readout.flatten(0, 1), features.value)
         for skip, block, below in zip(self.skips, self.blocks, (features.f8, features.f4), strict=True):
-            x = block(_add_shared(_upsampled(x, 2), skip(below)))
+            x = block(_add_shared(_scaled(x, 2), skip(below)))
         logits = self.seg_layers[0](functional.relu(x))
-        return _upsampled(logits, 4)[:, 0].unflatten(0, objects)
+        return _scaled(logits, self.scale)[:, 0].unflatten(0, objects)
 
 
 class ResidualBlock(nn.Module):
@@ -321,8 +336,13 @@ def _add_shared(own: Tensor, shared: Tensor) -> Tensor:
     return (own.unflatten(0, (batch, own.shape[0] // batch)) + shared[:, None]).flatten(0, 1)
 
 
-def _upsampled(x: Tensor, factor: int) -> Tensor:
-    return functional.interpolate(x, scale_factor=factor, mode="bilinear", align_corners=False)
+def _scaled(x: Tensor, scale: float) -> Tensor:
+    """Return ``(B, C, *S)`` enlarged, or as the means of what becomes one pixel."""
+    if scale == 1:
+        return x
+    if scale < 1:
+        return functional.avg_pool2d(x, round(1 / scale))
+    return functional.interpolate(x, scale_factor=scale, mode="bilinear", align_corners=False)
 
 
 def _resnet(

@@ -31,6 +31,8 @@ class PropagationPart(Reference2DPart):
         propagation_value_dim: Channels of values.
         propagation_decoder_channels: Channels of the decoder at 1/16, 1/8 and 1/4.
         propagation_norm: ``"batch"`` or ``"instance"``.
+        propagation_enlarge: By how much images are enlarged at the network's input, 1, 2, 4, 8 or 16, so that its
+            memory has places enough in small ones; None for 1, 2 or 4 by the plans' patch.
         propagation_initial_lr: Learning rate of AdamW at the beginning.
         propagation_triples: Triples of slices a step; None for a third of the plans' batch, at least two.
         propagation_gaps: How many slices at most are left out between two frames of a triple, as pairs: from a share
@@ -51,6 +53,7 @@ class PropagationPart(Reference2DPart):
     propagation_value_dim = 512
     propagation_decoder_channels: Sequence[int] = (512, 256, 256)
     propagation_norm = "batch"
+    propagation_enlarge: int | None = None
     propagation_initial_lr = 1e-4
     network_keys = architecture.SPACE_TIME_KEYS
     network_architecture = staticmethod(propagation_settings.space_time_architecture)

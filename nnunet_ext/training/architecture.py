@@ -55,6 +55,7 @@ SPACE_TIME_KEYS = (
     "value_dim",
     "decoder_channels",
     "norm",
+    "enlarge",
 )
 REFERENCE = "nnunet_ext.networks.reference_unet.ReferenceUNet"
 REFERENCE_KEYS = ("windows", "hounsfield_channels", "position")

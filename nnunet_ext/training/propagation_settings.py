@@ -13,6 +13,7 @@ from nnunet_ext.training.architecture import SPACE_TIME, Architecture
 from nnunet_ext.training.host import ExtTrainer
 from nnunet_ext.training.reference_2d import in_place
 
+ENOUGH_PIXELS = 256  # of the longer side of a patch
 LEAST_TRIPLES = 2  # of a step, of which batch norm knows a spread
 PIXEL_LOSSES = ("ohem", "bootstrapped")
 STEPS_OF_PAPER = 150_000  # of the training in which bootstrapping begins at 20,000 and ends at 70,000
@@ -22,6 +23,7 @@ class PropagationTrainer(ExtTrainer, Protocol):
     """A trainer with the part ``Propagation``; the part says what each setting does."""
 
     propagation_triples: int | None
+    propagation_enlarge: int | None
     propagation_gaps: Sequence[Sequence[float]]
     propagation_pixel_loss: str
     propagation_clip: float
@@ -54,8 +56,23 @@ def space_time_architecture(settings: Any, configuration: ConfigurationManager) 
         "value_dim": settings.propagation_value_dim,
         "decoder_channels": list(settings.propagation_decoder_channels),
         "norm": settings.propagation_norm,
+        "enlarge": settings.propagation_enlarge or enlargement(size),
     }
     return in_place(configuration, SPACE_TIME, arguments)
+
+
+def enlargement(patch_size: Sequence[int]) -> int:
+    """Return by how much patches are enlarged so that the memory has places enough in them, at most 4 times.
+
+    Args:
+        patch_size: ``(H, W)`` of the plans.
+
+    Example:
+        >>> from nnunet_ext.training.propagation_settings import enlargement
+        >>> enlargement((64, 96)), enlargement((192, 160)), enlargement((512, 512))
+        (4, 2, 1)
+    """
+    return next((factor for factor in (1, 2) if factor * max(patch_size) >= ENOUGH_PIXELS), 4)
 
 
 def triples_of_step(trainer: PropagationTrainer) -> int:

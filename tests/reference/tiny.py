@@ -34,6 +34,7 @@ NARROW = {
         "propagation_key_dim": 8,
         "propagation_value_dim": 16,
         "propagation_decoder_channels": (16, 8, 8),
+        "propagation_enlarge": 1,
     },
 }
 
