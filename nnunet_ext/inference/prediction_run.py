@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -14,7 +14,7 @@ from tqdm import tqdm
 from nnunet_ext.data.pool import WORKER_DIED, WorkerDiedError, map_isolated
 from nnunet_ext.files import DiskFullError
 from nnunet_ext.inference.background import Background
-from nnunet_ext.inference.case import Model, Prepared, prepare
+from nnunet_ext.inference.case import Model, Prepared
 from nnunet_ext.inference.spacing import SpacingRule
 from nnunet_ext.inference.spacing_report import SpacingReport, complete_record
 from nnunet_ext.inference.writing import Exported, Handover, export
@@ -88,7 +88,11 @@ class PredictorOfCases(Protocol):
     def export_device(self) -> torch.device:
         """Device that fast exports interpolate on."""
 
-    def predict_logits(self, prepared: Prepared, folder: Path | None) -> torch.Tensor:
+    @property
+    def prepare_case(self) -> Callable[..., Prepared]:
+        """Function that prepares a case of a source, a previous stage, a rule and a model; it can be pickled."""
+
+    def predict_logits(self, prepared: Prepared, folder: Path | None, save_probabilities: bool) -> torch.Tensor:
         """Return the logits of a case, and complete its record; intermediate files may lie on the folder's disk."""
 
     def exports_fast(self, prepared: Prepared, logits: torch.Tensor, save_probabilities: bool) -> bool:
@@ -152,7 +156,8 @@ class Run:
                 predictor.say_spacing(name, prepared.record)
                 output = self.tasks[name].output
                 try:
-                    logits = predictor.predict_logits(prepared, None if output is None else Path(output).parent)
+                    folder = None if output is None else Path(output).parent
+                    logits = predictor.predict_logits(prepared, folder, self.save_probabilities)
                     predictor.say_agreement(name, prepared.record)
                     is_fast = predictor.exports_fast(prepared, logits, self.save_probabilities)
                 except Exception as failure:
@@ -180,7 +185,7 @@ class Run:
         calls = {name: (self.tasks[name].source, self.tasks[name].previous, rule, model) for name in names}
         # One more than there are processes, so that they work while the network does.
         return map_isolated(
-            prepare, calls, processes, always_spawn=processes > 0, handed_out=processes + 1, remedy=REMEDY
+            self.predictor.prepare_case, calls, processes, always_spawn=processes > 0, handed_out=processes + 1, remedy=REMEDY
         )
 
     def _done(self, name: str, exported: Exported | None, error: Exception | None) -> None:

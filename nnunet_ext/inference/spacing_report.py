@@ -17,7 +17,7 @@ NAME = "spacing_report"
 STAGES = ("reading", "preprocessing", "network", "resampling", "writing")  # of a prediction, in this order
 ORDER = "x y z: left-right, front-back, head-foot"
 _RECORD = ".spacing_record_"
-_BEFORE = {"network": "1"}  # options that earlier versions did not have
+_BEFORE = {"network": "1", "propagate": None}  # options that earlier versions did not have
 
 
 @dataclass(frozen=True)
