@@ -17,12 +17,17 @@ __all__ = [
     "NestedAttentionUNet",
     "ReferenceInput",
     "ReferenceUNet",
+    "SpaceTimeNetwork",
     "TransUNet",
     "curvature_scores",
     "entropy_scores",
 ]
 
-_OF_TIMM = {"DeepLabV3Plus": "nnunet_ext.networks.deeplab", "TransUNet": "nnunet_ext.networks.transunet"}
+_OF_TIMM = {
+    "DeepLabV3Plus": "nnunet_ext.networks.deeplab",
+    "SpaceTimeNetwork": "nnunet_ext.networks.space_time",
+    "TransUNet": "nnunet_ext.networks.transunet",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -32,27 +32,31 @@ def built(make: Callable[[], _Module]) -> _Module:
     return module
 
 
-def conv_feature_map_size(network: nn.Module, channels: int, size: Sequence[int]) -> int:
+def conv_feature_map_size(
+    network: nn.Module, channels: int, size: Sequence[int], batch: tuple[Tensor, ...] | None = None
+) -> int:
     """Return the values that a network's convolutions make of one image, found by a pass on shapes alone.
 
     Args:
         network: The network, which is not changed.
         channels: Channels that it is given.
         size: Size of the image.
+        batch: What it is given, on torch's meta device, where that is not a batch of images.
     """
     made: list[int] = []
+    given = (_images(channels, size),) if batch is None else batch
 
     def note(module: nn.Module, inputs: Any, output: Tensor) -> None:
-        made.append(output[0].numel())
+        made.append(output.numel())
 
     hooks = [module.register_forward_hook(note) for module in network.modules() if isinstance(module, _CONVOLUTIONS)]
     try:
         with torch.no_grad():
-            torch.func.functional_call(network, _shapes_of(network), (_images(channels, size),))
+            torch.func.functional_call(network, _shapes_of(network), given)
     finally:
         for hook in hooks:
             hook.remove()
-    return sum(made)
+    return sum(made) // len(given[0])
 
 
 def leave_out_of_training(network: nn.Module, channels: int, size: Sequence[int]) -> None:
