@@ -33,7 +33,6 @@ from nnunet_ext.inference.process_memory import peak_memory_mib, total_memory_by
 from nnunet_ext.inference.resampling import with_less_memory
 from nnunet_ext.inference.spacing import CaseGeometry, PlansSpacing, SpacingChoice, SpacingRule, check_shape
 
-
 _OF_PREPARATION = (  # keys of a configuration that say how an image is prepared
     *("preprocessor_name", "spacing", "normalization_schemes", "use_mask_for_norm"),
     *("resampling_fn_data", "resampling_fn_data_kwargs"),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from nnunetv2.preprocessing.preprocessors.default_preprocessor import DefaultPre
 
 from nnunet_ext.inference.case import Model, Prepared, prepare
 from nnunet_ext.inference.checks import BadInputError
-from nnunet_ext.inference.coarse_references import carry_prediction, check_how
+from nnunet_ext.inference.coarse_references import carry_prediction, check_how, propagation_line
 from nnunet_ext.inference.options import LARGEST
 from nnunet_ext.inference.process_memory import peak_memory_mib
 from nnunet_ext.inference.propagated import Carrier
@@ -57,10 +57,9 @@ class CasePredictor(SeveralNetworks):
         **keywords: Any,
     ) -> None:
         super().__init__(*arguments, **keywords)
-        check_how(propagate_references)
         self.spacing, self.fast_export = spacing, fast_export
         self.propagate = None if propagate is None else Path(propagate)
-        self.propagate_references = propagate_references
+        self.propagate_references = check_how(propagate_references)
         self._propagation: PropagationModel | None = None
         self._carrier: Carrier | None = None
         self._printed: set[str] = set()
@@ -246,6 +245,12 @@ class CasePredictor(SeveralNetworks):
                 "for x."
             )
         print(spacing_line(name, record))
+
+    def say_agreement(self, name: str, record: Mapping[str, Any]) -> None:
+        """Print what the networks agree about in a case, and what was carried from slice to slice."""
+        super().say_agreement(name, record)
+        if "propagation" in record:
+            print(propagation_line(name, record["propagation"]))
 
     def _print_once(self, text: str) -> None:
         """Print a line that holds for all cases, the first time only."""

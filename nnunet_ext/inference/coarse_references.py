@@ -13,14 +13,14 @@ from torch import Tensor
 from nnunet_ext.inference.case import Model, Prepared
 from nnunet_ext.inference.options import LARGEST, UNIFORM
 from nnunet_ext.inference.propagated import Carrier, GivenSlices, nothing, slices_of_crop
-from nnunet_ext.propagation.references import choose, sampled_slices
+from nnunet_ext.propagation.references import How, choose, sampled_slices
 from nnunet_ext.propagation.sparse import slice_numbers
 
 NO_CLASS = "the model finds no class in the slices that it was asked for, so that there is nothing to carry"
 
 
-def check_how(how: str | int) -> None:
-    """Refuse a choice of references that there is not.
+def check_how(how: Any) -> How:
+    """Return a choice of references.
 
     Raises:
         ValueError: If it is neither ``largest``, ``uniform`` nor a positive number.
@@ -28,6 +28,8 @@ def check_how(how: str | int) -> None:
     number = isinstance(how, int) and not isinstance(how, bool) and how > 0
     if how not in (LARGEST, UNIFORM) and not number:
         raise ValueError(f"propagate_references must be {LARGEST}, {UNIFORM} or a positive number, got {how!r}")
+    chosen: How = how
+    return chosen
 
 
 def segments_slices(model: Model, carrier: Model) -> bool:
@@ -59,7 +61,7 @@ def carry_prediction(
     prepared: Prepared,
     model: Model,
     carrier: Carrier,
-    how: str | int,
+    how: How,
     segment: Callable[[Prepared], Tensor],
     label_map: Callable[[Tensor, Prepared], np.ndarray],
     all_heads: bool = False,
@@ -114,9 +116,15 @@ def carry_prediction(
     return logits
 
 
-def _given(
-    labels: np.ndarray, sampled: Sequence[int], volume: Prepared, model: Model, alone: bool
-) -> GivenSlices:
+def propagation_line(case: str, record: dict[str, Any]) -> str:
+    """Return one line on what was carried through a case."""
+    if "reason" in record:
+        return f"{case}: {record['reason']}; the prediction is written as it is"
+    slices = ", ".join(map(str, record["references"]))
+    return f"{case}: {record['slices']} slices segmented, masks of {slices} carried on in {record['seconds']:.1f} s"
+
+
+def _given(labels: np.ndarray, sampled: Sequence[int], volume: Prepared, model: Model, alone: bool) -> GivenSlices:
     """Return the sampled slices of a label map, which has no others where they were segmented alone."""
     axis = int(model.plans.transpose_forward[0])
     first = slices_of_crop(volume).start

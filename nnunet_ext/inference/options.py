@@ -154,7 +154,7 @@ def _add_propagation(group: argparse._ArgumentGroup) -> None:
         metavar="MODEL_FOLDER",
         default=None,
         help="segment a few slices only, if the model is 2d, and let a model of nnUNetTrainerPropagation carry their "
-        "masks through the volume (docs/propagation.md); a 3d model segments everything, and slices are taken from that",
+        "masks through the volume (docs/propagation.md); a 3d model segments everything, and slices of it are taken",
     )
     group.add_argument(
         "--propagate_references",

@@ -21,6 +21,8 @@ from nnunet_ext.inference.writing import Exported, Handover, export
 
 FAST_EXPORTS = 2  # at a time: each holds its logits in this process
 Result = np.ndarray | tuple[np.ndarray, np.ndarray | None] | None  # label map, with probabilities where wanted
+CONTINUE = "Mend or remove them and run again, with --continue_prediction for these cases only."
+OLDER = "an older result is still there; remove it before you use --continue_prediction"
 REMEDY = "run again with -npp 0, or on a machine with more memory"
 
 
@@ -33,12 +35,14 @@ class PredictionFailedError(RuntimeError):
         not_begun: Names of the cases that were left, because they would have failed as well.
     """
 
-    def __init__(self, failures: dict[str, str], results: list[Any], not_begun: Sequence[str] = ()) -> None:
+    def __init__(
+        self, failures: dict[str, str], results: list[Any], not_begun: Sequence[str] = (), remedy: str = CONTINUE
+    ) -> None:
         self.failures, self.results, self.not_begun = failures, results, list(not_begun)
         others = "the others are done and kept" if not not_begun else f"{len(not_begun)} more were not begun"
         lines = [f"{len(failures)} of {len(results)} case(s) failed; {others}."]
         lines += [f"  {case}: {reason}" for case, reason in failures.items()]
-        lines.append("Mend or remove them and run again, with --continue_prediction for these cases only.")
+        lines.append(remedy)
         super().__init__("\n".join(lines))
 
 
@@ -113,6 +117,7 @@ class Run:
         tasks: Name -> case to predict.
         save_probabilities: Whether to write or return probabilities too.
         report: Report that gets the record of each case; ``None`` where results are returned instead of written.
+        older: What is said of a case that failed and has a result of an earlier run.
     """
 
     def __init__(
@@ -121,9 +126,10 @@ class Run:
         tasks: dict[str, Task],
         save_probabilities: bool,
         report: SpacingReport | None,
+        older: str = OLDER,
     ) -> None:
         self.predictor, self.tasks, self.report = predictor, tasks, report
-        self.save_probabilities = save_probabilities
+        self.save_probabilities, self.older = save_probabilities, older
         self.results: dict[str, Any] = {}
         self.failures: dict[str, str] = {}
         self.suspects: list[str] = []
@@ -185,7 +191,12 @@ class Run:
         calls = {name: (self.tasks[name].source, self.tasks[name].previous, rule, model) for name in names}
         # One more than there are processes, so that they work while the network does.
         return map_isolated(
-            self.predictor.prepare_case, calls, processes, always_spawn=processes > 0, handed_out=processes + 1, remedy=REMEDY
+            self.predictor.prepare_case,
+            calls,
+            processes,
+            always_spawn=processes > 0,
+            handed_out=processes + 1,
+            remedy=REMEDY,
         )
 
     def _done(self, name: str, exported: Exported | None, error: Exception | None) -> None:
@@ -215,7 +226,7 @@ class Run:
         text = str(error).strip() or type(error).__name__
         output = self.tasks[name].output
         if output is not None and Path(output + self.predictor.dataset_json["file_ending"]).exists():
-            text += " (an older result is still there; remove it before you use --continue_prediction)"
+            text += f" ({self.older})"
         self.failures[name] = text
         print(f"{name} failed: {text}")
 

@@ -255,5 +255,6 @@ class Predictor(CasePredictor):
             raise PredictionFailedError(failures, [*results, *[None] * len(wrong)], not_begun)
         return results
 
+
 def _as_list(value: Any) -> list[Any]:
     return value if isinstance(value, list) else [] if value is None else [value]

@@ -56,14 +56,11 @@ class Finish:
         """Finish a label map ``(*S)`` of the image."""
         largest = max([0, *(self.classes or ()), int(segmentation.max()), int(self.slices.labels.max(initial=0))])
         kind = np.uint8 if largest < 256 else np.uint16
-        if self.classes is None:
-            result = segmentation.astype(kind)
-        else:
-            result = np.asarray(self.classes, kind)[segmentation]
+        result = segmentation.astype(kind) if self.classes is None else np.asarray(self.classes, kind)[segmentation]
         along = np.moveaxis(result, self.slices.axis, 0)
         along[list(self.slices.indices)] = np.moveaxis(self.slices.labels, self.slices.axis, 0)
         if self.voxels is not None:
-            result.reshape(-1)[self.voxels[0]] = self.voxels[1]
+            result.flat[self.voxels[0]] = self.voxels[1]
         return result
 
 
@@ -164,9 +161,7 @@ class Carrier:
         """
         start = time.perf_counter()
         references = to_grid(given, prepared, self.model, ignore)
-        result = propagate(
-            self.networks, prepared.data, references, self.device, self.settings, progress=self.progress
-        )
+        result = propagate(self.networks, prepared.data, references, self.device, self.settings, progress=self.progress)
         classes = [int(label) for label in result.classes]
         logits = _logarithms(result.probabilities)
         model = self.model

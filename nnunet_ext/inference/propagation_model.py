@@ -54,7 +54,7 @@ class PropagationModel:
         return int(self.model.plans.transpose_forward[0])
 
     def describe(self) -> str:
-        """Return what names the model in reports: its folder, folds and the beginnings of their checkpoints' SHA-256."""
+        """Return what names the model in reports: folder, folds and the beginnings of their checkpoints' SHA-256."""
         hashes = [sha256_of(file)[:_DIGITS] for file in self.checkpoints]
         return f"{self.folder.name}: {', '.join(f'fold {f} {h}' for f, h in zip(self.folds, hashes, strict=True))}"
 

@@ -47,7 +47,9 @@ def annotated_slices(labels: np.ndarray, axis: int, ignore: int | None) -> Annot
     return Annotated(tuple(int(index) for index in whole), tuple(int(index) for index in partly))
 
 
-def along_another_axis(labels: np.ndarray, axis: int, ignore: int | None, named: Sequence[int]) -> tuple[int, list[int]]:
+def along_another_axis(
+    labels: np.ndarray, axis: int, ignore: int | None, named: Sequence[int]
+) -> tuple[int, list[int]]:
     """Find the axis along which slices were annotated, where it is not the one that is asked for.
 
     With an ignore label, slices of the other axis are whole and none of the asked axis is. With named slices, all
