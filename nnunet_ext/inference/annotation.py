@@ -27,7 +27,7 @@ from nnunet_ext.model_sharing.folders import sha256_of
 from nnunet_ext.propagation.driver import Propagated, PropagationSettings, suggest
 
 REPORT = "propagation_report"
-RECORDED = 10  # suggestions of a case that its record has, if no more are asked for
+RECORDED = 5  # suggestions of a case that its record has, where no number is asked for
 _CHANNEL = len("_0000")
 _OLDER = "an older result is still there"
 _REMEDY = "Mend or remove them and run again; what is done is kept."
@@ -132,7 +132,7 @@ class Annotator:
         carried = self._networks().carry(prepared, given, self.dataset_json["labels"].get("ignore"), prepared.voxels)
         prepared.exported = carried.exported
         first = prepared.properties["bbox_used_for_cropping"][0][0]
-        wanted = max(self.options.suggestions, RECORDED)
+        wanted = self.options.suggestions or RECORDED
         record["suggestions"] = [
             {"slice": numbers.number(first + index), "agreement": round(float(carried.result.agreement[index]), 4)}
             for index in suggest(carried.result, wanted)
