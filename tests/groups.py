@@ -22,6 +22,7 @@ GROUPS = {
     "integration/test_pseudo_labels.py": "trained",
     "integration/test_nested_networks.py": "prepared",
     "integration/test_pairs_by_commands.py": "prepared",
+    "integration/test_propagation_training.py": "prepared",
     "integration/test_reference_networks.py": "prepared",
     "integration/test_unchanged_stock.py": "prepared",
     "integration/test_planning_unlabelled.py::TestRealData": "real data",

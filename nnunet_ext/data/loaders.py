@@ -39,13 +39,13 @@ class NamingLoader(nnUNetDataLoader):
         return self._keys
 
     def generate_train_batch(self) -> dict[str, Any]:
-        """Make a batch as nnU-Net does.
+        """Make a batch.
 
         Raises:
             RuntimeError: If a file of one of its cases cannot be read.
         """
         try:
-            batch: dict[str, Any] = super().generate_train_batch()
+            batch = self.make_batch()
         except Exception as error:
             for key in dict.fromkeys(self._keys):
                 dataset = compat.dataset_of(self)
@@ -56,8 +56,13 @@ class NamingLoader(nnUNetDataLoader):
             raise
         return batch
 
+    def make_batch(self) -> dict[str, Any]:
+        """Make a batch as nnU-Net does; whose cases are noted in ``_keys`` before they are read."""
+        batch: dict[str, Any] = super().generate_train_batch()
+        return batch
 
-def _look_at_reference_data(trainer: Trainer) -> None:
+
+def look_at_reference_data(trainer: Trainer) -> None:
     """Refuse data of the reference module that are stale, and say how they are augmented."""
     refuse_stale_channels(trainer, labelled_command(trainer))
     say_what_is_left_out(trainer)
@@ -72,7 +77,7 @@ def naming_damaged_cases(trainer: Trainer) -> Iterator[None]:
     Args:
         trainer: An initialised nnU-Net trainer.
     """
-    _look_at_reference_data(trainer)
+    look_at_reference_data(trainer)
 
     def naming_loader(*arguments: Any, **options: Any) -> NamingLoader:
         if options.get("transforms") is not None:
@@ -212,7 +217,7 @@ def two_stream_loader(
             result.has_ignore = False  # with an ignore label nnU-Net samples annotated voxels; here there are none
         return result
 
-    _look_at_reference_data(trainer)
+    look_at_reference_data(trainer)
     dataset_tr, _ = trainer.get_tr_and_val_datasets()
     labelled = loader(dataset_tr, False)
     unlabelled = None if unlabelled_dataset is None else loader(unlabelled_dataset, True)
@@ -299,6 +304,12 @@ class _OrderedLoader(_BackgroundLoader):
         return self.order.next(super().__next__)
 
 
+def loader_processes(train: bool) -> int:
+    """Return how many processes load: all of nnU-Net's for training and half of them for validation, 0 for none."""
+    allowed = int(get_allowed_n_proc_DA())
+    return allowed if train or allowed == 0 else max(1, allowed // 2)
+
+
 def in_background(loader: Any, pin_memory: bool, train: bool, seed: int) -> Any:
     """Let loader processes fill a queue, as nnU-Net does; with ``nnUNet_n_proc_DA=0`` work in this process.
 
@@ -311,7 +322,7 @@ def in_background(loader: Any, pin_memory: bool, train: bool, seed: int) -> Any:
     allowed = get_allowed_n_proc_DA()
     if allowed == 0:
         return SingleThreadedAugmenter(loader, None)
-    processes = allowed if train else max(1, allowed // 2)
+    processes = loader_processes(train)
     ordered = isinstance(loader, TwoStreamLoader) and loader.unlabelled is not None and loader.steps.every > 1
     background = (_OrderedLoader if ordered else _BackgroundLoader)(
         data_loader=loader,

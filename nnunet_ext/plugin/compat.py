@@ -271,6 +271,22 @@ def loaders_made_by(make: Callable[..., Any]) -> Iterator[None]:
         trainer.nnUNetDataLoader = before
 
 
+@contextlib.contextmanager
+def validation_predicts_by(make: Callable[..., Any]) -> Iterator[None]:
+    """Let the final validation of nnU-Net's trainer predict by something else than its predictor inside the block.
+
+    Args:
+        make: Makes what has the predictor's ``manual_initialization`` and ``predict_sliding_window_return_logits``.
+    """
+    trainer: Any = importlib.import_module("nnunetv2.training.nnUNetTrainer.nnUNetTrainer")
+    before = trainer.nnUNetPredictor
+    trainer.nnUNetPredictor = make
+    try:
+        yield
+    finally:
+        trainer.nnUNetPredictor = before
+
+
 _PROCESSES = "batchgenerators.dataloading.nondet_multi_threaded_augmenter"
 
 

@@ -147,7 +147,7 @@ class ExtPart(StockTrainer):
                 self.label_manager.num_segmentation_heads,
                 self.enable_deep_supervision,
             ).to(self.device)
-        if compat.compiles(self):
+        if self.compiles_networks():
             self.print_to_log_file("Using torch.compile...")
             # one graph for each size of batch: one for all of them, where unlabelled patches come later, is slower
             network = cast(nn.Module, torch.compile(network, dynamic=False))
@@ -160,6 +160,10 @@ class ExtPart(StockTrainer):
                 network, device_ids=[self.local_rank] if self.device.type == "cuda" else None
             )
         return network, optimizer, scheduler
+
+    def compiles_networks(self) -> bool:
+        """Whether networks are compiled: where nnU-Net does, unless a part says otherwise."""
+        return compat.compiles(self)
 
     def with_shared_batch_norm(self, network: nn.Module) -> nn.Module:
         """Return a network whose batch norms share their statistics over the processes of DDP.

@@ -14,7 +14,7 @@ from importlib import import_module
 from itertools import combinations
 from typing import Any, cast
 
-from nnunet_ext.trainers.parts import LENGTH, LOSS, NETWORK, PAIRING, PARTS, SUPERVISION, Part
+from nnunet_ext.trainers.parts import LENGTH, LOSS, NETWORK, PAIRING, PARTS, SUPERVISION, TASK, Part
 
 BASE = "nnUNetTrainer"
 
@@ -39,7 +39,9 @@ def _pairs() -> tuple[tuple[Part, ...], ...]:
 
 
 def _is_allowed(part: Part, before: Sequence[Part]) -> bool:
-    """Whether a part has before it what it needs."""
+    """Whether a part has before it what it needs, and nothing that stands alone."""
+    if part.kind != LENGTH and any(other.alone for other in before if other is not part):
+        return False
     return not part.needs or any(other.name in part.needs for other in before)
 
 
@@ -144,6 +146,14 @@ def _refuse_clashes(name: str, found: list[tuple[Part, int]], ordered: tuple[tup
                 f"the trainer name {name!r} has {' and '.join(clash)}, of which only one can be chosen"
                 f"{_OR_PAIR if found[groups.index(group)][0].kind == NETWORK else ''}. {_grammar()}"
             )
+    alone = [item for item in ordered if item[0].alone]
+    beside = [part.name for part, _ in ordered if part.kind != LENGTH and not part.alone]
+    if alone and beside:
+        kept = [item for item in ordered if item[0].alone or item[0].kind == LENGTH]
+        raise ValueError(
+            f"the trainer name {name!r} has {' and '.join(beside)} beside {alone[0][0].name}, which is a training "
+            f"with a loss and a network of its own, and takes nothing but a length; use -tr {canonical_name(kept)}"
+        )
     networks = [part for part, _ in ordered if part.kind == NETWORK]
     others = [item for item in ordered if item[0].kind != NETWORK]
     paired = any(part.name == PAIRING for part, _ in others)
@@ -221,7 +231,7 @@ def bases_of(parts: Sequence[tuple[Part, int]]) -> tuple[type, ...]:
         parts: Parts with their numbers.
     """
     lengths = [item for item in parts if item[0].kind == LENGTH]
-    others = [item for item in parts if item[0].kind in (SUPERVISION, LOSS)]
+    others = [item for item in parts if item[0].kind in (SUPERVISION, TASK, LOSS)]
     return _bases([*others, *networks_of(parts)[:1], *lengths])
 
 

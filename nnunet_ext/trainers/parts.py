@@ -18,6 +18,7 @@ class Part:
         needs: Parts of which one has to stand before it, empty for a part that can stand alone.
         summary: One line for ``nnUNetv2_ext trainers``.
         only_in_pairs: Whether it stands beside another part of its group alone.
+        alone: Whether it is a training of its own, with which nothing but a length goes.
     """
 
     name: str
@@ -27,6 +28,7 @@ class Part:
     summary: str
     needs: tuple[str, ...] = ()
     only_in_pairs: bool = False
+    alone: bool = False
 
     @property
     def has_number(self) -> bool:
@@ -41,7 +43,7 @@ class Part:
         return int(found[1]) if found else None
 
 
-SUPERVISION, LOSS, NETWORK, LENGTH = "supervision", "loss", "network", "length"
+SUPERVISION, LOSS, NETWORK, TASK, LENGTH = "supervision", "loss", "network", "task", "length"
 PAIRING, PLAIN = "CPS", "UNet"  # the part with which a name may have two networks, and that of the plans' own
 PARTS = (
     Part(
@@ -143,6 +145,14 @@ PARTS = (
         5,
         NETWORK,
         "2D: DeepLabV3+ with an EfficientNet, for few parameters and cheap steps",
+    ),
+    Part(
+        "Propagation",
+        "nnunet_ext.trainers.propagation:PropagationPart",
+        0,
+        TASK,
+        "2D: a space-time memory network carries the masks of a few slices through a volume",
+        alone=True,
     ),
     Part("<N>epochs", "nnunet_ext.trainers.length:epochs_part", 6, LENGTH, "train for N epochs instead of 1000"),
     Part(

@@ -44,33 +44,46 @@ class Reference2DPart(NetworkPart):
     def refuse_unsupported(self) -> None:
         """Refuse weights that do not fit the encoder, before anything is written."""
         super().refuse_unsupported()
-        if self._encoder_weights() is None:
+        if not self._encoder_weights():
             return
         manager, configuration = self.plans_manager, self.configuration_manager
         channels = determine_num_input_channels(manager, configuration, self.dataset_json)
         heads = self.label_manager.num_segmentation_heads
         with torch.device("meta"):
             network: Any = self.build_network_architecture(manager, configuration, channels, heads)
-        load_encoder_weights(network.encoder, self._encoder_weights(), self.weights_setting)
+        for encoder, setting, file, masks in self._encoder_weights():
+            load_encoder_weights(getattr(network, encoder), file, setting, masks)
 
     def make_network(self, number: int) -> tuple[nn.Module, Any, Any]:
-        """Make a network as ever, whose encoder begins with the weights of the file."""
+        """Make a network as ever, whose encoders begin with the weights of the files."""
         made = super().make_network(number)
-        file = self._encoder_weights()
-        if file is not None:
-            encoder: Any = plain_module(made[0]).encoder
-            for change in load_encoder_weights(encoder, file, self.weights_setting):
-                self.print_to_log_file(f"{self.weights_setting}: {change}")
+        for encoder, setting, file, masks in self._encoder_weights():
+            for change in load_encoder_weights(getattr(plain_module(made[0]), encoder), file, setting, masks):
+                self.print_to_log_file(f"{setting}: {change}")
         return made
 
-    def _encoder_weights(self) -> Any:
-        """Return the file to begin with; where a training goes on or is validated it may be gone."""
-        return None if self.is_restored else getattr(self, self.weights_setting)
+    def _encoder_weights(self) -> list[tuple[str, str, Any, int]]:
+        """Return encoders that begin with a file: attribute of the network, setting, file, and channels beside images.
+
+        Where a training goes on or is validated the files may be gone.
+        """
+        found = [] if self.is_restored else self.encoder_settings()
+        files = [(encoder, setting, getattr(self, setting), beside) for encoder, setting, beside in found]
+        return [item for item in files if item[2] is not None]
+
+    def encoder_settings(self) -> tuple[tuple[str, str, int], ...]:
+        """Return the encoders of the network.
+
+        Returns:
+            For each the network's attribute, the setting that names its weights, and how many channels it takes after
+            those of the image.
+        """
+        return (("encoder", self.weights_setting, 0),)
 
     def hyperparameters(self) -> dict[str, Any]:
-        """Add the settings of AdamW, and whether the encoder begins with weights of a file."""
-        settings = {"adam_betas": self.adam_betas, self.weights_setting: getattr(self, self.weights_setting)}
-        return super().hyperparameters() | settings
+        """Add the settings of AdamW, and whether encoders begin with weights of a file."""
+        files = {setting: getattr(self, setting) for _, setting, _ in self.encoder_settings()}
+        return super().hyperparameters() | {"adam_betas": self.adam_betas} | files
 
 
 class TransUNetPart(Reference2DPart):

@@ -45,6 +45,17 @@ TRANSUNET_KEYS = (
 )
 DEEPLAB = "nnunet_ext.networks.deeplab.DeepLabV3Plus"
 DEEPLAB_KEYS = ("encoder_name", "decoder_channels", "atrous_rates", "dropout")
+SPACE_TIME = "nnunet_ext.networks.space_time.SpaceTimeNetwork"
+SPACE_TIME_KEYS = (
+    "key_stages",
+    "key_blocks",
+    "value_stages",
+    "value_blocks",
+    "key_dim",
+    "value_dim",
+    "decoder_channels",
+    "norm",
+)
 REFERENCE = "nnunet_ext.networks.reference_unet.ReferenceUNet"
 REFERENCE_KEYS = ("windows", "hounsfield_channels", "position")
 # class path of ours -> nnU-Net's own that it extends, None where it takes the place of any, and what settings decide
@@ -53,6 +64,7 @@ OWN_NETWORKS: dict[str, tuple[str | None, tuple[str, ...]]] = {
     **{ours: (stock, ENHANCED_KEYS) for stock, ours in ENHANCED.items()},
     TRANSUNET: (None, TRANSUNET_KEYS),
     DEEPLAB: (None, DEEPLAB_KEYS),
+    SPACE_TIME: (None, SPACE_TIME_KEYS),
     REFERENCE: (f"{STOCK_NETWORKS}PlainConvUNet", REFERENCE_KEYS),
 }
 

@@ -51,7 +51,7 @@ def read_encoder_weights(file: str | Path, setting: str) -> dict[str, Tensor]:
     return {str(key): value for key, value in weights.items() if isinstance(value, Tensor)}
 
 
-def load_encoder_weights(encoder: nn.Module, file: str | Path, setting: str) -> list[str]:
+def load_encoder_weights(encoder: nn.Module, file: str | Path, setting: str, beside: int = 0) -> list[str]:
     """Load a file into an encoder, and say what was changed to make it fit.
 
     An encoder on torch's meta device takes none of it, but is compared with it.
@@ -61,6 +61,7 @@ def load_encoder_weights(encoder: nn.Module, file: str | Path, setting: str) -> 
             positions, where it has one.
         file: The file.
         setting: Attribute that names it, for messages.
+        beside: Channels that the encoder takes after those of the image, of which the file knows nothing.
 
     Returns:
         A sentence for each change.
@@ -72,7 +73,7 @@ def load_encoder_weights(encoder: nn.Module, file: str | Path, setting: str) -> 
     weights, expected = read_encoder_weights(file, setting), encoder.state_dict()
     if not any(key in weights for key in expected):  # of a whole network
         weights = {key.removeprefix("encoder."): value for key, value in weights.items()}
-    said = [*_fit_stem(weights, expected), *_fit_positions(weights, expected, encoder)]
+    said = [*_fit_stem(weights, expected, beside), *_fit_positions(weights, expected, encoder)]
     wanted = {key: value for key, value in expected.items() if not (key.endswith(_COUNTERS) and key not in weights)}
     for key, given, shape in unfit_weights(wanted, weights, surplus=True):
         there = "is missing there" if given is None else f"has shape {given} there"
@@ -88,20 +89,28 @@ def load_encoder_weights(encoder: nn.Module, file: str | Path, setting: str) -> 
     return said
 
 
-def _fit_stem(weights: dict[str, Tensor], expected: Mapping[str, Tensor]) -> list[str]:
+def _fit_stem(weights: dict[str, Tensor], expected: Mapping[str, Tensor], beside: int) -> list[str]:
     """Fit the first convolution to other numbers of channels than three, in place."""
     key = next((key for key, value in expected.items() if value.ndim == 4), None)
     if key is None or key not in weights or weights[key].ndim != 4:
         return []
-    given, channels = weights[key], expected[key].shape[1]
-    if given.shape[1] != 3 or channels == 3:
+    given, channels = weights[key], expected[key].shape[1] - beside
+    if given.shape[1] != 3 or expected[key].shape[1] == 3:
         return []
+    said = []
     if channels == 1:
         weights[key] = given.sum(1, keepdim=True)
-        return [f"{key}: the three channels of the file are summed for one"]
-    repeated = given.repeat(1, math.ceil(channels / 3), 1, 1)[:, :channels]
-    weights[key] = repeated * (3 / channels)
-    return [f"{key}: the three channels of the file are repeated for {channels}, times 3 / {channels}"]
+        said.append(f"{key}: the three channels of the file are summed for one")
+    elif channels != 3:
+        repeated = given.repeat(1, math.ceil(channels / 3), 1, 1)[:, :channels]
+        weights[key] = repeated * (3 / channels)
+        said.append(f"{key}: the three channels of the file are repeated for {channels}, times 3 / {channels}")
+    if beside:
+        own = expected[key][:, channels:]
+        own = torch.zeros_like(own, device="cpu") if own.is_meta else own.cpu()
+        weights[key] = torch.cat([weights[key].cpu(), own], 1)
+        said.append(f"{key}: its last {beside} channels, which the file does not have, begin at random")
+    return said
 
 
 def _fit_positions(weights: dict[str, Tensor], expected: Mapping[str, Tensor], encoder: Any) -> list[str]:

@@ -10,13 +10,17 @@ from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 from torch import nn
 
 from nnunet_ext.data.host import Trainer
-from nnunet_ext.training.architecture import DEEPLAB, TRANSUNET, Architecture, network_name
+from nnunet_ext.training.architecture import DEEPLAB, SPACE_TIME, TRANSUNET, Architecture, network_name
 
 STRIDE = 16  # of the coarsest map of both networks
 TRANSUNET_SCALES = (1.0, 1 / 2, 1 / 4, 1 / 8)
 SMALL_BATCH = 8  # below, batch norm's statistics are poor
 _OF_INPUT = ("windows", "hounsfield_channels", "position")  # what plans of ReferencePlanner say of the input
-_PARTS = {TRANSUNET: ("TransUNet", "transunet_depth"), DEEPLAB: ("DeepLabV3Plus", "deeplab_encoder")}
+_PARTS = {
+    TRANSUNET: ("TransUNet", "transunet_depth"),
+    DEEPLAB: ("DeepLabV3Plus", "deeplab_encoder"),
+    SPACE_TIME: ("Propagation", "propagation_key_stages"),
+}
 
 
 def transunet_architecture(settings: Any, configuration: ConfigurationManager) -> Architecture:
@@ -31,7 +35,7 @@ def transunet_architecture(settings: Any, configuration: ConfigurationManager) -
     """
     patch_size = _fitting_patch("TransUNet", configuration)
     norm = settings.transunet_norm or ("batch" if configuration.batch_size >= SMALL_BATCH else "instance")
-    return _in_place(
+    return in_place(
         configuration,
         TRANSUNET,
         {
@@ -63,7 +67,7 @@ def deeplab_architecture(settings: Any, configuration: ConfigurationManager) -> 
         ValueError: If the configuration is not 2D, or the patch no multiple of 16.
     """
     _fitting_patch("DeepLabV3Plus", configuration)
-    return _in_place(
+    return in_place(
         configuration,
         DEEPLAB,
         {
@@ -75,7 +79,7 @@ def deeplab_architecture(settings: Any, configuration: ConfigurationManager) -> 
     )
 
 
-def _in_place(configuration: ConfigurationManager, name: str, arguments: dict[str, Any]) -> Architecture:
+def in_place(configuration: ConfigurationManager, name: str, arguments: dict[str, Any]) -> Architecture:
     """Return the architecture of a network that takes over the input of the plans' network, or that of the plans."""
     architecture = configuration.configuration["architecture"]
     there = architecture["arch_kwargs"]

@@ -26,6 +26,15 @@ NARROW = {
         "transunet_decoder_channels": (8, 8, 8, 4),
     },
     "DeepLabV3PlusPart": {"deeplab_encoder": "tu-test_efficientnet", "deeplab_decoder_channels": 8},
+    "PropagationPart": {
+        "propagation_key_stages": (4, 4, 8),
+        "propagation_key_blocks": (1, 1, 1),
+        "propagation_value_stages": (4, 4, 8),
+        "propagation_value_blocks": (1, 1, 1),
+        "propagation_key_dim": 8,
+        "propagation_value_dim": 16,
+        "propagation_decoder_channels": (16, 8, 8),
+    },
 }
 
 

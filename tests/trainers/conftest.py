@@ -7,7 +7,7 @@ import torch
 from nnunetv2.training.logging.nnunet_logger import MetaLogger
 from reference import tiny
 
-from nnunet_ext.trainers import reference_2d
+from nnunet_ext.trainers import propagation, reference_2d
 from nnunet_ext.trainers.names import find_trainer
 
 
@@ -16,7 +16,8 @@ def narrow_networks(monkeypatch):
     """Let the 2D networks be small enough for unit tests."""
     for part, settings in tiny.NARROW.items():
         for name, value in settings.items():
-            monkeypatch.setattr(getattr(reference_2d, part), name, value)
+            module = propagation if hasattr(propagation, part) else reference_2d
+            monkeypatch.setattr(getattr(module, part), name, value)
 
 
 @pytest.fixture
