@@ -22,6 +22,7 @@ COMMANDS = {
     "export": "write a trained model that plain nnU-Net predicts with",
     "pseudo_label": "label unlabelled scans by what several networks agree about, and make a dataset of them",
     "self_train": "train, label the unlabelled scans by agreement, train with the certain ones, and so on",
+    "propagate": "carry the labels of a few annotated slices to all others of a scan",
     "profile": "predict in several ways and compare time, memory and accuracy",
     "demo": "generate phantoms, train with and without unlabelled scans by the stock commands, and compare",
 }

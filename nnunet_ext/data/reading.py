@@ -103,14 +103,21 @@ def read_labels(
     Raises:
         ValueError: If the file is cut off or unreadable, or has another shape.
     """
+    return read_labels_and_properties(label, reader_class, shape, image)[0]
+
+
+def read_labels_and_properties(
+    label: str, reader_class: type[BaseReaderWriter], shape: tuple[int, ...], image: str = "its image"
+) -> tuple[np.ndarray, dict[str, Any]]:
+    """Read a label map as :func:`read_labels` does, and return the reader's properties, too."""
     check_complete(label)
-    segmentation, _ = read_quietly(reader_class().read_seg, label)
+    segmentation, properties = read_quietly(reader_class().read_seg, label)
     if segmentation.shape[1:] != tuple(shape):
         raise ValueError(
             f"{label} has shape {segmentation.shape[1:]}, but {image} has {tuple(shape)}; they must lie on the same "
             "grid"
         )
-    return segmentation
+    return segmentation, properties
 
 
 def read_quietly(read: Callable[[Any], tuple[np.ndarray, dict[str, Any]]], *files: str) -> tuple[np.ndarray, dict]:

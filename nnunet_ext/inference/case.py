@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -31,6 +32,11 @@ from nnunet_ext.inference.image_folder import channel_files_message
 from nnunet_ext.inference.process_memory import peak_memory_mib, total_memory_bytes
 from nnunet_ext.inference.resampling import with_less_memory
 from nnunet_ext.inference.spacing import CaseGeometry, PlansSpacing, SpacingChoice, SpacingRule, check_shape
+
+_OF_PREPARATION = (  # keys of a configuration that say how an image is prepared
+    *("preprocessor_name", "spacing", "normalization_schemes", "use_mask_for_norm"),
+    *("resampling_fn_data", "resampling_fn_data_kwargs"),
+)
 
 
 @dataclass(frozen=True)
@@ -73,6 +79,8 @@ class Prepared:
         true_spacing: Spacing of the image in mm, in array order, for writing.
         target: Spacing of ``data``, as nnU-Net's configurations have it: in the plans' axis order, 2 values in 2d.
         record: Entry of the case in ``spacing_report.json``; see ``docs/inference.md``.
+        carried: The same image prepared for a propagation model, where that prepares it otherwise.
+        exported: How its logits are exported, where not by the model that it was prepared for.
     """
 
     data: np.ndarray
@@ -80,6 +88,21 @@ class Prepared:
     true_spacing: Any
     target: list[float]
     record: dict[str, Any] = field(default_factory=dict)
+    carried: Prepared | None = None
+    exported: ExportedBy | None = None
+
+
+@dataclass(frozen=True)
+class ExportedBy:
+    """Another model that exports logits than the one that a case was prepared for; it can be pickled.
+
+    Attributes:
+        model: Plans and labels of the logits.
+        finish: Makes the label map that is written from the one that the model makes, both ``(*S)`` of the image.
+    """
+
+    model: Model
+    finish: Callable[[np.ndarray], np.ndarray] | None = None
 
 
 class CaseConfiguration(ConfigurationManager):
@@ -112,6 +135,7 @@ def prepare(
     previous: str | np.ndarray | None,
     rule: SpacingRule,
     model: Model,
+    carrier: Model | None = None,
 ) -> Prepared:
     """Read and preprocess one case.
 
@@ -121,6 +145,7 @@ def prepare(
             one.
         rule: Rule that chooses the declared and the target spacing of the case.
         model: Trained model that the case is prepared for.
+        carrier: Propagation model that it is prepared for as well, from the image that was read once.
 
     Raises:
         ValueError: If a file cannot be read, has no usable spacing or non-finite values, or if the spacing chosen
@@ -128,26 +153,45 @@ def prepare(
     """
     start = time.perf_counter()
     try:
-        images = _read(source, previous, model)
+        data, seg, properties = _read(source, previous, model)
     except ValueError as error:
         natural = reads_natural_images(model.plans.image_reader_writer_class)
         if isinstance(source[0], str) and len(source) != model.channels and not natural:
             ending = model.dataset_json["file_ending"]
             raise ValueError(channel_files_message(source, model.channels, ending, str(error))) from error
         raise
-    data, seg, properties = images
     read_at = time.perf_counter()
     name = str(source[0]) if isinstance(source[0], str) else "the image"
+    holder = [data]
+    del data  # the preprocessor makes a copy; nobody needs the image after that
+    carried = None
+    if carrier is not None and not (isinstance(rule, PlansSpacing) and prepares_alike(model, carrier)):
+        carried = _preprocess([holder[0]], None, properties, PlansSpacing(), carrier, name)
+    prepared = _preprocess(holder, seg, properties, rule, model, name)
+    prepared.carried = carried
+    prepared.record["seconds"] = {"reading": read_at - start, "preprocessing": time.perf_counter() - read_at}
+    prepared.record["peak_memory_mib"] = {"preprocessing": peak_memory_mib()}
+    return prepared
+
+
+def _preprocess(
+    holder: list[np.ndarray],
+    seg: np.ndarray | None,
+    properties: dict[str, Any],
+    rule: SpacingRule,
+    model: Model,
+    name: str,
+) -> Prepared:
+    """Choose the spacings of an image, which is taken out of its holder, and preprocess it."""
     try:
-        geometry = _geometry(data, properties, model)
+        geometry = _geometry(holder[0], properties, model)
         choice = rule.choose(geometry)
         check_shape(choice, geometry, rule)
         if not isinstance(rule, PlansSpacing):  # what stock would try is tried
             _check_memory(choice, geometry, rule, model)
     except ValueError as error:
         raise ValueError(f"{name}: {error}") from error
-    forward = model.plans.transpose_forward
-    target = [to for to in (choice.target[axis] for axis in forward) if to is not None]
+    target = [to for to in (choice.target[axis] for axis in model.plans.transpose_forward) if to is not None]
     true_spacing = properties["spacing"]
     properties = {**properties, "spacing": list(choice.declared)}
     preprocessor = model.configuration.preprocessor_class(verbose=model.verbose)
@@ -156,8 +200,6 @@ def prepare(
     )
     image_only = seg is None and needs_no_segmentation
     configuration = CaseConfiguration(model.configuration, target, image_only, model.stock_resampling)
-    holder = [data]
-    del data, images  # the preprocessor makes a copy; nobody needs the image after that
     try:
         prepared, resampled_seg, properties = preprocessor.run_case_npy(
             holder.pop(), seg, properties, model.plans, configuration, model.dataset_json
@@ -168,9 +210,18 @@ def prepare(
         labels = model.plans.get_label_manager(model.dataset_json).foreground_labels
         prepared = np.vstack((prepared, convert_labelmap_to_one_hot(resampled_seg[0], labels, prepared.dtype)))
     record = _record(geometry, choice, prepared.shape[1:])
-    record["seconds"] = {"reading": read_at - start, "preprocessing": time.perf_counter() - read_at}
-    record["peak_memory_mib"] = {"preprocessing": peak_memory_mib()}
     return Prepared(np.ascontiguousarray(prepared, np.float32), properties, true_spacing, target, record)
+
+
+def prepares_alike(one: Model, other: Model) -> bool:
+    """Whether two models prepare an image in the same way, up to rounding, so that it need be done once only."""
+    if one.plans.transpose_forward != other.plans.transpose_forward:
+        return False
+    if one.plans.image_reader_writer_class is not other.plans.image_reader_writer_class:
+        return False
+    statistics = (model.plans.foreground_intensity_properties_per_channel for model in (one, other))
+    settings = ([model.configuration.configuration.get(key) for key in _OF_PREPARATION] for model in (one, other))
+    return operator.eq(*statistics) and operator.eq(*settings)
 
 
 def _read(

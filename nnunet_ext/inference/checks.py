@@ -23,7 +23,7 @@ from nnunet_ext.training.trusted_classes import check_classes, trusted_by_enviro
 OUR_FLAGS = frozenset(
     (
         *("--forced_spacing", "--target_spacing", "--max_voxels", "--fast_export", "--prune_depth"),
-        *("--network", "--agreement", "--min_agreement"),
+        *("--network", "--agreement", "--min_agreement", "--propagate", "--propagate_references"),
     )
 )
 TRUST_FLAG = "--trust_model"
@@ -156,7 +156,11 @@ def _repeated(values: Sequence[str], times: int) -> list[str]:
 
 
 def check_command(
-    parsed: argparse.Namespace, trusted: bool = False, network: str = FIRST, agreement: bool = False
+    parsed: argparse.Namespace,
+    trusted: bool = False,
+    network: str = FIRST,
+    agreement: bool = False,
+    propagate: Path | None = None,
 ) -> None:
     """Check the arguments of one of nnU-Net's predict commands, before it begins.
 
@@ -165,6 +169,7 @@ def check_command(
         trusted: Whether checkpoints and plans may hold code.
         network: Which networks of each checkpoint predict, ``"1"``, ``"2"`` or ``"both"``.
         agreement: Whether their agreement is wanted.
+        propagate: Propagation model that carries on what they segment.
 
     Raises:
         FileNotFoundError: If something that is read is missing.
@@ -181,6 +186,10 @@ def check_command(
     folds = as_folds(given["f"])
     check_model(model, folds, given["chk"], trusted)
     check_networks(model, folds, given["chk"], network, agreement, trusted)
+    if propagate is not None:
+        from nnunet_ext.inference.propagation_model import check_propagation
+
+        check_propagation(propagate, model, folds, given["chk"], trusted, given.get("save_probabilities", False))
     check_device(given["device"])
 
 

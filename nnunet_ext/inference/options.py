@@ -6,6 +6,7 @@ import argparse
 import math
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 from nnunet_ext.inference.spacing import (
@@ -21,6 +22,7 @@ from nnunet_ext.model_sharing.choice_of_network import FIRST, NETWORKS
 
 PREDICTOR = "nnUNetPredictor"  # the class that the entry points look up in their module
 _OF_NETWORKS = ("network", "agreement", "min_agreement")
+LARGEST, UNIFORM = "largest", "uniform"  # references of a propagation
 _NONE = {  # what is parsed where none of our options is given
     "spacing": None,
     "fast_export": False,
@@ -28,6 +30,7 @@ _NONE = {  # what is parsed where none of our options is given
     "network": FIRST,
     "agreement": False,
     "min_agreement": None,
+    "propagate": None,
 }
 
 
@@ -55,6 +58,14 @@ def _max_voxels(text: str) -> MaxVoxels:
 def _depth(text: str) -> int:
     if not text.isdigit() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"expected a depth of 1 or more, got {text!r}")
+    return int(text)
+
+
+def _references(text: str) -> str | int:
+    if text in (LARGEST, UNIFORM):
+        return text
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected {LARGEST}, {UNIFORM} or a number of slices, got {text!r}")
     return int(text)
 
 
@@ -104,6 +115,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "(nnUNetv2_ext prune compares the depths)",
     )
     _add_networks(group)
+    _add_propagation(group)
     group.add_argument(
         "--trust_model",
         action="store_true",
@@ -132,6 +144,25 @@ def _add_networks(group: argparse._ArgumentGroup) -> None:
         metavar="S",
         default=None,
         help="--agreement, and at the end a list of the cases with a score below S, to be looked at first",
+    )
+
+
+def _add_propagation(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--propagate",
+        type=Path,
+        metavar="MODEL_FOLDER",
+        default=None,
+        help="segment a few slices only, if the model is 2d, and let a model of nnUNetTrainerPropagation carry their "
+        "masks through the volume (docs/propagation.md); a 3d model segments everything, and slices of it are taken",
+    )
+    group.add_argument(
+        "--propagate_references",
+        type=_references,
+        metavar="HOW",
+        default=None,
+        help=f"with --propagate, the slices to start from: {LARGEST} (of each class the one with its largest area, the "
+        f"default), {UNIFORM} (every segmented slice with a class) or a number of these",
     )
 
 
@@ -174,10 +205,11 @@ def take_options(parsed: argparse.Namespace) -> dict[str, Any]:
     options: dict[str, Any] = {"spacing": next((rule for rule in rules if rule is not None), None)}
     options |= {name: vars(parsed).pop(name) for name in ("fast_export", "prune_depth", *_OF_NETWORKS)}
     options["agreement"] |= options["min_agreement"] is not None
+    options["propagate"], references = (vars(parsed).pop(name) for name in ("propagate", "propagate_references"))
     trust = {"trust_model": vars(parsed).pop("trust_model")}
     if options == _NONE:
         return {}
-    options |= trust
+    options |= trust | {"propagate_references": references or LARGEST}
     return options | {"part": (getattr(parsed, "part_id", 0), getattr(parsed, "num_parts", 1))}
 
 
@@ -199,11 +231,15 @@ def run(entry: Callable[[], Any], names: dict[str, Any]) -> int | None:
         argparse.ArgumentParser.parse_args = stock_parse  # type: ignore[method-assign]
         add_options(parser)
         parsed = stock_parse(parser, args, namespace)
+        if parsed.propagate_references is not None and parsed.propagate is None:
+            parser.error("--propagate_references says where a propagation starts; name its model by --propagate")
         options.update(take_options(parsed))
         if options:
             from nnunet_ext.inference.checks import check_command
 
-            check_command(parsed, options["trust_model"], options["network"], options["agreement"])
+            check_command(
+                parsed, options["trust_model"], options["network"], options["agreement"], options["propagate"]
+            )
             names[PREDICTOR] = _predictor_with(options)
         return parsed
 

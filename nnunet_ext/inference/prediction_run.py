@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -14,13 +14,15 @@ from tqdm import tqdm
 from nnunet_ext.data.pool import WORKER_DIED, WorkerDiedError, map_isolated
 from nnunet_ext.files import DiskFullError
 from nnunet_ext.inference.background import Background
-from nnunet_ext.inference.case import Model, Prepared, prepare
+from nnunet_ext.inference.case import Model, Prepared
 from nnunet_ext.inference.spacing import SpacingRule
 from nnunet_ext.inference.spacing_report import SpacingReport, complete_record
 from nnunet_ext.inference.writing import Exported, Handover, export
 
 FAST_EXPORTS = 2  # at a time: each holds its logits in this process
 Result = np.ndarray | tuple[np.ndarray, np.ndarray | None] | None  # label map, with probabilities where wanted
+CONTINUE = "Mend or remove them and run again, with --continue_prediction for these cases only."
+OLDER = "an older result is still there; remove it before you use --continue_prediction"
 REMEDY = "run again with -npp 0, or on a machine with more memory"
 
 
@@ -33,12 +35,14 @@ class PredictionFailedError(RuntimeError):
         not_begun: Names of the cases that were left, because they would have failed as well.
     """
 
-    def __init__(self, failures: dict[str, str], results: list[Any], not_begun: Sequence[str] = ()) -> None:
+    def __init__(
+        self, failures: dict[str, str], results: list[Any], not_begun: Sequence[str] = (), remedy: str = CONTINUE
+    ) -> None:
         self.failures, self.results, self.not_begun = failures, results, list(not_begun)
         others = "the others are done and kept" if not not_begun else f"{len(not_begun)} more were not begun"
         lines = [f"{len(failures)} of {len(results)} case(s) failed; {others}."]
         lines += [f"  {case}: {reason}" for case, reason in failures.items()]
-        lines.append("Mend or remove them and run again, with --continue_prediction for these cases only.")
+        lines.append(remedy)
         super().__init__("\n".join(lines))
 
 
@@ -88,7 +92,11 @@ class PredictorOfCases(Protocol):
     def export_device(self) -> torch.device:
         """Device that fast exports interpolate on."""
 
-    def predict_logits(self, prepared: Prepared, folder: Path | None) -> torch.Tensor:
+    @property
+    def prepare_case(self) -> Callable[..., Prepared]:
+        """Function that prepares a case of a source, a previous stage, a rule and a model; it can be pickled."""
+
+    def predict_logits(self, prepared: Prepared, folder: Path | None, save_probabilities: bool) -> torch.Tensor:
         """Return the logits of a case, and complete its record; intermediate files may lie on the folder's disk."""
 
     def exports_fast(self, prepared: Prepared, logits: torch.Tensor, save_probabilities: bool) -> bool:
@@ -109,6 +117,7 @@ class Run:
         tasks: Name -> case to predict.
         save_probabilities: Whether to write or return probabilities too.
         report: Report that gets the record of each case; ``None`` where results are returned instead of written.
+        older: What is said of a case that failed and has a result of an earlier run.
     """
 
     def __init__(
@@ -117,9 +126,10 @@ class Run:
         tasks: dict[str, Task],
         save_probabilities: bool,
         report: SpacingReport | None,
+        older: str = OLDER,
     ) -> None:
         self.predictor, self.tasks, self.report = predictor, tasks, report
-        self.save_probabilities = save_probabilities
+        self.save_probabilities, self.older = save_probabilities, older
         self.results: dict[str, Any] = {}
         self.failures: dict[str, str] = {}
         self.suspects: list[str] = []
@@ -152,7 +162,8 @@ class Run:
                 predictor.say_spacing(name, prepared.record)
                 output = self.tasks[name].output
                 try:
-                    logits = predictor.predict_logits(prepared, None if output is None else Path(output).parent)
+                    folder = None if output is None else Path(output).parent
+                    logits = predictor.predict_logits(prepared, folder, self.save_probabilities)
                     predictor.say_agreement(name, prepared.record)
                     is_fast = predictor.exports_fast(prepared, logits, self.save_probabilities)
                 except Exception as failure:
@@ -180,7 +191,12 @@ class Run:
         calls = {name: (self.tasks[name].source, self.tasks[name].previous, rule, model) for name in names}
         # One more than there are processes, so that they work while the network does.
         return map_isolated(
-            prepare, calls, processes, always_spawn=processes > 0, handed_out=processes + 1, remedy=REMEDY
+            self.predictor.prepare_case,
+            calls,
+            processes,
+            always_spawn=processes > 0,
+            handed_out=processes + 1,
+            remedy=REMEDY,
         )
 
     def _done(self, name: str, exported: Exported | None, error: Exception | None) -> None:
@@ -210,7 +226,7 @@ class Run:
         text = str(error).strip() or type(error).__name__
         output = self.tasks[name].output
         if output is not None and Path(output + self.predictor.dataset_json["file_ending"]).exists():
-            text += " (an older result is still there; remove it before you use --continue_prediction)"
+            text += f" ({self.older})"
         self.failures[name] = text
         print(f"{name} failed: {text}")
 

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 import numpy as np
-import torch
 from nnunetv2.configuration import default_num_processes
 from nnunetv2.inference.sliding_window_prediction import compute_gaussian
 from nnunetv2.preprocessing.preprocessors.default_preprocessor import DefaultPreprocessor
@@ -17,20 +15,16 @@ from nnunetv2.utilities.helpers import empty_cache
 from nnunetv2.utilities.json_export import recursive_fix_for_json_export
 
 from nnunet_ext import files
-from nnunet_ext.inference.case import Model, Prepared, prepare
+from nnunet_ext.inference.case_predictor import CasePredictor
 from nnunet_ext.inference.checks import BadInputError as BadInputError
 from nnunet_ext.inference.image_folder import list_inputs
 from nnunet_ext.inference.prediction_run import PredictionFailedError, Result, Run, Task, name_cases, nnunet_result
-from nnunet_ext.inference.process_memory import peak_memory_mib
-from nnunet_ext.inference.several_networks import SeveralNetworks
-from nnunet_ext.inference.spacing import PlansSpacing, SpacingRule
-from nnunet_ext.inference.spacing_report import SpacingReport, spacing_line
-from nnunet_ext.inference.writing import export, why_not_fast
-from nnunet_ext.planners.preprocessor import SemiSupervisedPreprocessor
+from nnunet_ext.inference.spacing_report import SpacingReport
+from nnunet_ext.inference.writing import export
 from nnunet_ext.plugin import compat
 
 
-class Predictor(SeveralNetworks):
+class Predictor(CasePredictor):
     """A drop-in ``nnUNetPredictor`` with options of ours. Without them it is nnU-Net's own, voxel for voxel.
 
     With one of them, cases are isolated: if some fail, the others are predicted and written all the same, and then
@@ -38,37 +32,16 @@ class Predictor(SeveralNetworks):
     ``spacing_report.json`` beside them says what was done with each case.
 
     Args:
-        arguments: Positional arguments of SeveralNetworks, which are those of nnUNetPredictor.
-        spacing: Rule that chooses spacings: ``ForcedSpacing``, ``TargetSpacing`` or ``MaxVoxels``; ``None`` is
-            nnU-Net's own.
-        fast_export: Make the label map without interpolating logits where the winner is known. Equal to stock up to
-            float ties; where it cannot be done, nnU-Net's export does it, and a line is printed.
+        arguments: Positional arguments of CasePredictor, which are those of nnUNetPredictor.
         part: Number of this part and of all parts, for ``predict_from_files_sequential``, whose signature has none.
-        keywords: Keyword arguments of SeveralNetworks: ``network``, ``agreement``, ``min_agreement``, ``prune_depth``,
-            ``trust_model`` and those of nnUNetPredictor.
+        keywords: Keyword arguments of CasePredictor: ``spacing``, ``fast_export``, ``propagate``,
+            ``propagate_references``, ``network``, ``agreement``, ``min_agreement``, ``prune_depth``, ``trust_model``
+            and those of nnUNetPredictor.
     """
 
-    def __init__(
-        self,
-        *arguments: Any,
-        spacing: SpacingRule | None = None,
-        fast_export: bool = False,
-        part: tuple[int, int] = (0, 1),
-        **keywords: Any,
-    ) -> None:
+    def __init__(self, *arguments: Any, part: tuple[int, int] = (0, 1), **keywords: Any) -> None:
         super().__init__(*arguments, **keywords)
-        self.spacing, self.fast_export, self.part = spacing, fast_export, part
-        self._printed: set[str] = set()
-
-    @property
-    def has_options(self) -> bool:
-        """Whether anything differs from nnU-Net's predictor."""
-        return super().has_options or self._changes_cases
-
-    @property
-    def _changes_cases(self) -> bool:
-        """Whether cases are prepared, exported or recorded otherwise than by nnU-Net."""
-        return self.spacing is not None or self.fast_export or self.agreement
+        self.part = part
 
     @property
     def _leaves_the_loop_to_stock(self) -> bool:
@@ -76,31 +49,6 @@ class Predictor(SeveralNetworks):
         if not self.has_options or self._changes_cases:
             return not self.has_options
         return self.configuration_manager.preprocessor_class.run_case is not DefaultPreprocessor.run_case
-
-    @property
-    def rule(self) -> SpacingRule:
-        """Rule that chooses the spacings of each case."""
-        return self.spacing or PlansSpacing()
-
-    @property
-    def model_of_cases(self) -> Model:
-        """Trained model, as workers that prepare and export cases get it."""
-        # the label map is to be the same with agreement as without it, where nnU-Net's own loop makes it
-        stock = self.spacing is None and not self.fast_export and self.prune_depth is None
-        managers = self.plans_manager, self.configuration_manager
-        return Model(*managers, self.dataset_json, self.verbose_preprocessing, stock)
-
-    def describe_options(self) -> dict[str, Any]:
-        """Return the options that change a prediction, for reports."""
-        return {
-            "spacing": self.rule.describe(),
-            "fast_export": self.fast_export,
-            "prune_depth": self.prune_depth,
-            "network": self.chosen_network,
-            "tile_step_size": self.tile_step_size,
-            "mirroring": bool(self.use_mirroring and self.allowed_mirroring_axes),
-            "device": str(self.device),
-        }
 
     def predict_from_files(  # noqa: D102 - documented by nnU-Net
         self,
@@ -146,7 +94,7 @@ class Predictor(SeveralNetworks):
         call = {key: value for key, value in locals().items() if key not in ("self", "__class__")}
         if self._leaves_the_loop_to_stock:
             return super().predict_from_list_of_npy_arrays(**call)
-        self._check_model()
+        self._check_model(save_probabilities)
         images, properties = _as_list(image_or_list_of_images), _as_list(properties_or_list_of_properties)
         previous = _as_list(segs_from_prev_stage_or_list_of_segs_from_prev_stage) or [None] * len(images)
         outputs = _as_list(truncated_ofname) or [None] * len(images)
@@ -170,11 +118,12 @@ class Predictor(SeveralNetworks):
         call = {key: value for key, value in locals().items() if key not in ("self", "__class__")}
         if self._leaves_the_loop_to_stock:
             return super().predict_single_npy_array(**call)
-        self._check_model()
+        self._check_model(save_or_return_probabilities)
         source = (input_image, image_properties)
-        prepared = prepare(source, segmentation_previous_stage, self.rule, self.model_of_cases)
+        prepared = self.prepare_case(source, segmentation_previous_stage, self.rule, self.model_of_cases)
         output = output_file_truncated
-        logits = self.predict_logits(prepared, None if output is None else Path(output).parent)
+        folder = None if output is None else Path(output).parent
+        logits = self.predict_logits(prepared, folder, save_or_return_probabilities)
         self.say_agreement("the image" if output is None else Path(output).name, prepared.record)
         export_fast = self.exports_fast(prepared, logits, save_or_return_probabilities)
         exported = export(
@@ -196,8 +145,8 @@ class Predictor(SeveralNetworks):
     ) -> list[Any]:
         if self._changes_cases:
             raise BadInputError(
-                f"predict_from_data_iterator takes preprocessed data, where {self.rule.describe()}, fast_export and "
-                "agreement come too late; call predict_from_files, predict_from_list_of_npy_arrays or "
+                f"predict_from_data_iterator takes preprocessed data, where {self.rule.describe()}, fast_export, "
+                "propagate and agreement come too late; call predict_from_files, predict_from_list_of_npy_arrays or "
                 "predict_single_npy_array"
             )
         return super().predict_from_data_iterator(data_iterator, save_probabilities, num_processes_segmentation_export)
@@ -254,7 +203,7 @@ class Predictor(SeveralNetworks):
             )
         if previous is not None and not Path(previous).is_dir():
             raise BadInputError(f"there is no folder {previous} of the previous stage's predictions; name it")
-        self._check_model()
+        self._check_model(call["save_probabilities"])
         if not 0 <= part[0] < part[1]:
             raise BadInputError(f"part_id must lie in 0 to {part[1] - 1} (num_parts - 1), got {part[0]}")
 
@@ -264,22 +213,10 @@ class Predictor(SeveralNetworks):
         except FileNotFoundError as error:
             raise BadInputError(str(error)) from error
 
-    def _check_model(self) -> None:
+    def _check_model(self, save_probabilities: bool) -> None:
         self.check_preprocessor()
+        self.check_propagation(save_probabilities)
         self.check_agreement()
-
-    def check_preprocessor(self) -> None:
-        """Refuse a preprocessor with a way of its own to read a case, which preparing cases one by one passes by.
-
-        Raises:
-            BadInputError: If the plans have one.
-        """
-        kind = self.configuration_manager.preprocessor_class
-        if kind.run_case not in (DefaultPreprocessor.run_case, SemiSupervisedPreprocessor.run_case):
-            raise BadInputError(
-                f"the plans' preprocessor {kind.__name__} has a run_case of its own, which spacings, fast_export "
-                "and agreement would bypass; predict without them, or move what it does to run_case_npy"
-            )
 
     def _describe_run(self, folder: Path, call: dict[str, Any]) -> None:
         """Write the files that nnU-Net puts beside predictions."""
@@ -317,75 +254,6 @@ class Predictor(SeveralNetworks):
             not_begun = unfinished if run.stopped else []
             raise PredictionFailedError(failures, [*results, *[None] * len(wrong)], not_begun)
         return results
-
-    def predict_logits(self, prepared: Prepared, folder: Path | None = None) -> torch.Tensor:
-        """Return the logits ``(K, *S)`` of a case, and complete its record.
-
-        Args:
-            prepared: The case; it is emptied of its image.
-            folder: On whose disk the logits of each network lie meanwhile, where they are compared.
-        """
-        with self.comparing(prepared, self.model_of_cases, folder, self.export_device):
-            return self._predict_logits(prepared)
-
-    def _predict_logits(self, prepared: Prepared) -> torch.Tensor:
-        gpu = self.device.type == "cuda"
-        if gpu:
-            torch.cuda.reset_peak_memory_stats(self.device)
-        start = time.perf_counter()
-        logits = self.predict_logits_from_preprocessed_data(torch.from_numpy(prepared.data)).cpu()
-        prepared.record["seconds"]["network"] = time.perf_counter() - start
-        prepared.record["peak_memory_mib"]["network"] = peak_memory_mib()
-        if gpu:
-            peak = torch.cuda.max_memory_allocated(self.device)
-            prepared.record["peak_memory_mib"]["gpu"] = round(peak / 2**20, 1)
-        prepared.record["patches"] = self._number_of_patches(prepared.data.shape[1:])
-        prepared.record["predicted_with"] = self.describe_options()
-        prepared.data = np.empty(0, np.float32)
-        return logits
-
-    def _number_of_patches(self, shape: tuple[int, ...]) -> int:
-        patch = self.configuration_manager.patch_size
-        padded = [*shape[: len(shape) - len(patch)], *map(max, shape[-len(patch) :], patch)]
-        self.verbose, verbose = False, self.verbose
-        try:
-            return len(compat.sliding_window_slicers(self, tuple(padded)))
-        finally:
-            self.verbose = verbose
-
-    @property
-    def export_device(self) -> torch.device:
-        """Device that fast exports interpolate on."""
-        return self.device if self.device.type == "cuda" else torch.device("cpu")
-
-    def exports_fast(self, prepared: Prepared, logits: torch.Tensor, save_probabilities: bool) -> bool:
-        """Whether a case is exported fast; prints why it cannot be, once."""
-        reason = why_not_fast(self.model_of_cases, prepared, logits.shape[1:], save_probabilities)
-        if self.fast_export and reason is not None:
-            self._print_once(f"--fast_export: {reason}; nnU-Net's own export is used.")
-        return self.fast_export and reason is None
-
-    def say_spacing(self, name: str, record: dict[str, Any]) -> None:
-        """Print which spacings a case got."""
-        if self.spacing is None:
-            return
-        if len(self.configuration_manager.spacing) == 2:
-            self._print_once(
-                f"{self.rule.describe()}: this is a 2d configuration, and nnU-Net never resamples between its slices, "
-                "so only the in-plane values act."
-            )
-        if not record["direction_known"]:
-            self._print_once(
-                "These images have no direction: their first array axis is taken for the axial one (z), their last "
-                "for x."
-            )
-        print(spacing_line(name, record))
-
-    def _print_once(self, text: str) -> None:
-        """Print a line that holds for all cases, the first time only."""
-        if text not in self._printed:
-            self._printed.add(text)
-            print(text)
 
 
 def _as_list(value: Any) -> list[Any]:

@@ -17,7 +17,7 @@ NAME = "spacing_report"
 STAGES = ("reading", "preprocessing", "network", "resampling", "writing")  # of a prediction, in this order
 ORDER = "x y z: left-right, front-back, head-foot"
 _RECORD = ".spacing_record_"
-_BEFORE = {"network": "1"}  # options that earlier versions did not have
+_BEFORE = {"network": "1", "propagate": None}  # options that earlier versions did not have
 
 
 @dataclass(frozen=True)
@@ -56,11 +56,12 @@ class SpacingReport:
         folder: Folder that the predictions are written to.
         part: Number of this part and number of all parts (``-part_id``, ``-num_parts``); each part writes its own
             report.
+        name: Name of the report without its ending.
     """
 
-    def __init__(self, folder: Path, part: tuple[int, int] = (0, 1)) -> None:
+    def __init__(self, folder: Path, part: tuple[int, int] = (0, 1), name: str = NAME) -> None:
         suffix = "" if part[1] == 1 else f"_part_{part[0]}_of_{part[1]}"
-        self.file = folder / f"{NAME}{suffix}.json"
+        self.name, self.file = name, folder / f"{name}{suffix}.json"
         self.content: dict[str, Any] = {
             "nnunet_ext": __version__,
             "order": ORDER,
@@ -109,7 +110,7 @@ class SpacingReport:
         """Gather records: of parts, which may have been others before, of this report, and not yet reported."""
         found: dict[str, Any] = {}
         folder = self.file.parent
-        reports = {*folder.glob(f"{NAME}_part_*.json"), folder / f"{NAME}.json", self.file}
+        reports = {*folder.glob(f"{self.name}_part_*.json"), folder / f"{self.name}.json", self.file}
         for file in sorted((file for file in reports if file.is_file()), key=lambda file: file.stat().st_mtime_ns):
             with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
                 found |= files.read_json(file)["cases"]

@@ -98,7 +98,7 @@ def export(
     Args:
         logits: Logits ``(K, *S)`` of the prepared case.
         prepared: Case that the logits belong to; its data is not used.
-        model: Trained model, which defines resampling, labels and file format.
+        model: Trained model, which defines resampling, labels and file format where the case names no other.
         output: Path of the label map without its ending; ``None`` returns the result instead.
         save_probabilities: Whether to make probabilities too (``.npz`` and ``.pkl``, as nnU-Net).
         fast: Whether to interpolate only where needed; possible if :func:`why_not_fast` returns ``None``.
@@ -110,6 +110,7 @@ def export(
     """
     start = time.perf_counter()
     probabilities = None
+    model = model if prepared.exported is None else prepared.exported.model
     if fast:
         segmentation = _export_fast(logits, prepared, model, device)
     else:
@@ -122,6 +123,8 @@ def export(
             return_probabilities=save_probabilities,
         )
         segmentation, probabilities = converted if save_probabilities else (converted, None)
+    if prepared.exported is not None and prepared.exported.finish is not None:
+        segmentation = prepared.exported.finish(segmentation)
     resampled_at = time.perf_counter()
     result = Exported(segmentation, probabilities, {"resampling": resampled_at - start})
     if output is not None:

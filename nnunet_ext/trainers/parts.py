@@ -43,7 +43,7 @@ class Part:
         return int(found[1]) if found else None
 
 
-SUPERVISION, TASK, LOSS, NETWORK, LENGTH = "supervision", "task", "loss", "network", "length"
+SUPERVISION, LOSS, NETWORK, TASK, LENGTH = "supervision", "loss", "network", "task", "length"
 PAIRING, PLAIN = "CPS", "UNet"  # the part with which a name may have two networks, and that of the plans' own
 PARTS = (
     Part(
@@ -66,14 +66,6 @@ PARTS = (
         0,
         SUPERVISION,
         "a running mean of the network labels weak views of unlabelled patches, the network learns strong ones",
-    ),
-    Part(
-        "Propagation",
-        "nnunet_ext.trainers.propagation:PropagationPart",
-        0,
-        TASK,
-        "2D: a space-time memory network carries the masks of a few slices through a volume",
-        alone=True,
     ),
     Part(
         "CutMix",
@@ -153,6 +145,14 @@ PARTS = (
         5,
         NETWORK,
         "2D: DeepLabV3+ with an EfficientNet, for few parameters and cheap steps",
+    ),
+    Part(
+        "Propagation",
+        "nnunet_ext.trainers.propagation:PropagationPart",
+        0,
+        TASK,
+        "2D: a space-time memory network carries the masks of a few slices through a volume",
+        alone=True,
     ),
     Part("<N>epochs", "nnunet_ext.trainers.length:epochs_part", 6, LENGTH, "train for N epochs instead of 1000"),
     Part(

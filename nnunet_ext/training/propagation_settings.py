@@ -78,7 +78,7 @@ def enlargement(patch_size: Sequence[int]) -> int:
 def triples_of_step(trainer: PropagationTrainer) -> int:
     """Return the triples of a step over all processes: the setting, or a third of the plans' batch, at least two."""
     if trainer.propagation_triples is not None:
-        return int(trainer.propagation_triples)
+        return trainer.propagation_triples
     return max(LEAST_TRIPLES, int(trainer.configuration_manager.batch_size) // FRAMES)
 
 

@@ -32,6 +32,14 @@ REPLACED = {
     "Reference2DPart": {"own_optimizer"},
     "TransUNetPart": {"deep_supervision_scales", "output_weights"},
     "DeepLabV3PlusPart": {"deep_supervision_scales", "with_shared_batch_norm"},
+    "PropagationPart": {
+        "_build_loss",
+        "get_dataloaders",
+        "deep_supervision_scales",
+        "plot_network_architecture",
+        "train_step",
+        "validation_step",
+    },
     "ExtPart": {"_build_loss", "_get_deep_supervision_scales", "initialize", "save_checkpoint"},
 }
 
@@ -43,8 +51,8 @@ def needed(part):
 
 def name_of(before, part, number, lengths=()):
     """Name of a trainer with a part; one that stands in pairs alone has another network beside it."""
-    beside = [next(other for other in PARTS if other.kind == part.kind and other is not part)]
-    beside = [(other, 0) for other in beside if part.only_in_pairs]
+    beside = [other for other in PARTS if other.kind == part.kind and other is not part]
+    beside = [(other, 0) for other in beside[:1] if part.only_in_pairs]
     return canonical_name([*before, (part, number), *beside, *lengths])
 
 

@@ -23,6 +23,7 @@ from nnunet_ext.trainers.names import COMMON, PARTS, find_trainer
         "nnUNetTrainer_20epochs_50iterations",
         "nnUNetTrainer_3iterations",
         "nnUNetTrainerCPS_UNet_ANUNet",
+        "nnUNetTrainerPropagation_20epochs_50iterations",
         "nnUNetTrainerCPS_CutMix_CWCD_ANUNet_IFEEntropy_3epochs",
     ],
 )
@@ -70,6 +71,14 @@ def test_other_names_are_not_ours(name):
         ("nnUNetTrainerCPS_Confidence_CutMix", "use -tr nnUNetTrainerCPS_CutMix_Confidence$"),
         ("nnUNetTrainerSemi_ClassBalance", "has ClassBalance beside Semi, which is MeanTeacher with CutMix and Conf"),
         ("nnUNetTrainerSemi_MeanTeacher", "has Semi and MeanTeacher, of which only one can be chosen"),
+        ("nnUNetTrainerCPS_Propagation", "has CPS and Propagation, of which only one can be chosen"),
+        (
+            "nnUNetTrainerPropagation_CWCD_ANUNet_5epochs",
+            "CWCD and ANUNet beside Propagation, which .* nothing but a length; use -tr nnUNetTrainerPropagation_5ep",
+        ),
+        ("nnUNetTrainerPropagation_CutMix", "has CutMix beside Propagation.*use -tr nnUNetTrainerPropagation$"),
+        ("nnUNetTrainerPropagation_TransUNet_UNet", "TransUNet beside Propagation.*use -tr nnUNetTrainerPropagation$"),
+        ("nnUNetTrainer_5epochs_Propagation", "use -tr nnUNetTrainerPropagation_5epochs$"),
         ("nnUNetTrainerCutMix_MeanTeacher", "use -tr nnUNetTrainerMeanTeacher_CutMix$"),
         ("nnUNetTrainerCPS_ANUNet_UNet", "canonical order.*use -tr nnUNetTrainerCPS_UNet_ANUNet$"),
         ("nnUNetTrainerCPS_IFEEntropy_ANUNet_5epochs", "use -tr nnUNetTrainerCPS_ANUNet_IFEEntropy_5epochs$"),
@@ -116,11 +125,11 @@ def test_every_combination_without_a_length_is_listed_once():
             ("", "CWCD", "GDL", "DWCE"),
             ("", "ANUNet", "IFECurvature", "IFEEntropy", "TransUNet", "DeepLabV3Plus"),
         )
-    } - {"nnUNetTrainer"}
+    } - {"nnUNetTrainer"} | {"nnUNetTrainerPropagation"}
     networks = ("UNet", "ANUNet", "IFECurvature", "IFEEntropy", "TransUNet", "DeepLabV3Plus")
     pairs = {f"nnUNetTrainerCPS_{first}_{second}" for first, second in itertools.combinations(networks, 2)}
     assert set(COMMON) == expected | pairs | {"nnUNetTrainerCPS_100epochs", "nnUNetTrainerCPS_250epochs"}
-    assert len(COMMON) == len(set(COMMON)) == 640
+    assert len(COMMON) == len(set(COMMON)) == 641
 
 
 def test_the_list_follows_the_table_of_parts(monkeypatch):
