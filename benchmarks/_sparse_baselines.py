@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import pairwise
 
 import numpy as np
 from scipy.ndimage import distance_transform_edt
@@ -32,7 +33,7 @@ def interpolated_shapes(references: Mapping[int, np.ndarray], slices: int) -> np
     known = sorted(references)
     classes = np.unique(np.stack(list(references.values())))
     distances = {index: _signed_distances(references[index], classes) for index in known}
-    for lower, upper in zip(known, known[1:], strict=False):
+    for lower, upper in pairwise(known):
         for index in range(lower + 1, upper):
             share = (index - lower) / (upper - lower)
             found[index] = classes[((1 - share) * distances[lower] + share * distances[upper]).argmax(0)]
