@@ -249,12 +249,8 @@ def report_refined(run: Run, record: dict[str, Any]) -> None:
     print("| | Dice [95 %] | worst case | NSD [95 %] | minus CPS on all slices [95 %] |")
     print("|---" * 5 + "|")
     alone = mean_over_classes(record["refine"]["CPS"], "dsc")
-    titles = {
-        "CPS": "CPS on all slices",
-        "largest": "largest slices propagated",
-        "uniform": "sampled slices propagated",
-    }
-    for name, title in titles.items():
+    titles = ("CPS on all slices", "largest slices propagated", "sampled slices propagated")
+    for name, title in zip(REFINED, titles, strict=True):
         dice, nsd = (mean_over_classes(record["refine"][name], measure) for measure in accuracy.MEASURES)
         more = "" if name == "CPS" else with_interval(dice - alone, "+")
         print(f"| {title} | {with_interval(dice)} | {dice.min():.3f} | {with_interval(nsd)} | {more} |")
