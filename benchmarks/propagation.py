@@ -90,7 +90,7 @@ class Run:
 
 def _runs() -> list[Run]:
     found = [Run("", task, seed) for seed in (0, 1) for task in ("phantoms4", "hippocampus5")]
-    found += [Run("", task, 0, enlarge=1) for task in ("phantoms4", "hippocampus5")]
+    found += [Run("", task, 0, enlarge=enlarge) for enlarge in (1, 4) for task in ("phantoms4", "hippocampus5")]
     titles = [f"propagation_{run.task}{f'_enlarge{run.enlarge}' if run.enlarge else ''}" for run in found]
     return [Run(**asdict(run) | {"name": f"{title}_seed{run.seed}"}) for title, run in zip(titles, found, strict=True)]
 

@@ -13,7 +13,7 @@ from nnunet_ext.training.architecture import SPACE_TIME, Architecture
 from nnunet_ext.training.host import ExtTrainer
 from nnunet_ext.training.reference_2d import in_place
 
-ENOUGH_PIXELS = 256  # of the longer side of a patch
+ENOUGH_PIXELS = 128  # of the longer side of a patch
 LEAST_TRIPLES = 2  # of a step, of which batch norm knows a spread
 PIXEL_LOSSES = ("ohem", "bootstrapped")
 STEPS_OF_PAPER = 150_000  # of the training in which bootstrapping begins at 20,000 and ends at 70,000
@@ -69,7 +69,7 @@ def enlargement(patch_size: Sequence[int]) -> int:
 
     Example:
         >>> from nnunet_ext.training.propagation_settings import enlargement
-        >>> enlargement((64, 96)), enlargement((192, 160)), enlargement((512, 512))
+        >>> enlargement((32, 48)), enlargement((64, 96)), enlargement((512, 512))
         (4, 2, 1)
     """
     return next((factor for factor in (1, 2) if factor * max(patch_size) >= ENOUGH_PIXELS), 4)
