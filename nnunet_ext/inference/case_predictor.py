@@ -15,7 +15,6 @@ from nnunetv2.preprocessing.preprocessors.default_preprocessor import DefaultPre
 from nnunet_ext.inference.case import Model, Prepared, prepare
 from nnunet_ext.inference.checks import BadInputError
 from nnunet_ext.inference.coarse_references import carry_prediction, check_how, propagation_line
-from nnunet_ext.inference.options import LARGEST
 from nnunet_ext.inference.process_memory import peak_memory_mib
 from nnunet_ext.inference.propagated import Carrier
 from nnunet_ext.inference.propagation_model import PropagationModel, check_partner, check_probabilities, open_model
@@ -26,6 +25,7 @@ from nnunet_ext.inference.writing import export, why_not_fast
 from nnunet_ext.planners.preprocessor import SemiSupervisedPreprocessor
 from nnunet_ext.plugin import compat
 from nnunet_ext.propagation.driver import PropagationSettings
+from nnunet_ext.propagation.references import How
 
 
 class CasePredictor(SeveralNetworks):
@@ -53,7 +53,7 @@ class CasePredictor(SeveralNetworks):
         spacing: SpacingRule | None = None,
         fast_export: bool = False,
         propagate: str | Path | None = None,
-        propagate_references: str | int = LARGEST,
+        propagate_references: How = "largest",
         **keywords: Any,
     ) -> None:
         super().__init__(*arguments, **keywords)
@@ -147,8 +147,8 @@ class CasePredictor(SeveralNetworks):
         kind = self.configuration_manager.preprocessor_class
         if kind.run_case not in (DefaultPreprocessor.run_case, SemiSupervisedPreprocessor.run_case):
             raise BadInputError(
-                f"the plans' preprocessor {kind.__name__} has a run_case of its own, which spacings, fast_export, "
-                "propagate and agreement would bypass; predict without them, or move what it does to run_case_npy"
+                f"the plans' preprocessor {kind.__name__} has a run_case of its own, which spacings, propagate, "
+                "fast_export and agreement would bypass; predict without them, or move what it does to run_case_npy"
             )
 
     def predict_logits(
