@@ -19,11 +19,8 @@ from nnunet_ext.evaluation.command import find_command
 pytestmark = pytest.mark.integration
 
 PLANS = "PropagationTestPlans"  # the planner's, with a patch of multiples of 16
-SEGMENTS, CARRIES = "nnUNetTrainerSegments", "nnUNetTrainerCarries"
-OWN = tiny.narrow_trainers(
-    nnUNetTrainerSegments="nnUNetTrainerCPS_1epochs_2iterations",
-    nnUNetTrainerCarries="nnUNetTrainerPropagation_1epochs_2iterations",
-)
+SEGMENTS, CARRIES = "nnUNetTrainerCPS_1epochs_2iterations", "nnUNetTrainerCarries"
+OWN = tiny.narrow_trainers(nnUNetTrainerCarries="nnUNetTrainerPropagation_1epochs_2iterations")
 SLICES = (8, 12, 16)  # numbers of the annotated ones
 
 
@@ -47,7 +44,9 @@ def test_trained_behind_a_prediction_and_from_annotated_slices(blobs, prepared, 
         workspace.train("2d_tiny", trainer=SEGMENTS, plans=PLANS),
         workspace.train("2d_tiny", trainer=CARRIES, plans=PLANS),
         workspace.predict(tmp_path / "stock", *which),
-        workspace.predict(tmp_path / "both", *which, "--propagate", carrier, "--network", "both"),
+        workspace.predict(
+            tmp_path / "both", *which[:-4], "-npp", 1, "-nps", 1, "--propagate", carrier, "--network", "both"
+        ),
         workspace.predict(tmp_path / "alone", *alone),
         workspace.predict(tmp_path / "none", *which, "--propagate", workspace.model(SEGMENTS, "2d_tiny", PLANS)),
         [*annotate, "--suggest", 2, "--figure"],
@@ -55,7 +54,9 @@ def test_trained_behind_a_prediction_and_from_annotated_slices(blobs, prepared, 
     )
     assert [one.status for one in done] == [0, 0, 0, 0, 1, 1, 0], "\n".join(one.output for one in done)
     assert "a propagation model segments nothing alone" in done[4].output
-    assert "is no propagation model: nnUNetTrainerSegments has trained a PlainConvUNet" in done[5].last_line
+    assert (
+        "is no propagation model: nnUNetTrainerCPS_1epochs_2iterations has trained a PlainConvUNet" in done[5].last_line
+    )
     assert not (tmp_path / "none").exists()
     records = json.loads((tmp_path / "both" / "spacing_report.json").read_text())["cases"]
     assert sorted(records) == ["test_0", "test_1"]
