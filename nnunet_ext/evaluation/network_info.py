@@ -18,9 +18,16 @@ from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 from nnunet_ext.files import read_json
 from nnunet_ext.plugin import compat
 from nnunet_ext.trainers._companion import companion_class
-from nnunet_ext.training.architecture import NESTED, network_name, plans_for_part, stock_configuration
+from nnunet_ext.training.architecture import NESTED, SPACE_TIME, network_name, plans_for_part, stock_configuration
 from nnunet_ext.training.nesting import nested_step_memory
-from nnunet_ext.training.step_memory import GIB, cps_step_memory, optimizer_of, supervised_step_memory
+from nnunet_ext.training.propagation_settings import default_triples
+from nnunet_ext.training.step_memory import (
+    GIB,
+    cps_step_memory,
+    optimizer_of,
+    propagation_step_memory,
+    supervised_step_memory,
+)
 from nnunet_ext.training.trusted_classes import check_classes
 
 
@@ -111,7 +118,9 @@ def _network_and_memory(
         with torch.device("meta"):
             network = _build(cls, manager, configuration, channels, heads)
         nested = _with_hybrid_loss(cls, configuration)
-        if nested is not None:
+        if _carries_masks(cls, configuration):
+            step = propagation_step_memory(make, configuration.patch_size, default_triples(configuration.batch_size))
+        elif nested is not None:
             step = nested_step_memory(nested, *size)
         elif networks == 1:
             step = supervised_step_memory(make, *size, optimizer_name=optimizer_of(cls))
@@ -158,6 +167,12 @@ def _with_hybrid_loss(cls: Any, configuration: ConfigurationManager) -> dict[str
         return None
     architecture: dict[str, Any] = change(cls, configuration)
     return architecture if network_name(architecture) == NESTED else None
+
+
+def _carries_masks(cls: Any, configuration: ConfigurationManager) -> bool:
+    """Whether a trainer trains mask propagation, on triples of slices."""
+    change = getattr(cls, "network_architecture", None)
+    return change is not None and network_name(change(cls, configuration)) == SPACE_TIME
 
 
 def _has_own_loss(cls: Any) -> bool:

@@ -95,7 +95,7 @@ def _fit_stem(weights: dict[str, Tensor], expected: Mapping[str, Tensor], beside
     if key is None or key not in weights or weights[key].ndim != 4:
         return []
     given, channels = weights[key], expected[key].shape[1] - beside
-    if given.shape[1] != 3 or expected[key].shape[1] == 3:
+    if given.shape[1] != 3 or (channels == 3 and not beside):
         return []
     said = []
     if channels == 1:

@@ -59,10 +59,15 @@ def space_time_architecture(settings: Any, configuration: ConfigurationManager) 
 
 
 def triples_of_step(trainer: PropagationTrainer) -> int:
-    """Return the triples of a step over all processes: the setting, or a third of the plans' batch, at least two."""
+    """Return the triples of a step over all processes: the setting, or those that the plans' batch gives."""
     if trainer.propagation_triples is not None:
         return trainer.propagation_triples
-    return max(LEAST_TRIPLES, int(trainer.configuration_manager.batch_size) // FRAMES)
+    return default_triples(int(trainer.configuration_manager.batch_size))
+
+
+def default_triples(batch_size: int) -> int:
+    """Return the triples of a step for plans of a batch size: a third of it, at least two."""
+    return max(LEAST_TRIPLES, batch_size // FRAMES)
 
 
 def triples_of_process(trainer: PropagationTrainer) -> int:

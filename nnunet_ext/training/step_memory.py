@@ -17,6 +17,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from nnunet_ext.data.slice_triples import FRAMES, OBJECTS, rounded_up
+from nnunet_ext.losses import ohem_cross_entropy
 from nnunet_ext.networks.reference_unet import channels_given
 from nnunet_ext.training.cps_step import CPSStep
 from nnunet_ext.training.criteria import CrossPseudoCriterion, deep_supervision_weights
@@ -161,6 +163,37 @@ def supervised_step_memory(
         with _autocast(half_precision):
             value = loss(network(batch["data"]), batch["target"])
         value.backward()
+        nn.utils.clip_grad_norm_(network.parameters(), 12)
+        optimizer.step()
+        return memory.peak
+
+
+def propagation_step_memory(
+    make: Callable[[], Any], patch_size: Sequence[int], triples: int, half_precision: bool = True
+) -> int:
+    """Return the most bytes that a step of mask propagation has allocated at once.
+
+    The network, gradients, AdamW, activations of three slices with two objects, and the cross-entropy; what is not in
+    it is said at :func:`cps_step_memory`, and the Lovasz loss is not, whose course depends on values.
+
+    Args:
+        make: Makes the network.
+        patch_size: Size of a patch in pixels, rounded up as the loader does.
+        triples: Triples of slices a step.
+        half_precision: Whether to train in mixed precision, as nnU-Net trains on GPUs.
+    """
+    with FakeTensorMode(), PeakOfStorages() as memory:
+        network = make()
+        optimizer = _with_momentum(network, ADAMW)
+        size = rounded_up(patch_size)
+        frames = torch.empty((triples, FRAMES, network.input_channels, *size))
+        masks = torch.empty((triples, OBJECTS, *size))
+        present = torch.ones((triples, OBJECTS), dtype=torch.bool)
+        target = torch.zeros((triples * (FRAMES - 1), *size), dtype=torch.long)
+        memory.peak = memory.now
+        with _autocast(half_precision):
+            log_odds = network(frames, masks, present)
+        ohem_cross_entropy(log_odds.flatten(0, 1), target).backward()
         nn.utils.clip_grad_norm_(network.parameters(), 12)
         optimizer.step()
         return memory.peak

@@ -53,6 +53,23 @@ def test_a_pair_of_networks(monkeypatch, capsys):
     assert "  network 2   nnunet_ext.networks.nested_unet.NestedAttentionUNet, " in capsys.readouterr().out
 
 
+def test_mask_propagation():
+    """A step holds a third of the plans' patches in triples, two at least."""
+    narrow = type("Narrow", (find_trainer("nnUNetTrainerPropagation"),), tiny.NARROW["PropagationPart"])
+    found = []
+    for batch_size in (2, 6, 12):
+        content = tiny.plans()
+        content["configurations"]["2d"] |= {"patch_size": [64, 48], "batch_size": batch_size}
+        manager = PlansManager(content)
+        found.append(network_info._of_trainer(narrow, manager, "2d", tiny.dataset_json()))
+    assert found[0]["network"] == "nnunet_ext.networks.space_time.SpaceTimeNetwork"
+    assert found[0]["gib"] == found[1]["gib"]
+    assert 1.3 < found[2]["gib"] / found[1]["gib"] < 2.1
+    assert narrow.network_architecture(narrow, manager.get_configuration("2d"))["arch_kwargs"]["key_dim"] == 8
+    with pytest.raises(ValueError, match="name others with -c. ValueError: Propagation carries masks from slice to"):
+        compare_networks(tiny.plans(), tiny.dataset_json(), "nnUNetTrainerPropagation", ["3d_fullres"])
+
+
 def test_a_loss_changes_nothing_and_the_cascade_counts_its_channels():
     name = "nnUNetTrainerCWCD"
     one = compare_networks(tiny.plans(), tiny.dataset_json(), name, ["3d_cascade_fullres"])["3d_cascade_fullres"]

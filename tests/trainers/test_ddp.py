@@ -26,6 +26,7 @@ CASES = [  # Dice per sample in 3D, and over the batch in 2D
     ("nnUNetTrainerCPS_TransUNet", "2d"),
     ("nnUNetTrainerCPS_UNet_ANUNet", "2d"),
     ("nnUNetTrainerCPS_Confidence_CWCD_ANUNet_IFEEntropy", "2d"),
+    ("nnUNetTrainerPropagation", "2d"),
 ]
 
 
@@ -46,8 +47,22 @@ def fixed_batch(trainer, size):
     return {"data": data, "target": target, "valid": valid} | views
 
 
+def fixed_triples(size):
+    """A batch of triples, the second of which has one object and pixels that do not count."""
+    generator = torch.Generator().manual_seed(3)
+    masks = torch.randint(0, 2, (size, 2, 32, 32), generator=generator).to(torch.uint8)
+    target = torch.randint(0, 3, (size, 2, 32, 32), generator=generator)
+    masks[1, 1], target[1] = 0, target[1].clamp(max=1)
+    target[1, :, :9] = -1
+    present = torch.tensor([[True, True], [True, False]])
+    data = torch.randn((size, 3, 1, 32, 32), generator=generator)
+    return {"data": data, "masks": masks, "target": target, "present": present}
+
+
 def part(batch, rank, size):
     take = slice(rank, rank + 1)
+    if "masks" in batch:
+        return {key: value[take] for key, value in batch.items()}
     valid = torch.cat([batch["valid"][:size][take], batch["valid"][size:][take]])
     return {
         "data": batch["data"][take],
@@ -83,13 +98,18 @@ def train(name, configuration, rank, world, folder):
         changes = tiny.NARROW["TransUNetPart"] | {"transunet_dropout": 0.0, "own_optimizer": lambda self: None}
         cls = type("Narrow", (cls,), changes)
         plans["configurations"]["2d"]["patch_size"] = [32, 32]
+    if "Propagation" in name:
+        # batch norms of CPUs share nothing between processes
+        changes = {"propagation_norm": "instance", "propagation_initial_lr": 1e-2, "own_optimizer": lambda self: None}
+        changes |= tiny.NARROW["PropagationPart"]
+        cls = type("Narrow", (cls,), changes)
     trainer = cls(plans, configuration, 0, tiny.dataset_json(), torch.device("cpu"))
     trainer.current_epoch = 2  # lambda 0.5
     trainer.contour_pseudo_labels = "CPS" in name and "Confidence" not in name
     trainer.configuration_manager.configuration["batch_size"] = 2
     trainer.initialize()
     trainer.set_deep_supervision_enabled(True)
-    batch = fixed_batch(trainer, 2)
+    batch = fixed_triples(2) if "Propagation" in name else fixed_batch(trainer, 2)
     mine = batch if world == 1 else part(batch, rank, 2)
     outputs = []
     for _ in range(STEPS):
