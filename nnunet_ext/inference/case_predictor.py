@@ -86,16 +86,24 @@ class CasePredictor(SeveralNetworks):
         return prepare if self.propagation is None else partial(prepare, carrier=self.propagation.model)
 
     def check_propagation(self, save_probabilities: bool) -> None:
-        """Check the propagation model, where there is one.
+        """Check the propagation model, where there is one, and load its networks.
 
         Raises:
             BadInputError: If it cannot be used.
         """
-        if self.propagation is not None:
-            try:
-                check_probabilities(self.propagation, save_probabilities)
-            except ValueError as error:
-                raise BadInputError(str(error)) from error
+        if self.propagation is None:
+            return
+        try:
+            check_probabilities(self.propagation, save_probabilities)
+            self._networks_of(self.propagation)
+        except ValueError as error:
+            raise BadInputError(str(error)) from error
+
+    def _networks_of(self, found: PropagationModel) -> Carrier:
+        if self._carrier is None:
+            settings = PropagationSettings()
+            self._carrier = Carrier(found.load(self.device), found.model, self.device, settings, self.allow_tqdm)
+        return self._carrier
 
     def _propagation_text(self) -> str | None:
         if self.propagation is None:
@@ -163,14 +171,10 @@ class CasePredictor(SeveralNetworks):
         """
         if self.propagation is None:
             return self._compared_logits(prepared, folder)
-        if self._carrier is None:
-            networks = self.propagation.load(self.device)
-            settings = PropagationSettings()
-            self._carrier = Carrier(networks, self.propagation.model, self.device, settings, self.allow_tqdm)
         logits = carry_prediction(
             prepared,
             self.model_of_cases,
-            self._carrier,
+            self._networks_of(self.propagation),
             self.propagate_references,
             partial(self._compared_logits, folder=folder),
             self._label_map,
