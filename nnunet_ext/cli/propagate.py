@@ -110,7 +110,7 @@ def run(arguments: argparse.Namespace) -> int:
     drawn = _Drawing(arguments.o) if arguments.figure else None
     records, failed = annotate(Annotator(model, torch.device(arguments.device), options, drawn))
     print(f"Wrote {len(records)} label map(s) to {arguments.o}, and {REPORT}.json about them.")
-    if arguments.suggest:
+    if arguments.suggest and records:
         files.write_json(arguments.o / SUGGESTIONS, _suggested(records, arguments.suggest))
         print(f"Wrote {arguments.o / SUGGESTIONS}")
     if failed is not None:

@@ -21,7 +21,7 @@ from nnunet_ext.propagation.driver import Propagated, suggest
 _SHOWN = 9  # slices, if there are not more references than that
 _MOST = 14
 _MARGIN = 0.12  # of the box of the labels, that is shown around them
-_REFERENCE, _SUGGESTED = "#d55e00", "#0072b2"
+_REFERENCE, _SUGGESTED = "#e6007e", "#00b4d8"  # neither is among the first labels' colours
 ROWS = ("forward", "backward", "result")
 
 
@@ -99,18 +99,20 @@ def _turned(strip: Strip) -> Strip:
 
 
 def chosen_places(strip: Strip, most: int = _SHOWN) -> list[int]:
-    """Return the slices that are shown: references, those to annotate next, and others spread evenly between."""
+    """Return the slices that are shown: references, those to annotate next, and others far from all that are."""
     labelled = np.flatnonzero(strip.labels["result"].any((1, 2)))
     low, high = (int(labelled[0]), int(labelled[-1])) if len(labelled) else (0, len(strip.image) - 1)
     references = [int(place) for place in np.flatnonzero(strip.references)]
     if len(references) > most:
         references = [references[place] for place in np.linspace(0, len(references) - 1, most).astype(int)]
-    found = dict.fromkeys([*references, *strip.suggested[: max(0, _MOST - len(references))]])
-    for place in np.linspace(low, high, most).astype(int):
-        if len(found) >= most:
+    found = sorted({*references, *strip.suggested[: max(0, _MOST - len(references))]})
+    between = np.arange(low, high + 1)
+    while len(found) < min(most, len(between)):
+        distance = np.abs(between[:, None] - np.array(found or [low])).min(1)
+        if not distance.max():
             break
-        found.setdefault(int(place))
-    return sorted(found)
+        found = sorted({*found, int(between[distance.argmax()])})
+    return found
 
 
 @plain_style()

@@ -129,7 +129,7 @@ class Annotator:
                 f"Warning: {prepared.case}: no annotated slice has the class {names}, which cannot be found then; "
                 "annotate a slice in which it is, if there is one"
             )
-        carried = self._networks().carry(prepared, given, self.dataset_json["labels"].get("ignore"), prepared.voxels)
+        carried = self.networks().carry(prepared, given, self.dataset_json["labels"].get("ignore"), prepared.voxels)
         prepared.exported = carried.exported
         first = prepared.properties["bbox_used_for_cropping"][0][0]
         wanted = self.options.suggestions or RECORDED
@@ -143,7 +143,12 @@ class Annotator:
         prepared.data = np.empty(0, np.float32)
         return carried.logits
 
-    def _networks(self) -> Carrier:
+    def networks(self) -> Carrier:
+        """Return the networks of the model, which are loaded once.
+
+        Raises:
+            ValueError: If weights are not those of the network in the plans.
+        """
         if self._carrier is None:
             networks = self.found.load(self.device)
             self._carrier = Carrier(
@@ -179,6 +184,7 @@ def annotate(annotator: Annotator) -> tuple[dict[str, dict[str, Any]], Predictio
     """
     options, ending = annotator.options, annotator.dataset_json["file_ending"]
     images, failures = _images(options.images, ending)
+    annotator.networks()
     tasks, without_image = _tasks(images, options, ending)
     failures |= without_image
     options.output.mkdir(parents=True, exist_ok=True)

@@ -15,7 +15,6 @@ from nnunetv2.preprocessing.preprocessors.default_preprocessor import DefaultPre
 from nnunet_ext.inference.case import Model, Prepared, prepare
 from nnunet_ext.inference.checks import BadInputError
 from nnunet_ext.inference.coarse_references import carry_prediction, check_how, propagation_line
-from nnunet_ext.inference.options import LARGEST
 from nnunet_ext.inference.process_memory import peak_memory_mib
 from nnunet_ext.inference.propagated import Carrier
 from nnunet_ext.inference.propagation_model import PropagationModel, check_partner, check_probabilities, open_model
@@ -26,6 +25,7 @@ from nnunet_ext.inference.writing import export, why_not_fast
 from nnunet_ext.planners.preprocessor import SemiSupervisedPreprocessor
 from nnunet_ext.plugin import compat
 from nnunet_ext.propagation.driver import PropagationSettings
+from nnunet_ext.propagation.references import How
 
 
 class CasePredictor(SeveralNetworks):
@@ -53,7 +53,7 @@ class CasePredictor(SeveralNetworks):
         spacing: SpacingRule | None = None,
         fast_export: bool = False,
         propagate: str | Path | None = None,
-        propagate_references: str | int = LARGEST,
+        propagate_references: How = "largest",
         **keywords: Any,
     ) -> None:
         super().__init__(*arguments, **keywords)
@@ -86,16 +86,24 @@ class CasePredictor(SeveralNetworks):
         return prepare if self.propagation is None else partial(prepare, carrier=self.propagation.model)
 
     def check_propagation(self, save_probabilities: bool) -> None:
-        """Check the propagation model, where there is one.
+        """Check the propagation model, where there is one, and load its networks.
 
         Raises:
             BadInputError: If it cannot be used.
         """
-        if self.propagation is not None:
-            try:
-                check_probabilities(self.propagation, save_probabilities)
-            except ValueError as error:
-                raise BadInputError(str(error)) from error
+        if self.propagation is None:
+            return
+        try:
+            check_probabilities(self.propagation, save_probabilities)
+            self._networks_of(self.propagation)
+        except ValueError as error:
+            raise BadInputError(str(error)) from error
+
+    def _networks_of(self, found: PropagationModel) -> Carrier:
+        if self._carrier is None:
+            settings = PropagationSettings()
+            self._carrier = Carrier(found.load(self.device), found.model, self.device, settings, self.allow_tqdm)
+        return self._carrier
 
     def _propagation_text(self) -> str | None:
         if self.propagation is None:
@@ -147,8 +155,8 @@ class CasePredictor(SeveralNetworks):
         kind = self.configuration_manager.preprocessor_class
         if kind.run_case not in (DefaultPreprocessor.run_case, SemiSupervisedPreprocessor.run_case):
             raise BadInputError(
-                f"the plans' preprocessor {kind.__name__} has a run_case of its own, which spacings, fast_export, "
-                "propagate and agreement would bypass; predict without them, or move what it does to run_case_npy"
+                f"the plans' preprocessor {kind.__name__} has a run_case of its own, which spacings, propagate, "
+                "fast_export and agreement would bypass; predict without them, or move what it does to run_case_npy"
             )
 
     def predict_logits(
@@ -163,14 +171,10 @@ class CasePredictor(SeveralNetworks):
         """
         if self.propagation is None:
             return self._compared_logits(prepared, folder)
-        if self._carrier is None:
-            networks = self.propagation.load(self.device)
-            settings = PropagationSettings()
-            self._carrier = Carrier(networks, self.propagation.model, self.device, settings, self.allow_tqdm)
         logits = carry_prediction(
             prepared,
             self.model_of_cases,
-            self._carrier,
+            self._networks_of(self.propagation),
             self.propagate_references,
             partial(self._compared_logits, folder=folder),
             self._label_map,

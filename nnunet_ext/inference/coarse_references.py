@@ -11,9 +11,8 @@ import numpy as np
 from torch import Tensor
 
 from nnunet_ext.inference.case import Model, Prepared
-from nnunet_ext.inference.options import LARGEST, UNIFORM
 from nnunet_ext.inference.propagated import Carrier, GivenSlices, nothing, slices_of_crop
-from nnunet_ext.propagation.references import How, choose, sampled_slices
+from nnunet_ext.propagation.references import CHOICES, How, choose, sampled_slices
 from nnunet_ext.propagation.sparse import slice_numbers
 
 NO_CLASS = "the model finds no class in the slices that it was asked for, so that there is nothing to carry"
@@ -26,8 +25,8 @@ def check_how(how: Any) -> How:
         ValueError: If it is neither ``largest``, ``uniform`` nor a positive number.
     """
     number = isinstance(how, int) and not isinstance(how, bool) and how > 0
-    if how not in (LARGEST, UNIFORM) and not number:
-        raise ValueError(f"propagate_references must be {LARGEST}, {UNIFORM} or a positive number, got {how!r}")
+    if how not in CHOICES and not number:
+        raise ValueError(f"propagate_references must be {', '.join(CHOICES)} or a positive number, got {how!r}")
     chosen: How = how
     return chosen
 

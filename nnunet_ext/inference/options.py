@@ -19,10 +19,11 @@ from nnunet_ext.inference.spacing import (
     TargetSpacing,
 )
 from nnunet_ext.model_sharing.choice_of_network import FIRST, NETWORKS
+from nnunet_ext.propagation.references import CHOICES
 
 PREDICTOR = "nnUNetPredictor"  # the class that the entry points look up in their module
 _OF_NETWORKS = ("network", "agreement", "min_agreement")
-LARGEST, UNIFORM = "largest", "uniform"  # references of a propagation
+LARGEST, UNIFORM = CHOICES
 _NONE = {  # what is parsed where none of our options is given
     "spacing": None,
     "fast_export": False,

@@ -145,8 +145,8 @@ class Predictor(CasePredictor):
     ) -> list[Any]:
         if self._changes_cases:
             raise BadInputError(
-                f"predict_from_data_iterator takes preprocessed data, where {self.rule.describe()}, fast_export, "
-                "propagate and agreement come too late; call predict_from_files, predict_from_list_of_npy_arrays or "
+                f"predict_from_data_iterator takes preprocessed data, where {self.rule.describe()}, propagate, "
+                "fast_export and agreement come too late; call predict_from_files, predict_from_list_of_npy_arrays or "
                 "predict_single_npy_array"
             )
         return super().predict_from_data_iterator(data_iterator, save_probabilities, num_processes_segmentation_export)

@@ -15,11 +15,10 @@ from torch import nn
 from nnunet_ext.data.dataset_json import number_of_channels
 from nnunet_ext.inference.case import Model
 from nnunet_ext.model_sharing.folders import as_folds, find_folds, read_model_json, sha256_of
-from nnunet_ext.training.architecture import build, check_fit
+from nnunet_ext.training.architecture import SPACE_TIME, build, check_fit
 from nnunet_ext.training.safe_load import load_checkpoint
 from nnunet_ext.training.trusted_classes import trusting
 
-NETWORK = "nnunet_ext.networks.space_time.SpaceTimeNetwork"
 TRAINED_BY = "train one with nnUNetv2_train DATASET 2d FOLD -tr nnUNetTrainerPropagation"
 REMEDY = "pass --trust_model"
 _DIGITS = 12  # of the SHA-256 of a checkpoint that name it
@@ -137,7 +136,7 @@ def _check_kind(configuration: ConfigurationManager, title: str, name: str, trai
 
 def is_propagation(configuration: ConfigurationManager) -> bool:
     """Whether the network of a configuration carries masks from slice to slice and segments nothing alone."""
-    return bool(configuration.network_arch_class_name == NETWORK)
+    return bool(configuration.network_arch_class_name == SPACE_TIME)
 
 
 def check_partner(carrier: PropagationModel, plans: PlansManager, configuration: Any, dataset_json: dict) -> None:

@@ -90,7 +90,9 @@ class TestResults:
         found = bench.result()
         known = given != IGNORE
         np.testing.assert_array_equal(found[known], given[known])  # voxel for voxel
-        assert np.mean(found == objects(axis=axis)) > 0.96  # the objects are the same in each slice; resampling moves edges
+        assert (
+            np.mean(found == objects(axis=axis)) > 0.96
+        )  # the objects are the same in each slice; resampling moves edges
         assert found.dtype == np.uint8
         written, label = SimpleITK.ReadImage(str(bench.output / "case.nii.gz")), SimpleITK.ReadImage(str(file))
         for name in ("Size", "Spacing", "Origin", "Direction"):

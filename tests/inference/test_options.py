@@ -6,7 +6,8 @@ import sys
 
 import pytest
 import torch
-from inference.tiny_model import make_model
+from inference.tiny_model import REGIONS, make_model
+from inference.tiny_propagation import make_propagation_model
 from nnunetv2.inference import predict_from_raw_data
 
 from nnunet_ext.inference import ForcedSpacing, MaxVoxels, PredictionFailedError, Predictor, TargetSpacing
@@ -220,3 +221,47 @@ def test_failed_cases_and_bad_input_are_said_and_decide_the_exit_status(command,
 def test_the_status_of_the_entry_point_is_passed_on(monkeypatch):
     monkeypatch.setattr(sys, "argv", ["nnUNetv2_predict"])
     assert run(lambda: 3, {"nnUNetPredictor": Stock}) == 3
+
+
+class TestPropagation:
+    @pytest.mark.parametrize(("more", "references"), [([], "largest"), (["uniform"], "uniform"), (["3"], 3)])
+    def test_it_reaches_the_predictor(self, command, more, references):
+        how = ["--propagate_references", *more] if more else []
+        found = command("--propagate", "folder", *how)
+        made = found["predictor"](device=torch.device("cpu"))
+        assert (str(made.propagate), made.propagate_references) == ("folder", references)
+        assert made.has_options
+        assert set(found["parsed"]) == {"i", "part_id", "num_parts"}
+
+    def test_without_it_nothing_is_carried(self, command):
+        made = command("--fast_export")["predictor"](device=torch.device("cpu"))
+        assert made.propagate is None
+        assert made.propagation is None
+
+    @pytest.mark.parametrize(
+        ("arguments", "message"),
+        [
+            (["--propagate_references", "2"], "says where a propagation starts; name its model by --propagate"),
+            (["--propagate", "x", "--propagate_references", "all"], "expected largest, uniform or a number of slices"),
+            (["--propagate", "x", "--propagate_references", "0"], "got '0'"),
+        ],
+    )
+    def test_choices_that_make_no_sense(self, command, capsys, arguments, message):
+        with pytest.raises(SystemExit, match="2"):
+            command(*arguments)
+        assert message in capsys.readouterr().err
+
+    def test_the_command_is_checked_before_anything_is_written(self, tmp_path):
+        model = make_model(tmp_path, "2d")
+        propagate = make_propagation_model(tmp_path / "other")
+        given = {"m": str(model.folder), "f": ("0",), "chk": "checkpoint_final.pth", "device": "cpu"}
+        check_command(argparse.Namespace(**given), propagate=propagate)
+        with pytest.raises(FileNotFoundError, match="there is no model folder"):
+            check_command(argparse.Namespace(**given), propagate=tmp_path / "none")
+        with pytest.raises(ValueError, match="the model of the prediction is a propagation model"):
+            check_command(argparse.Namespace(**given | {"m": str(propagate)}), propagate=propagate)
+        regions = make_model(tmp_path / "regions", "2d", REGIONS)
+        carrier = make_propagation_model(tmp_path / "of_regions", REGIONS)
+        wanted = {"m": str(regions.folder), "save_probabilities": True}
+        with pytest.raises(ValueError, match="--save_probabilities does not go with --propagate where the dataset"):
+            check_command(argparse.Namespace(**given | wanted), propagate=carrier)

@@ -319,6 +319,16 @@ class TestRefused:
         with pytest.raises(BadInputError, match="the model of the prediction is a propagation model, which segments"):
             predictor.predict_from_files_sequential(str(model.images), str(tmp_path / "out"))
 
+    def test_weights_of_another_network(self, model, tmp_path):
+        carrier = make_propagation_model(tmp_path / "other")
+        file = carrier / "fold_0" / "checkpoint_final.pth"
+        content = torch.load(file, weights_only=False)
+        del content["network_weights"]["key_projection.bias"]
+        torch.save(content, file)
+        with pytest.raises(BadInputError, match=r"lacks key_projection.bias: its network_weights are not those of the"):
+            predict(model, tmp_path / "out", propagate=carrier)
+        assert not list((tmp_path / "out").iterdir())
+
     def test_code_in_a_checkpoint(self, model, tmp_path):
         carrier = make_propagation_model(tmp_path / "other")
         file = carrier / "fold_0" / "checkpoint_final.pth"

@@ -546,7 +546,9 @@ class TestRefused:
                 return super().run_case(*arguments)
 
         monkeypatch.setattr(handler.ConfigurationManager, "preprocessor_class", property(lambda _: Own))
-        with pytest.raises(BadInputError, match="Own has a run_case of its own, which spacings, fast_export and agree"):
+        with pytest.raises(
+            BadInputError, match="Own has a run_case of its own, which spacings, propagate, fast_export and agree"
+        ):
             predictor(model, agreement=True).predict_from_files_sequential(str(model.images), None)
 
     @pytest.mark.parametrize("score", [-0.1, 1.1, float("nan")])

@@ -13,9 +13,8 @@ from data.tiny_dataset import make_plans
 from inference.tiny_model import LABELS, SPACING
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
-from nnunet_ext.inference.propagation_model import NETWORK
 from nnunet_ext.propagation.driver import NoReferenceError, Propagated
-from nnunet_ext.training.architecture import build
+from nnunet_ext.training.architecture import SPACE_TIME, build
 
 NARROW = {
     "key_stages": [4, 4, 8],
@@ -35,7 +34,7 @@ def make_propagation_model(
     labels: dict[str, Any] | None = None,
     folds: Sequence[int | str] = (0,),
     configuration: str = "2d",
-    network: str = NETWORK,
+    network: str = SPACE_TIME,
     **plans: Any,
 ) -> Path:
     """Write a propagation model with random weights and return its folder.
@@ -55,8 +54,8 @@ def make_propagation_model(
     content = make_plans(channels=channels)
     own = content["configurations"][configuration]
     own["spacing"] = SPACING[-len(own["spacing"]) :]
-    if network == NETWORK:
-        own["architecture"] = {"network_class_name": NETWORK, "arch_kwargs": dict(NARROW), "_kw_requires_import": []}
+    if network == SPACE_TIME:
+        own["architecture"] = {"network_class_name": SPACE_TIME, "arch_kwargs": dict(NARROW), "_kw_requires_import": []}
     own |= change
     content |= plans
     dataset_json = {
@@ -77,7 +76,7 @@ def make_propagation_model(
         weights = build(own["architecture"], channels, heads, False).state_dict()
         checkpoint = {
             "network_weights": weights,
-            "trainer_name": TRAINER if network == NETWORK else "nnUNetTrainer",
+            "trainer_name": TRAINER if network == SPACE_TIME else "nnUNetTrainer",
             "init_args": {"configuration": configuration},
             "inference_allowed_mirroring_axes": None,
         }
