@@ -314,3 +314,16 @@ def test_what_does_not_fit_is_refused(change, message):
 def test_settings_out_of_range(settings, message):
     with pytest.raises(ValueError, match=re.escape(message)):
         PropagationSettings(**settings)
+
+
+@pytest.mark.gpu
+def test_a_gpu_finds_what_a_cpu_finds():
+    """But for half precision; all elements are read, as which are best may change with it."""
+    network, image = narrow(), torch.randn(1, 12, 32, 48, generator=torch.Generator().manual_seed(0))
+    references = {3: square(1, size=(32, 48)), 8: square(2, size=(32, 48))}
+    settings = PropagationSettings(top_k=None)
+    expected, found = (
+        propagate([network], image, references, torch.device(name), settings).probabilities for name in ("cpu", "cuda")
+    )
+    assert found.device == CPU
+    assert float((found.float() - expected.float()).abs().mean()) < 0.02
