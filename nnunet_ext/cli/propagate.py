@@ -113,6 +113,9 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.suggest and records:
         files.write_json(arguments.o / SUGGESTIONS, _suggested(records, arguments.suggest))
         print(f"Wrote {arguments.o / SUGGESTIONS}")
+    without = [case for case in records if arguments.figure and not (arguments.o / f"{case}.png").is_file()]
+    if without:
+        print(f"No picture of {', '.join(without)}, done before or not drawn; --overwrite makes them again.")
     if failed is not None:
         raise failed
     return 0

@@ -20,6 +20,7 @@ from nnunet_ext.propagation.driver import Propagated, suggest
 
 _SHOWN = 9  # slices, if there are not more references than that
 _MOST = 14
+_BESIDE = 2.2  # inches beside the slices: their rows' names, and the legend
 _MARGIN = 0.12  # of the box of the labels, that is shown around them
 _REFERENCE, _SUGGESTED = "#e6007e", "#00b4d8"  # neither is among the first labels' colours
 ROWS = ("forward", "backward", "result")
@@ -130,7 +131,7 @@ def draw_propagation(path: Path, strip: Strip) -> None:
     colours = {label: palette(number % palette.N) for number, label in enumerate(classes)}
     ratio = strip.aspect * (rows.stop - rows.start) / (columns.stop - columns.start)
     width = max(8.0, 1.35 * len(places) + 0.6)
-    height = (width - 0.6) / len(places) * ratio * len(ROWS)
+    height = (width - _BESIDE) / len(places) * ratio * len(ROWS)
     figure = Figure(figsize=(width, min(height, 9.0) + 2.5), layout="constrained", facecolor="white")
     FigureCanvasAgg(figure)
     grid = figure.add_gridspec(len(ROWS) + 1, len(places), height_ratios=[1] * len(ROWS) + [2.0 * len(ROWS) / height])
