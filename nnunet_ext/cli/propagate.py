@@ -7,6 +7,7 @@ what is. Annotated slices come back unchanged. Scans that are done are kept when
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -107,9 +108,13 @@ def run(arguments: argparse.Namespace) -> int:
         arguments.nps,
         not arguments.no_pbar,
     )
-    drawn = _Drawing(arguments.o) if arguments.figure else None
+    drawn = (
+        _Drawing(arguments.o, model.model.plans.transpose_forward, options.suggestions or 3)
+        if arguments.figure
+        else None
+    )
     records, failed = annotate(Annotator(model, torch.device(arguments.device), options, drawn))
-    print(f"Wrote {len(records)} label map(s) to {arguments.o}, and {REPORT}.json about them.")
+    print(f"{len(records)} label map(s) are in {arguments.o}, and {REPORT}.json about them.")
     if arguments.suggest and records:
         files.write_json(arguments.o / SUGGESTIONS, _suggested(records, arguments.suggest))
         print(f"Wrote {arguments.o / SUGGESTIONS}")
@@ -134,15 +139,15 @@ def _suggested(records: dict[str, dict[str, Any]], number: int) -> dict[str, lis
 class _Drawing:
     """Draws each case; where that fails, its result is written all the same."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, order: Sequence[int], number: int) -> None:
+        self.folder, self.order, self.number = folder, order, number
 
     def __call__(self, case: SparseCase, image: np.ndarray, result: Propagated) -> None:
         from nnunet_ext.figures.propagation import draw_propagation, strip_of
 
         target = self.folder / f"{case.case}.png"
         try:
-            draw_propagation(target, strip_of(case, image, result))
+            draw_propagation(target, strip_of(case, image, result, self.order, self.number))
         except Exception as error:
             print(f"{target} could not be drawn: {error or type(error).__name__}")
         else:

@@ -13,7 +13,9 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
+from nibabel.orientations import io_orientation
 
+from nnunet_ext.data.geometry import affine_of
 from nnunet_ext.figures.style import plain_style, save_figure
 from nnunet_ext.inference.sparse_case import SparseCase
 from nnunet_ext.propagation.driver import Propagated, suggest
@@ -53,23 +55,27 @@ class Strip:
     numbers: np.ndarray
 
 
-def strip_of(case: SparseCase, image: np.ndarray, result: Propagated, number: int = 3) -> Strip:
+def strip_of(
+    case: SparseCase, image: np.ndarray, result: Propagated, order: Sequence[int] = (0, 1, 2), number: int = 3
+) -> Strip:
     """Take what is drawn out of a case.
 
     Args:
         case: The case.
         image: ``(C, T, H, W)`` on the grid of the model; its first channel is shown.
         result: What became of its references.
+        order: Array axes of the image, the one of the slices first: ``transpose_forward`` of the plans.
         number: Number of slices to annotate next that are marked.
     """
     first = int(case.properties["bbox_used_for_cropping"][0][0])
     total = len(result.agreement)
     labels = {"forward": result.forward, "backward": result.backward, "result": result.labels}
-    maps = {name: np.asarray(values) for name, values in labels.items()}
+    look = _as_looked_at(case, order)
+    maps = {name: np.asarray(values)[look] for name, values in labels.items()}
     directions = np.asarray(result.directions)
     strip = Strip(
         f"{case.case}: {len(case.given.indices)} annotated slice(s) of {case.numbers.total}",
-        image[0],
+        image[0][look],
         float(case.target[0] / case.target[1]),
         maps,
         directions,
@@ -79,6 +85,17 @@ def strip_of(case: SparseCase, image: np.ndarray, result: Propagated, number: in
         np.array([case.numbers.number(first + index) for index in range(total)]),
     )
     return _turned(strip) if case.numbers.reversed else strip
+
+
+def _as_looked_at(case: SparseCase, order: Sequence[int]) -> tuple[slice, slice, slice]:
+    """Return what turns slices so that right is at the left, and front or head at the top, where that is known."""
+    affine = affine_of(case.properties, of_array=True)
+    if affine is None:
+        return slice(None), slice(None), slice(None)
+    # nibabel counts towards right, front and head; its axes are those of the array reversed
+    towards = [io_orientation(affine)[2 - axis, 1] for axis in order[1:]]
+    rows, columns = (slice(None, None, -1 if sign > 0 else 1) for sign in towards)
+    return slice(None), rows, columns
 
 
 def _turned(strip: Strip) -> Strip:
