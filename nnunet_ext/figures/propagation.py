@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 from matplotlib import colormaps
@@ -134,12 +135,13 @@ def chosen_places(strip: Strip, most: int = _SHOWN) -> list[int]:
 
 
 @plain_style()
-def draw_propagation(path: Path, strip: Strip) -> None:
+def draw_propagation(path: Path, strip: Strip, names: Mapping[int, str] = MappingProxyType({})) -> None:
     """Draw a strip and the agreement of the passes below it.
 
     Args:
         path: PNG file to write; it is complete or not there.
         strip: What is drawn.
+        names: What labels are called.
     """
     places = chosen_places(strip)
     rows, columns = _box(strip)
@@ -170,7 +172,9 @@ def draw_propagation(path: Path, strip: Strip) -> None:
             _dress(axes, strip, name, place, comes, column == 0)
     _curve(figure.add_subplot(grid[len(ROWS), :]), strip, places)
     figure.suptitle(strip.title, fontsize=10, parse_math=False)
-    handles = [Line2D([], [], color=colour, label=f"label {label}") for label, colour in colours.items()]
+    handles = [
+        Line2D([], [], color=colour, label=names.get(label, f"label {label}")) for label, colour in colours.items()
+    ]
     if handles:
         figure.legend(
             handles=handles, loc="outside lower center", ncols=min(10, len(handles)), frameon=False, fontsize=8
@@ -189,7 +193,10 @@ def _dress(axes: Axes, strip: Strip, name: str, place: int, comes: bool, is_firs
     reference, suggested = bool(strip.references[place]), place in strip.suggested
     if not comes:
         text = "reference" if reference else "no pass"
-        axes.text(0.5, 0.03, text, transform=axes.transAxes, ha="center", va="bottom", fontsize=7, color="white")
+        box = {"facecolor": "black", "alpha": 0.6, "linewidth": 0, "pad": 1}
+        axes.text(
+            0.5, 0.05, text, transform=axes.transAxes, ha="center", va="bottom", fontsize=7, color="white", bbox=box
+        )
     if reference or suggested:
         for spine in axes.spines.values():
             spine.set(color=_REFERENCE if reference else _SUGGESTED, linewidth=2.2)

@@ -46,7 +46,8 @@ def test_references_and_suggestions_are_shown_and_others_far_from_them(strip):
 def test_what_is_drawn(strip, tmp_path, monkeypatch):
     drawn: list[Figure] = []
     monkeypatch.setattr("nnunet_ext.figures.propagation.save_figure", lambda figure, path: drawn.append(figure))
-    draw_propagation(tmp_path / "a.png", strip)
+    draw_propagation(tmp_path / "a.png", strip, {1: "liver"})
+    assert [text.get_text() for text in drawn[0].legends[0].get_texts()] == ["liver", "label 2"]
     *slices, curve = drawn[0].axes
     places = chosen_places(strip)
     assert len(slices) == 3 * len(places)
