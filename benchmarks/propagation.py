@@ -19,9 +19,9 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -145,9 +145,11 @@ def evaluate(run: Run, folder: Path) -> dict[str, Any]:
     device = torch.device(run.device)
     model = open_model(folder)
     networks = model.load(device)
-    annotated = _annotated(run, model, networks, device)
-    refined, seconds = _refined(run, folder)
-    return {"annotate": annotated, "refine": refined, "predict_seconds": seconds}
+    file = accuracy.WORK / "runs" / run.name / "annotated.json"
+    if not file.is_file():
+        write_json(file, _annotated(run, model, networks, device))
+    annotated = json.loads(file.read_text())
+    return {"annotate": annotated, "refine": _refined(run, folder)}
 
 
 def _annotated(run: Run, model: Any, networks: list, device: Any) -> dict[str, Any]:
@@ -181,29 +183,27 @@ def _annotated(run: Run, model: Any, networks: list, device: Any) -> dict[str, A
     return found
 
 
-def _refined(run: Run, folder: Path) -> tuple[dict[str, Any], dict[str, float]]:
+def _refined(run: Run, folder: Path) -> dict[str, Any]:
     """Predict the test cases by the stock command, with the coarse model alone and with propagation."""
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads that spin take the cores of other trainings
     coarse = accuracy.WORK / "runs" / run.coarse.name / TASKS[run.task].dataset
     coarse /= f"{run.coarse.trainer}__{run.coarse.plans}__{CONFIGURATION}"
     images = accuracy.WORK / "raw" / TASKS[run.task].dataset / "imagesTs"
     found: dict[str, Any] = {}
-    seconds = {}
     for name in REFINED:
         output = accuracy.WORK / "runs" / run.name / "predicted" / name
         options = "--fast_export" if name == "CPS" else f"--propagate {folder} --propagate_references {name}"
-        begin = time.perf_counter()
         accuracy.stock(
             f"nnUNetv2_predict_from_modelfolder -i {images} -o {output} -m {coarse} -f all -device cpu -npp 0 -nps 0 "
-            f"--disable_progress_bar {options}"
+            f"--disable_progress_bar --continue_prediction {options}"
         )
-        seconds[name] = time.perf_counter() - begin
         report = json.loads((output / "spacing_report.json").read_text())["cases"]
         for case, _, truth, spacing in _test_cases(run):
             label_map = _read(output / f"{case}.nii.gz")
             found.setdefault(name, {})[case] = _scores(run, truth, label_map, spacing)
             found[name][case]["seconds"] = report[case]["seconds"].get("network")
             found[name][case]["propagation"] = report[case].get("propagation")
-    return found, seconds
+    return found
 
 
 def _test_cases(run: Run) -> Iterator[tuple[str, Path, np.ndarray, list[float]]]:
