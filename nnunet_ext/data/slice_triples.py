@@ -26,6 +26,7 @@ from nnunet_ext.plugin import compat
 FRAMES, OBJECTS = 3, 2
 IGNORED = -1  # label of pixels that do not count
 STRIDE = 16  # of the network's coarsest map; sides of patches are rounded up to multiples of it
+_CHOOSY_DRAWS = 20  # for a triple of which something in the other two slices is annotated
 _MOST_DRAWS = 200  # of cases that can have one, for a triple that has an object
 
 
@@ -176,7 +177,8 @@ class SliceTripleLoader(NamingLoader):
     The case is drawn at random. The first slice, and where in it the patch lies, are those of a random voxel of a
     random class, as nnU-Net draws patches that must hold foreground. What is an object is seen once the patch is
     augmented; a triple without one, also for want of slices, is drawn anew. Cases without any label, or with fewer than
-    three slices, are remembered, so that they may be most of a dataset.
+    three slices, are remembered, so that they may be most of a dataset. Triples whose other slices are ignored
+    altogether, as in sparse annotation, teach nothing and are drawn anew some times.
 
     Attributes:
         gaps: How many slices are left out between frames.
@@ -218,7 +220,7 @@ class SliceTripleLoader(NamingLoader):
             if name in self._barren:
                 continue
             self._keys.append(name)
-            sample = self._triple(name, most_left_out, rng)
+            sample = self._triple(name, most_left_out, rng, draws < _CHOOSY_DRAWS)
             if sample is not None:
                 return sample
             self._keys.pop()
@@ -230,8 +232,15 @@ class SliceTripleLoader(NamingLoader):
             "with labels; look at labelsTr"
         )
 
-    def _triple(self, name: str, most_left_out: int, rng: np.random.Generator) -> dict[str, Tensor] | None:
-        """Return a sample of a case, or None where three slices, or an object in the first one, were not found."""
+    def _triple(self, name: str, most_left_out: int, rng: np.random.Generator, choosy: bool) -> dict[str, Any] | None:
+        """Return a sample of a case, or None where three slices, or an object in the first one, were not found.
+
+        Args:
+            name: The case.
+            most_left_out: As :func:`draw_slices` takes it.
+            rng: Where random numbers come from.
+            choosy: Whether to return None, too, where all of the other slices is ignored.
+        """
         data, labels, _, properties = compat.dataset_of(self).load_case(name)
         if data.shape[1] < FRAMES or not has_labels(properties["class_locations"], self.classes):
             self._barren |= {name}  # before a number is drawn, so that batches follow from the seed all the same
@@ -244,6 +253,8 @@ class SliceTripleLoader(NamingLoader):
         boxes = [[[index, index + 1], *plane] for index in slices]
         image = np.concatenate([crop_and_pad_nd(data, box, 0) for box in boxes], 1)
         drawn = np.concatenate([crop_and_pad_nd(labels, box, -1, cast_cropped_to=np.int16) for box in boxes], 1)
+        if choosy and self.ignored is not None and not ((drawn[:, 1:] >= 0) & (drawn[:, 1:] != self.ignored)).any():
+            return None
         patch = {"image": torch.from_numpy(image).float(), "segmentation": torch.from_numpy(drawn).to(torch.int16)}
         patch = self.transforms(**patch)
         frames, augmented = patch["image"].transpose(0, 1), patch["segmentation"][0]

@@ -158,15 +158,15 @@ def test_ignored_pixels_are_marked(trainer_of):
 
 @pytest.mark.parametrize(("annotated", "counting"), [(3, True), (100, False)])
 def test_slices_that_nobody_annotated(trainer_of, annotated, counting):
-    """Of sparse annotation, triples are preferred of which something is to be found; where there is none any will do."""
+    """Triples are preferred of which something is to be found; where there is none any will do."""
     loader = loader_of(trainer_of("ignore"), train=False)
-    labels = np.full((1, 12, 16, 16), 3, np.int16)
+    labels = np.full((1, 12, 40, 40), 3, np.int16)
     labels[:, ::annotated] = 0
-    labels[:, ::annotated, 4:12, 4:12] = 1
+    labels[:, ::annotated, 18:22, 18:22] = 1
     image = np.random.default_rng(0).normal(size=labels.shape).astype(np.float32)
     locations = {1: np.argwhere(labels == 1), 2: [], (-1, 0, 1, 2): np.argwhere(labels < 3)}
     loader._data.load_case = lambda name: (image, labels, None, {"class_locations": locations})
-    found = [(one >= 0).any() for _ in range(12) for one in next(loader)["target"]]
+    found = [bool((one >= 0).any()) for _ in range(12) for one in next(loader)["target"]]
     assert np.mean(found) > 0.9 if counting else not np.any(found)
 
 
