@@ -267,6 +267,10 @@ def test_arrays_of_any_kind():
         given = image.numpy()[:, ::-1].copy()[:, ::-1]  # strides below 0
         result = propagate([Toy()], given, {np.int64(1): reference.astype(kind)}, CPU)
         assert torch.equal(result.labels, expected.labels)
+    for given in (image.numpy().astype(">f4"), image.numpy().astype(np.float64), image.numpy().copy()):
+        given.flags.writeable = False
+        result = propagate([Toy()], given, {1: square(300)}, CPU)  # warnings are errors here
+        assert torch.equal(result.labels, expected.labels)
     high = square(1).int() * 70000
     assert propagate([Toy()], image, {1: high}, CPU).labels.max() == 70000
 
