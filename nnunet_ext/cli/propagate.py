@@ -23,6 +23,7 @@ from nnunet_ext.cli.values import (
 if TYPE_CHECKING:
     import numpy as np
 
+    from nnunet_ext.inference.case import Model
     from nnunet_ext.inference.sparse_case import SparseCase
     from nnunet_ext.propagation.driver import Propagated
 
@@ -107,12 +108,15 @@ def run(arguments: argparse.Namespace) -> int:
         arguments.nps,
         not arguments.no_pbar,
     )
-    drawn = _Drawing(arguments.o) if arguments.figure else None
+    drawn = _Drawing(arguments.o, model.model, options.suggestions or 3) if arguments.figure else None
     records, failed = annotate(Annotator(model, torch.device(arguments.device), options, drawn))
-    print(f"Wrote {len(records)} label map(s) to {arguments.o}, and {REPORT}.json about them.")
+    print(f"{len(records)} label map(s) are in {arguments.o}, and {REPORT}.json about them.")
     if arguments.suggest and records:
         files.write_json(arguments.o / SUGGESTIONS, _suggested(records, arguments.suggest))
         print(f"Wrote {arguments.o / SUGGESTIONS}")
+    without = [case for case in records if arguments.figure and not (arguments.o / f"{case}.png").is_file()]
+    if without:
+        print(f"No picture of {', '.join(without)}, done before or not drawn; --overwrite makes them again.")
     if failed is not None:
         raise failed
     return 0
@@ -131,15 +135,17 @@ def _suggested(records: dict[str, dict[str, Any]], number: int) -> dict[str, lis
 class _Drawing:
     """Draws each case; where that fails, its result is written all the same."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, model: Model, number: int) -> None:
+        self.folder, self.model, self.number = folder, model, number
 
     def __call__(self, case: SparseCase, image: np.ndarray, result: Propagated) -> None:
         from nnunet_ext.figures.propagation import draw_propagation, strip_of
+        from nnunet_ext.inference.sparse_case import class_names
 
         target = self.folder / f"{case.case}.png"
         try:
-            draw_propagation(target, strip_of(case, image, result))
+            strip = strip_of(case, image, result, self.model.plans.transpose_forward, self.number)
+            draw_propagation(target, strip, class_names(self.model))
         except Exception as error:
             print(f"{target} could not be drawn: {error or type(error).__name__}")
         else:

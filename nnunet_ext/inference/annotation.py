@@ -129,7 +129,7 @@ class Annotator:
                 f"Warning: {prepared.case}: no annotated slice has the class {names}, which cannot be found then; "
                 "annotate a slice in which it is, if there is one"
             )
-        carried = self.networks().carry(prepared, given, self.dataset_json["labels"].get("ignore"), prepared.voxels)
+        carried = self.networks().carry(prepared, given, prepared.voxels)
         prepared.exported = carried.exported
         first = prepared.properties["bbox_used_for_cropping"][0][0]
         wanted = self.options.suggestions or RECORDED

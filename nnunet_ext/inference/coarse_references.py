@@ -11,7 +11,7 @@ import numpy as np
 from torch import Tensor
 
 from nnunet_ext.inference.case import Model, Prepared
-from nnunet_ext.inference.propagated import Carrier, GivenSlices, nothing, slices_of_crop
+from nnunet_ext.inference.propagated import Carrier, GivenSlices, nothing, slices_of_crop, to_grid
 from nnunet_ext.propagation.references import CHOICES, How, choose, sampled_slices
 from nnunet_ext.propagation.sparse import slice_numbers
 
@@ -94,6 +94,8 @@ def carry_prediction(
     given = _given(label_map(logits, segmented), sampled, volume, carrier.model, alone)
     along = np.moveaxis(given.labels, given.axis, 0)
     indices = choose(along, given.indices, how)
+    if not any((labels > 0).any() for labels in to_grid(given.chosen(indices), volume, carrier.model).values()):
+        indices = []  # no class, or so small a one that nothing of it is left on the grid of the network
     record: dict[str, Any] = {"references": [], "slices": len(sampled) if alone else slices}
     if indices:
         del logits

@@ -232,12 +232,21 @@ def missing_classes(case: SparseCase, model: Model) -> dict[int, str]:
         model: Propagation model.
     """
     there = {int(value) for value in np.unique(case.given.labels)}
-    known = model.plans.get_label_manager(model.dataset_json).all_labels
+    return {label: name for label, name in class_names(model).items() if label not in there}
+
+
+def class_names(model: Model) -> dict[int, str]:
+    """Return what each label but background is called: the names of its regions where the dataset has these.
+
+    Args:
+        model: Propagation model.
+    """
     names: dict[int, list[str]] = {}
     for name, labels in model.dataset_json["labels"].items():
         for label in labels if isinstance(labels, (list, tuple)) else [labels]:
             names.setdefault(int(label), []).append(name)
-    return {int(label): ", ".join(names[int(label)]) for label in known if label > 0 and int(label) not in there}
+    known = model.plans.get_label_manager(model.dataset_json).all_labels
+    return {int(label): ", ".join(names[int(label)]) for label in known if label > 0}
 
 
 def listed(values: Sequence[int]) -> str:

@@ -231,6 +231,22 @@ class TestAgain:
         bench.run("--overwrite")
         assert bench.record("a")["references"] == [3]
 
+    def test_a_picture_of_what_was_done_before_is_not_drawn_which_is_said(self, bench, unchanged, capsys):
+        bench.add()
+        bench.run()
+        bench.run("--figure")
+        assert "No picture of case, done before or not drawn; --overwrite" in capsys.readouterr().out
+
+    def test_a_picture_that_cannot_be_drawn_costs_no_result(self, bench, unchanged, capsys, monkeypatch):
+        def fails(*_):
+            raise RuntimeError("no fonts")
+
+        monkeypatch.setattr("nnunet_ext.figures.propagation.save_figure", fails)
+        bench.add()
+        bench.run("--figure")
+        assert "case.png could not be drawn: no fonts" in capsys.readouterr().out
+        assert (bench.output / "case.nii.gz").is_file()
+
     def test_images_without_labels_are_left_out(self, bench, unchanged, capsys):
         bench.add("a")
         bench.add("bb")

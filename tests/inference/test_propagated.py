@@ -143,6 +143,13 @@ class TestOfA2DModel:
         assert "finds no class in the slices" in record["reason"]
         assert "case: the model finds no class in the slices that it was asked for" in capsys.readouterr().out
 
+    def test_masks_that_vanish_on_the_networks_grid_are_none(self, tmp_path, monkeypatch):
+        monkeypatch.setattr("nnunet_ext.inference.coarse_references.to_grid", lambda *_: {3: np.zeros((2, 2))})
+        model = make_model(tmp_path, "2d")
+        model.add("case", 1)
+        output = predict(model, tmp_path / "out", propagate=make_propagation_model(tmp_path / "other"))
+        assert report(output)["case"]["propagation"]["references"] == []
+
     @pytest.mark.parametrize("slices", [1, 3])
     def test_few_slices(self, tmp_path, slices):
         model = make_model(tmp_path, "2d")
