@@ -4,6 +4,7 @@ import json
 import sys
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from nnunet_ext.plugin import compat
 from nnunet_ext.trainers import _propagation_validation as validation
 from nnunet_ext.trainers.names import find_trainer
 from nnunet_ext.training.architecture import NESTED, SPACE_TIME
+from nnunet_ext.training.step_memory import PeakOfStorages
 
 NAME = "nnUNetTrainerPropagation"
 SHORT = f"{NAME}_1epochs_1iterations"
@@ -368,8 +370,6 @@ def test_a_case_without_classes_is_background(make_trainer):
 
 
 def test_probabilities_become_logits_of_heads():
-    from types import SimpleNamespace
-
     probabilities = torch.tensor([0.1, 0.5, 0.4]).half().view(3, 1, 1, 1)
     found = SimpleNamespace(classes=(1, 3), probabilities=probabilities)
     labels = SimpleNamespace(has_regions=False, all_labels=[0, 1, 2, 3])
@@ -378,6 +378,19 @@ def test_probabilities_become_logits_of_heads():
     regions = SimpleNamespace(has_regions=True, foreground_regions=[(1, 2, 3), 3, (2,)])
     logits = validation.logits_of_heads(found, (1, 1, 1), regions).float()
     assert logits.sigmoid().flatten().tolist() == pytest.approx([0.9, 0.4, 0], abs=1e-3)
+
+
+def test_logits_take_little_more_than_themselves():
+    """The probabilities of all classes are never there in float32."""
+    probabilities = torch.rand(14, 8, 32, 32).half()
+    found = SimpleNamespace(classes=tuple(range(1, 14)), probabilities=probabilities)
+    labels = SimpleNamespace(has_regions=False, all_labels=list(range(14)))
+    with PeakOfStorages() as memory:
+        memory.count(probabilities)
+        before = memory.now
+        logits = validation.logits_of_heads(found, (8, 32, 32), labels)
+        size = logits.numel() * logits.element_size()
+        assert memory.peak - before < 2 * size
 
 
 def test_slices_of_all_processes_are_counted(make_trainer, monkeypatch):
