@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -26,7 +26,8 @@ from nnunet_ext.plugin import compat
 FRAMES, OBJECTS = 3, 2
 IGNORED = -1  # label of pixels that do not count
 STRIDE = 16  # of the network's coarsest map; sides of patches are rounded up to multiples of it
-_MOST_DRAWS = 200  # for a triple that has an object
+_CHOOSY_DRAWS = 20  # for a triple of which something in the other two slices is annotated
+_MOST_DRAWS = 200  # of cases that can have one, for a triple that has an object
 
 
 @dataclass(frozen=True)
@@ -174,7 +175,9 @@ class SliceTripleLoader(NamingLoader):
 
     The case is drawn at random. The first slice, and where in it the patch lies, are those of a random voxel of a
     random class, as nnU-Net draws patches that must hold foreground. What is an object is seen once the patch is
-    augmented; a triple without one, also for want of slices, is drawn anew.
+    augmented; a triple without one, also for want of slices, is drawn anew. Cases without any label, or with fewer than
+    three slices, are remembered, so that they may be most of a dataset. Triples whose other slices are ignored
+    altogether, as in sparse annotation, teach nothing and are drawn anew some times.
 
     Attributes:
         gaps: How many slices are left out between frames.
@@ -192,6 +195,7 @@ class SliceTripleLoader(NamingLoader):
     first = 0
     processes = 1
     _made = 0
+    _barren: frozenset[str] = frozenset()
 
     def make_batch(self) -> dict[str, Any]:
         """Return the batch of the next step of this process.
@@ -209,22 +213,37 @@ class SliceTripleLoader(NamingLoader):
         return {key: torch.stack([one[key] for one in samples]) for key in samples[0]} | {"keys": list(self._keys)}
 
     def _draw(self, most_left_out: int, rng: np.random.Generator) -> dict[str, Tensor]:
-        names = compat.dataset_of(self).identifiers
-        for _ in range(_MOST_DRAWS):
-            self._keys.append(str(rng.choice(names)))
-            sample = self._triple(self._keys[-1], most_left_out, rng)
+        names, draws = compat.dataset_of(self).identifiers, 0
+        while draws < _MOST_DRAWS and not self._barren.issuperset(names):
+            name = str(rng.choice(names))
+            if name in self._barren:
+                continue
+            self._keys.append(name)
+            sample = self._triple(name, most_left_out, rng, draws < _CHOOSY_DRAWS)
             if sample is not None:
                 return sample
             self._keys.pop()
+            draws += name not in self._barren
+        tried = f"{_MOST_DRAWS} times in a row" if draws else f"in any of {len(names)} cases"
         raise RuntimeError(
-            f"{_MOST_DRAWS} times in a row no three slices were found of which the first has a label, in "
+            f"{tried} no three slices were found of which the first has a label, in "
             f"{compat.dataset_of(self).source_folder}: propagation learns from volumes of at least {FRAMES} slices "
             "with labels; look at labelsTr"
         )
 
-    def _triple(self, name: str, most_left_out: int, rng: np.random.Generator) -> dict[str, Tensor] | None:
-        """Return a sample of a case, or None where three slices, or an object in the first one, were not found."""
+    def _triple(self, name: str, most_left_out: int, rng: np.random.Generator, choosy: bool) -> dict[str, Any] | None:
+        """Return a sample of a case, or None where three slices, or an object in the first one, were not found.
+
+        Args:
+            name: The case.
+            most_left_out: As :func:`draw_slices` takes it.
+            rng: Where random numbers come from.
+            choosy: Whether to return None, too, where all of the other slices is ignored.
+        """
         data, labels, _, properties = compat.dataset_of(self).load_case(name)
+        if data.shape[1] < FRAMES or not has_labels(properties["class_locations"], self.classes):
+            self._barren |= {name}  # before a number is drawn, so that batches follow from the seed all the same
+            return None
         lower, upper = self.get_bbox(data.shape[1:], True, properties["class_locations"])
         slices = draw_slices(data.shape[1], int(lower[0]), most_left_out, rng)
         if slices is None:
@@ -233,6 +252,8 @@ class SliceTripleLoader(NamingLoader):
         boxes = [[[index, index + 1], *plane] for index in slices]
         image = np.concatenate([crop_and_pad_nd(data, box, 0) for box in boxes], 1)
         drawn = np.concatenate([crop_and_pad_nd(labels, box, -1, cast_cropped_to=np.int16) for box in boxes], 1)
+        if choosy and self.ignored is not None and not ((drawn[:, 1:] >= 0) & (drawn[:, 1:] != self.ignored)).any():
+            return None
         patch = {"image": torch.from_numpy(image).float(), "segmentation": torch.from_numpy(drawn).to(torch.int16)}
         patch = self.transforms(**patch)
         frames, augmented = patch["image"].transpose(0, 1), patch["segmentation"][0]
@@ -240,6 +261,16 @@ class SliceTripleLoader(NamingLoader):
         if not objects:
             return None
         return {"data": frames.contiguous(), **as_objects(augmented, objects, self.ignored)}
+
+
+def has_labels(locations: Mapping[Any, Sequence[Any]], classes: Sequence[int]) -> bool:
+    """Return whether a preprocessed case has a voxel of a class.
+
+    Args:
+        locations: Its ``class_locations``: voxels by label or region, and with an ignore label by all of these at once.
+        classes: Labels.
+    """
+    return any(len(found) > 0 and set(np.atleast_1d(key).tolist()) <= set(classes) for key, found in locations.items())
 
 
 def rounded_up(patch_size: Sequence[int]) -> tuple[int, ...]:

@@ -91,7 +91,8 @@ def propagate(
         ValueError: If image, references and networks do not fit one another.
     """
     settings = settings or PropagationSettings()
-    image = image if isinstance(image, Tensor) else torch.from_numpy(np.ascontiguousarray(image))
+    if not isinstance(image, Tensor):  # torch takes neither arrays that are read-only nor other byte orders
+        image = torch.from_numpy(np.require(image, np.float32, ["C", "W"]))
     _check_image(networks, image)
     shape = list(image.shape[1:])
     maps = _checked_references(references, shape)

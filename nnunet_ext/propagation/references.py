@@ -16,8 +16,8 @@ CHOICES = ("largest", "uniform")
 def sampled_slices(slices: int, most: int = 64) -> list[int]:
     """Return the slices that are segmented to find references among them, from the first to the last one.
 
-    Pham et al., section on the reference module: a fifth of all slices, spread evenly. They would take none of fewer
-    than five slices; here all of them are.
+    Pham et al., section on the reference module: a fifth of all slices, spread evenly. Of five to nine slices they
+    would take the first one alone, and none of fewer; here all are taken of fewer than ten.
 
     Args:
         slices: Number of slices of the volume.
@@ -28,9 +28,8 @@ def sampled_slices(slices: int, most: int = 64) -> list[int]:
     """
     if slices < 1 or most < 1:
         raise ValueError(f"slices and most must be at least 1, got {slices} and {most}")
-    if slices < _EVERY:
-        return list(range(slices))[:most]
-    sampled = np.linspace(0, slices - 1, slices // _EVERY).astype(int)
+    number = slices if slices < 2 * _EVERY else slices // _EVERY
+    sampled = np.linspace(0, slices - 1, number).astype(int)
     if len(sampled) > most:
         sampled = sampled[np.linspace(0, len(sampled) - 1, most).astype(int)]
     return [int(index) for index in sampled]

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -104,15 +105,26 @@ def logits_of_heads(found: Propagated | None, shape: Sequence[int], labels: Any)
         ``(heads, *shape)`` float16.
     """
     classes = [0] if found is None else [0, *found.classes]
-    of_classes = torch.ones((1, *shape)) if found is None else found.probabilities.float()
+    of_classes = torch.ones((1, *shape)) if found is None else found.probabilities
     wanted = labels.foreground_regions if labels.has_regions else labels.all_labels
     logits = torch.empty((len(wanted), *shape), dtype=torch.float16)
     for head, region in enumerate(wanted):
         members = [int(label) for label in np.atleast_1d(np.asarray(region))]
         places = [place for place, label in enumerate(classes) if label in members]
-        probs = of_classes[places].sum(0).clamp(LEAST_PROBABILITY, 1 - LEAST_PROBABILITY)
+        # one head after the other: in float32 all of them take twice the memory of the result
+        probs = sum((of_classes[place].float() for place in places), torch.zeros(tuple(shape)))
+        probs = probs.clamp(LEAST_PROBABILITY, 1 - LEAST_PROBABILITY)
         logits[head] = torch.logit(probs) if labels.has_regions else probs.log()
     return logits
+
+
+def _of_all_processes(trainer: ExtPart, slices: list[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Return the entries of all processes, among which nnU-Net shares the cases."""
+    if not trainer.is_ddp:
+        return slices
+    gathered: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(gathered, slices)
+    return [entry for of_process in gathered for entry in of_process]
 
 
 def validate(trainer: ExtPart, as_ever: Callable[[], None]) -> None:
@@ -139,7 +151,8 @@ def validate(trainer: ExtPart, as_ever: Callable[[], None]) -> None:
             "nnU-Net's validation did not ask for the propagated labels, so that there is none; use an nnunetv2 that "
             f"this version of nnunet_ext was made for ({compat.SUPPORTED})"
         )
-    slices, given = (sum(numbers) for numbers in zip(*references.slices, strict=True)) if references.slices else (0, 0)
+    counted = _of_all_processes(trainer, references.slices)
+    slices, given = (sum(numbers) for numbers in zip((0, 0), *counted, strict=True))
     trainer.print_to_log_file(
         f"This validation measured propagation alone: {given} of {slices} slices ({given / max(1, slices):.1%}) were "
         "given with their true labels, in each case the one with the largest area of each class, and the others were "

@@ -47,6 +47,7 @@ def space_time_architecture(settings: Any, configuration: ConfigurationManager) 
             "Propagation carries masks from slice to slice, but the patches of this configuration are "
             f"{' x '.join(map(str, size))}; train the configuration 2d"
         )
+    enlarge = settings.propagation_enlarge
     arguments = {
         "key_stages": list(settings.propagation_key_stages),
         "key_blocks": list(settings.propagation_key_blocks),
@@ -56,7 +57,7 @@ def space_time_architecture(settings: Any, configuration: ConfigurationManager) 
         "value_dim": settings.propagation_value_dim,
         "decoder_channels": list(settings.propagation_decoder_channels),
         "norm": settings.propagation_norm,
-        "enlarge": settings.propagation_enlarge or enlargement(size),
+        "enlarge": enlargement(size) if enlarge is None else enlarge,
     }
     return in_place(configuration, SPACE_TIME, arguments)
 
@@ -124,9 +125,20 @@ def refuse_senseless_settings(trainer: PropagationTrainer) -> None:
             f"the {triples_of_step(trainer)} triples of a step are shared by the {dist.get_world_size()} processes "
             f"that train, each of which needs one; set propagation_triples to {dist.get_world_size()} or more"
         )
+    _refuse_senseless_enlargement(trainer.propagation_enlarge)
     if not trainer.propagation_clip > 0:
         raise ValueError(f"propagation_clip must be above 0 (nnU-Net's is 12), got {trainer.propagation_clip!r}")
     _refuse_senseless_gaps(trainer.propagation_gaps)
+
+
+def _refuse_senseless_enlargement(enlarge: int | None) -> None:
+    from nnunet_ext.networks.space_time import ENLARGEMENTS  # whose library takes seconds
+
+    if enlarge is not None and not (_is_whole(enlarge) and enlarge in ENLARGEMENTS):
+        raise ValueError(
+            "propagation_enlarge must be None (1, 2 or 4 by the plans' patch) or one of "
+            f"{', '.join(map(str, ENLARGEMENTS))}, got {enlarge!r}"
+        )
 
 
 def _refuse_senseless_gaps(gaps: Sequence[Sequence[float]]) -> None:

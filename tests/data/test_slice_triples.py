@@ -157,6 +157,20 @@ def test_ignored_pixels_are_marked(trainer_of):
     assert (targets == -1).any()
 
 
+@pytest.mark.parametrize(("annotated", "counting"), [(3, True), (100, False)])
+def test_slices_that_nobody_annotated(trainer_of, annotated, counting):
+    """Triples are preferred of which something is to be found; where there is none any will do."""
+    loader = loader_of(trainer_of("ignore"), train=False)
+    labels = np.full((1, 12, 40, 40), 3, np.int16)
+    labels[:, ::annotated] = 0
+    labels[:, ::annotated, 18:22, 18:22] = 1
+    image = np.random.default_rng(0).normal(size=labels.shape).astype(np.float32)
+    locations = {1: np.argwhere(labels == 1), 2: [], (-1, 0, 1, 2): np.argwhere(labels < 3)}
+    loader._data.load_case = lambda name: (image, labels, None, {"class_locations": locations})
+    found = [bool((one >= 0).any()) for _ in range(12) for one in next(loader)["target"]]
+    assert np.mean(found) > 0.9 if counting else not np.any(found)
+
+
 def test_a_batch_follows_from_seed_and_step_alone(trainer_of):
     trainer = trainer_of()
     whole = [next(loader) for loader in [loader_of(trainer)] for _ in range(4)]
@@ -235,9 +249,49 @@ def test_cases_that_give_no_triple(trainer_of, what):
     image = np.zeros(labels.shape, np.float32)
     loader._data.load_case = lambda name: (image, labels, None, {"class_locations": locations})
     with pytest.raises(
-        RuntimeError, match="200 times in a row no three slices .* at least 3 slices with labels; look at"
+        RuntimeError, match=r"in any of \d cases no three slices .* at least 3 slices with labels; look at"
     ):
         next(loader)
+
+
+def test_labels_that_are_lost_in_augmentation(trainer_of):
+    loader = loader_of(trainer_of())
+    labels, locations = np.zeros((1, 9, 16, 16), np.int16), {1: np.array([[0, 4, 8, 8]])}
+    loader._data.load_case = lambda name: (labels.astype(np.float32), labels, None, {"class_locations": locations})
+    with pytest.raises(RuntimeError, match="200 times in a row no three slices"):
+        next(loader)
+
+
+@pytest.mark.parametrize("kind", ["labels", "regions_ignore"])
+def test_most_cases_may_have_no_label(trainer_of, kind):
+    """One of a thousand has; the others are read once at most, and batches are those of the seed all the same."""
+    trainer = trainer_of(kind)
+
+    def loader():
+        made = loader_of(trainer)
+        names, stock = list(made._data.identifiers), made._data.load_case
+        made._data.identifiers = [f"{names[0]}_{number}" for number in range(1000)]
+        read = Counter()
+
+        def load_case(name):
+            read[name] += 1
+            data, labels, before, properties = stock(names[0])
+            if name == f"{names[0]}_500":
+                return data, labels, before, properties
+            some = [[0, 1, 2, 3]]  # an ignore label has its place among annotated voxels, which is none of a class
+            locations = {key: some if -1 in np.atleast_1d(key) else [] for key in properties["class_locations"]}
+            return data, np.zeros(data.shape, np.int16), None, {"class_locations": locations}
+
+        made._data.load_case = load_case
+        return made, read
+
+    one, read = loader()
+    batches = [next(one) for _ in range(3)]
+    assert {key for batch in batches for key in batch["keys"]} == {next(k for k in read if k.endswith("_500"))}
+    assert max(count for key, count in read.items() if not key.endswith("_500")) == 1
+    later, _ = loader()
+    later.first = 2
+    assert same(next(later), batches[2])
 
 
 def test_a_case_without_labels_is_drawn_anew(trainer_of):

@@ -65,6 +65,9 @@ def test_mask_propagation():
     assert found[0]["network"] == "nnunet_ext.networks.space_time.SpaceTimeNetwork"
     assert found[0]["gib"] == found[1]["gib"]
     assert 1.3 < found[2]["gib"] / found[1]["gib"] < 2.1
+    narrow.propagation_enlarge = 2
+    enlarged = network_info._of_trainer(narrow, manager, "2d", tiny.dataset_json())["gib"]
+    assert 2 < enlarged / found[2]["gib"] < 4  # activations are of four times the pixels
     assert narrow.network_architecture(narrow, manager.get_configuration("2d"))["arch_kwargs"]["key_dim"] == 8
     with pytest.raises(ValueError, match="name others with -c. ValueError: Propagation carries masks from slice to"):
         compare_networks(tiny.plans(), tiny.dataset_json(), "nnUNetTrainerPropagation", ["3d_fullres"])

@@ -103,7 +103,9 @@ def test_the_library_has_the_encoders_of_the_same_names():
         assert {name.split(".")[0] for name in there.keys() - here.keys()} == {"layer4", "fc"}
 
 
-@pytest.mark.parametrize("more", [{}, {"norm": "instance"}, contract.WINDOWS, {"key_blocks": [2, 1, 1]}])
+@pytest.mark.parametrize(
+    "more", [{}, {"norm": "instance"}, contract.WINDOWS, {"key_blocks": [2, 1, 1]}, {"enlarge": 2}, {"enlarge": 8}]
+)
 def test_shapes_and_gradients(more):
     network, (frames, masks, present) = narrow(**more), sample()
     log_odds = network(frames, masks, present)
@@ -198,6 +200,65 @@ def test_windows_are_made_in_the_network():
         torch.testing.assert_close(network(high, masks, present), network(frames, masks, present))
 
 
+def test_without_enlargement_nothing_is_resized():
+    network, (frames, masks, present) = narrow().eval(), sample()
+    explicit = narrow(enlarge=1).eval()
+    heads = []
+    network.decoder.seg_layers[0].register_forward_hook(lambda module, given, made: heads.append(made))
+    with torch.no_grad():
+        features = network.encode_key(frames[:, 0])
+        assert features.image.data_ptr() == frames[:, 0].data_ptr()
+        values = network.encode_value(features, masks)
+        given = torch.stack([masks, masks.flip(1)], 2)  # of two objects, the other one is the sum of all others
+        assert torch.equal(network.encode_value(features, given), values)
+        logits = network.decode(features, values)
+        expected = functional.interpolate(heads[0], scale_factor=4, mode="bilinear")[:, 0].unflatten(0, (2, 2))
+        assert torch.equal(logits, expected)
+        assert torch.equal(explicit(frames, masks, present), network(frames, masks, present))
+
+
+def enlarged(x, factor):
+    """``(B, C, H, W)`` as a network enlarges it, by hand."""
+    return functional.interpolate(x, scale_factor=factor, mode="bilinear", align_corners=False)
+
+
+def test_enlarging_is_enlarging_by_hand():
+    """Of the doubled image; two pixels side by side of logits that were enlarged four times have the mean of twice."""
+    inner, network, (frames, masks, _) = narrow().eval(), narrow(enlarge=2).eval(), sample()
+    assert network.state_dict().keys() == inner.state_dict().keys()
+    with torch.no_grad():
+        features, by_hand = network.encode_key(frames[:, 0]), inner.encode_key(enlarged(frames[:, 0], 2))
+        assert features.key.shape == (2, 6, 4, 6)
+        for found, expected in zip(features, by_hand, strict=True):
+            assert torch.equal(found, expected)
+        values = network.encode_value(features, masks)
+        assert torch.equal(values, inner.encode_value(by_hand, enlarged(masks, 2)))
+        pairs = torch.stack([masks, masks.sum(1, keepdim=True) - masks], 2)
+        torch.testing.assert_close(network.encode_value(features, pairs), values)
+        logits = network.decode(features, values)
+        assert logits.shape == (2, 2, *SIZE)
+        torch.testing.assert_close(logits, functional.avg_pool2d(inner.decode(by_hand, values), 2))
+
+
+@pytest.mark.parametrize("factor", [1, 2, 4, 8, 16])
+def test_logits_have_the_size_of_the_image_whatever_it_is_enlarged_by(factor):
+    """From 4 on the head's map is as large as the image, or several of its pixels are one."""
+    network, (frames, masks, present) = narrow(enlarge=factor).eval(), sample(batch=1)
+    heads = []
+    network.decoder.seg_layers[0].register_forward_hook(lambda module, given, made: heads.append(made))
+    with torch.no_grad():
+        features = network.encode_key(frames[:, 0])
+        assert features.image.shape == (1, 1, 32 * factor, 48 * factor)
+        assert features.key.shape == (1, 6, 2 * factor, 3 * factor)
+        logits = network.decode(features, network.encode_value(features, masks))
+        assert logits.shape == (1, 2, *SIZE)
+        assert heads[0].shape == (2, 1, 8 * factor, 12 * factor)
+        if factor >= 4:
+            own = heads[0].unflatten(3, (48, -1)).unflatten(2, (32, -1)).mean((3, 5))
+            torch.testing.assert_close(logits, own.transpose(0, 1))
+        assert network(frames, masks, present).shape == (1, 2, 3, *SIZE)
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_is_finite(dtype):
     with torch.autocast("cpu", dtype):
@@ -230,8 +291,9 @@ def test_weights_travel_through_files_and_copies():
         assert torch.equal(copy.deepcopy(network)(*given), network(*given))
 
 
-def test_size_of_the_feature_maps_is_what_is_made():
-    network, given, made = narrow().eval(), sample(batch=1), []
+@pytest.mark.parametrize("factor", [1, 2])
+def test_size_of_the_feature_maps_is_what_is_made(factor):
+    network, given, made = narrow(enlarge=factor).eval(), sample(batch=1), []
     hooks = [
         module.register_forward_hook(lambda module, inputs, output: made.append(output.numel()))
         for module in network.modules()
@@ -242,6 +304,8 @@ def test_size_of_the_feature_maps_is_what_is_made():
     for hook in hooks:
         hook.remove()
     assert network.compute_conv_feature_map_size(SIZE) == sum(made)
+    larger = [side * factor for side in SIZE]
+    assert narrow().compute_conv_feature_map_size(larger) == sum(made)  # that of enlarged images
 
 
 def test_built_where_tensors_have_no_values():
@@ -250,8 +314,9 @@ def test_built_where_tensors_have_no_values():
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
-def test_compiles():
-    network, given = narrow().eval(), sample()
+@pytest.mark.parametrize("factor", [1, 8])
+def test_compiles(factor):
+    network, given = narrow(enlarge=factor).eval(), sample()
     torch._dynamo.reset()  # the limit of compiled versions counts over all tests
     compiled = torch.compile(network, fullgraph=True, backend="eager")
     torch.testing.assert_close(compiled(*given), network(*given))
@@ -297,6 +362,8 @@ def test_what_does_not_fit_is_refused():
         ({"value_blocks": (1, 0, 1)}, "value_blocks must have 3 entries of at least 1, got [1, 0, 1]"),
         ({"key_dim": 0}, "key_dim must be at least 1, got 0"),
         ({"norm": "layer"}, "norm must be one of batch, instance, got 'layer'"),
+        ({"enlarge": 3}, "enlarge must be one of 1, 2, 4, 8, 16, got 3"),
+        ({"enlarge": 0}, "enlarge must be one of 1, 2, 4, 8, 16, got 0"),
     ],
 )
 def test_arguments_out_of_range(arguments, message):

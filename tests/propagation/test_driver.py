@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from propagation.toy import Toy, square, volume
+from torch.nn import functional
 
 from nnunet_ext.networks import SpaceTimeNetwork
 from nnunet_ext.propagation import Memory, NoReferenceError, PropagationSettings, driver, propagate
@@ -24,9 +25,9 @@ NARROW = {
 }
 
 
-def narrow(channels=1, seed=0):
+def narrow(channels=1, seed=0, **more):
     torch.manual_seed(seed)
-    network = SpaceTimeNetwork(channels, 2, **NARROW)
+    network = SpaceTimeNetwork(channels, 2, **NARROW, **more)
     for parameter in network.parameters():
         parameter.data += 0.1 * torch.randn(parameter.shape)
     return network
@@ -225,12 +226,50 @@ def test_any_size_is_padded_at_both_sides(size):
     assert (result.labels == 1).all()
 
 
+def test_a_network_that_enlarges_gets_slices_as_they_are():
+    """As one that does not, of images and masks that were enlarged by hand and whose logits are reduced."""
+
+    class ByHand(torch.nn.Module):
+        divisors, input_channels = (16, 16), 1
+
+        def __init__(self):
+            super().__init__()
+            self.inner = narrow()
+
+        def encode_key(self, image):
+            return self.inner.encode_key(functional.interpolate(image, scale_factor=2, mode="bilinear"))
+
+        def encode_value(self, features, masks):
+            flat = functional.interpolate(masks.flatten(1, 2), scale_factor=2, mode="bilinear")
+            return self.inner.encode_value(features, flat.unflatten(1, masks.shape[1:3]))
+
+        def decode(self, features, readout):
+            return functional.avg_pool2d(self.inner.decode(features, readout), 2)
+
+    image = torch.randn(1, 6, 20, 24, generator=torch.Generator().manual_seed(0))
+    references = {1: square(1), 4: square(1) + square(2, left=13)}
+    settings = PropagationSettings(top_k=None)  # which are best could change with rounding
+    found, expected = (
+        propagate([network.eval()], image, references, CPU, settings) for network in (narrow(enlarge=2), ByHand())
+    )
+    assert found.labels.shape == (6, 20, 24)
+    torch.testing.assert_close(found.probabilities, expected.probabilities, rtol=1e-2, atol=1e-3)
+    plain = propagate([narrow()], image, references, CPU, settings)
+    assert not torch.allclose(found.probabilities, plain.probabilities, rtol=1e-2, atol=1e-2)
+    both = propagate([narrow(enlarge=2), narrow()], image, references, CPU, settings)  # each has a memory of its own
+    assert both.labels.shape == (6, 20, 24)
+
+
 def test_arrays_of_any_kind():
     image, reference = volume(4), square(300).numpy()
     expected = propagate([Toy()], image, {1: square(300)}, CPU)
     for kind in (np.uint16, np.int64):
         given = image.numpy()[:, ::-1].copy()[:, ::-1]  # strides below 0
         result = propagate([Toy()], given, {np.int64(1): reference.astype(kind)}, CPU)
+        assert torch.equal(result.labels, expected.labels)
+    for given in (image.numpy().astype(">f4"), image.numpy().astype(np.float64), image.numpy().copy()):
+        given.flags.writeable = False
+        result = propagate([Toy()], given, {1: square(300)}, CPU)  # warnings are errors here
         assert torch.equal(result.labels, expected.labels)
     high = square(1).int() * 70000
     assert propagate([Toy()], image, {1: high}, CPU).labels.max() == 70000

@@ -24,13 +24,17 @@ def test_sampled_by_hand():
     assert len(many) == 64
     assert many[:8] == [0, 5, 10, 15, 25, 30, 35, 40]
     assert many[-1] == 399
-    assert sampled_slices(7) == [0]
+    assert sampled_slices(10) == [0, 9]
 
 
-@pytest.mark.parametrize("slices", [1, 2, 3, 4])
+@pytest.mark.parametrize("slices", range(1, 10))
 def test_of_few_slices_all_are_sampled(slices):
-    """The paper's rule would sample none of them."""
+    """The paper's rule would sample none of fewer than five, and of fewer than ten the first one alone."""
     assert sampled_slices(slices) == list(range(slices))
+
+
+def test_of_few_slices_some_are_spread_evenly():
+    assert sampled_slices(9, most=3) == [0, 4, 8]
 
 
 @pytest.mark.parametrize("slices", [1, 5, 9, 10, 33, 319, 320, 324, 325, 1000, 5000])

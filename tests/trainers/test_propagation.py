@@ -1,12 +1,16 @@
 """The part Propagation inside nnU-Net's trainer."""
 
 import json
+import sys
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from nnunetv2.training.lr_scheduler.polylr import PolyLRScheduler
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer as StockTrainer
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from reference import tiny
 
@@ -15,6 +19,7 @@ from nnunet_ext.plugin import compat
 from nnunet_ext.trainers import _propagation_validation as validation
 from nnunet_ext.trainers.names import find_trainer
 from nnunet_ext.training.architecture import NESTED, SPACE_TIME
+from nnunet_ext.training.step_memory import PeakOfStorages
 
 NAME = "nnUNetTrainerPropagation"
 SHORT = f"{NAME}_1epochs_1iterations"
@@ -208,6 +213,9 @@ def test_3d_configurations(make_trainer, environment):
         ({"propagation_pixel_loss": "focal"}, "propagation_pixel_loss must be one of ohem, bootstrapped, got 'focal'"),
         ({"propagation_triples": 1}, r"must be None \(a third of the plans' batch\) or a whole number from 2, got 1"),
         ({"propagation_triples": 2.5}, "or a whole number from 2, got 2.5"),
+        ({"propagation_enlarge": 0}, r"propagation_enlarge must be None .* or one of 1, 2, 4, 8, 16, got 0"),
+        ({"propagation_enlarge": 3}, "or one of 1, 2, 4, 8, 16, got 3"),
+        ({"propagation_enlarge": 2.0}, "or one of 1, 2, 4, 8, 16, got 2.0"),
         ({"propagation_clip": 0.0}, r"propagation_clip must be above 0 \(nnU-Net's is 12\), got 0.0"),
         ({"propagation_gaps": ()}, "propagation_gaps must be pairs of a share of the training, rising from 0"),
         ({"propagation_gaps": ((0.1, 3),)}, r"e.g. \(\(0, 25\), \(0.1, 3\)\), got \(\(0.1, 3\),\)"),
@@ -228,6 +236,37 @@ def test_plans_that_name_it_need_the_part(make_trainer):
     trainer = make_trainer("nnUNetTrainerCPS", "2d", plans=content)
     with pytest.raises(ValueError, match="name the network of the part Propagation, which nnUNetTrainerCPS does not"):
         trainer.initialize()
+
+
+@pytest.mark.parametrize(
+    ("patch_size", "setting", "expected"),
+    [([16, 16], None, 4), ([63, 40], None, 4), ([40, 64], None, 2), ([128, 16], None, 1), ([512, 512], 8, 8)],
+)
+def test_small_patches_are_enlarged(make_trainer, monkeypatch, patch_size, setting, expected):
+    content = tiny.plans()
+    content["configurations"]["2d"]["patch_size"] = patch_size
+    trainer = make_trainer(NAME, "2d")
+    monkeypatch.setattr(type(trainer), "propagation_enlarge", setting)
+    trainer = make_trainer(cls=type(trainer), configuration="2d", plans=content)
+    arguments = trainer.configuration_manager.configuration["architecture"]["arch_kwargs"]
+    assert arguments["enlarge"] == expected
+
+
+def test_what_is_enlarged_trains_and_is_rebuilt_so(make_trainer, monkeypatch):
+    """Also by a trainer that enlarges otherwise now; which is refused where it trains."""
+    cls = type(make_trainer(SHORT, "2d"))
+    monkeypatch.setattr(cls, "propagation_enlarge", None)
+    trainer = make_trainer(cls=cls, configuration="2d")
+    trainer.run_training()
+    assert plain(trainer.network).enlarge == 4
+    assert np.isfinite(trainer.logger.get_value("val_losses", -1))
+    saved = json.loads((Path(trainer.output_folder_base) / "plans.json").read_text())
+    monkeypatch.setattr(cls, "propagation_enlarge", 2)
+    manager = PlansManager(saved)
+    rebuilt = cls.build_network_architecture(manager, manager.get_configuration("2d"), 1, 3, False)
+    assert rebuilt.enlarge == 4
+    with pytest.raises(RuntimeError, match="was trained with enlarge = 4, but .* has 2 now; set it back, or"):
+        make_trainer(cls=cls, configuration="2d").initialize()
 
 
 @pytest.mark.parametrize("ending", ["pth", "safetensors"])
@@ -331,8 +370,6 @@ def test_a_case_without_classes_is_background(make_trainer):
 
 
 def test_probabilities_become_logits_of_heads():
-    from types import SimpleNamespace
-
     probabilities = torch.tensor([0.1, 0.5, 0.4]).half().view(3, 1, 1, 1)
     found = SimpleNamespace(classes=(1, 3), probabilities=probabilities)
     labels = SimpleNamespace(has_regions=False, all_labels=[0, 1, 2, 3])
@@ -341,6 +378,39 @@ def test_probabilities_become_logits_of_heads():
     regions = SimpleNamespace(has_regions=True, foreground_regions=[(1, 2, 3), 3, (2,)])
     logits = validation.logits_of_heads(found, (1, 1, 1), regions).float()
     assert logits.sigmoid().flatten().tolist() == pytest.approx([0.9, 0.4, 0], abs=1e-3)
+
+
+def test_logits_take_little_more_than_themselves():
+    """The probabilities of all classes are never there in float32."""
+    probabilities = torch.rand(14, 8, 32, 32).half()
+    found = SimpleNamespace(classes=tuple(range(1, 14)), probabilities=probabilities)
+    labels = SimpleNamespace(has_regions=False, all_labels=list(range(14)))
+    with PeakOfStorages() as memory:
+        memory.count(probabilities)
+        before = memory.now
+        logits = validation.logits_of_heads(found, (8, 32, 32), labels)
+        size = logits.numel() * logits.element_size()
+        assert memory.peak - before < 2 * size
+
+
+def test_slices_of_all_processes_are_counted(make_trainer, monkeypatch):
+    """nnU-Net shares the cases among the processes that train; the log is that of the first one."""
+    trainer = make_trainer(NAME, "2d")
+    trainer.initialize()
+
+    def one_case(self):
+        references = sys.modules[StockTrainer.__module__].nnUNetPredictor()  # as nnU-Net looks it up
+        references.manual_initialization(trainer.network)
+        references.slices.append((30, 2))
+
+    def gather(gathered, own):
+        gathered[:] = [own, [(10, 1), (60, 7)]]
+
+    monkeypatch.setattr(trainer, "is_ddp", True)
+    monkeypatch.setattr(validation.dist, "get_world_size", lambda: 2)
+    monkeypatch.setattr(validation.dist, "all_gather_object", gather)
+    validation.validate(trainer, partial(one_case, trainer))
+    assert "10 of 100 slices (10.0%) were given" in Path(trainer.log_file).read_text()
 
 
 def test_a_validation_that_does_not_ask_is_refused(make_trainer):
