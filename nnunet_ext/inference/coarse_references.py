@@ -11,11 +11,13 @@ import numpy as np
 from torch import Tensor
 
 from nnunet_ext.inference.case import Model, Prepared
-from nnunet_ext.inference.propagated import Carrier, GivenSlices, nothing, slices_of_crop
+from nnunet_ext.inference.propagated import Carrier, GivenSlices, nothing, slices_of_crop, to_grid
 from nnunet_ext.propagation.references import CHOICES, How, choose, sampled_slices
 from nnunet_ext.propagation.sparse import slice_numbers
 
 NO_CLASS = "the model finds no class in the slices that it was asked for, so that there is nothing to carry"
+
+TOO_SMALL = "what the model finds is smaller than a voxel of the propagation model, so that there is nothing to carry"
 
 
 def check_how(how: Any) -> How:
@@ -78,8 +80,8 @@ def carry_prediction(
         all_heads: As in :meth:`Carrier.carry`.
 
     Returns:
-        Logits of the whole case. Where no sampled slice has a class those of the model that segments, or of background
-        where it has segmented no other slices.
+        Logits of the whole case. Where no sampled slice has a class, or none is left on the grid of the propagation
+        model, those of the model that segments, or background beside the sampled slices where it segmented no others.
     """
     volume = prepared.carried or replace(prepared, data=prepared.data, properties=dict(prepared.properties))
     prepared.carried = None
@@ -95,16 +97,19 @@ def carry_prediction(
     along = np.moveaxis(given.labels, given.axis, 0)
     indices = choose(along, given.indices, how)
     record: dict[str, Any] = {"references": [], "slices": len(sampled) if alone else slices}
-    if indices:
+    references = given.chosen(indices)
+    on_grid = to_grid(references, volume, carrier.model)
+    exported = None
+    if any((labels > 0).any() for labels in on_grid.values()):
         del logits
-        carried = carrier.carry(volume, given.chosen(indices), all_heads=all_heads)
+        carried = carrier.carry(volume, references, all_heads=all_heads, on_grid=on_grid)
         logits, exported = carried.logits, carried.exported
         record["classes"] = [int(label) for label in carried.result.classes]
     else:
-        record["reason"] = NO_CLASS
-        exported = None
+        record["reason"] = TOO_SMALL if indices else NO_CLASS
+        indices = []
         if alone:
-            logits, exported = nothing(volume, carrier.model, given.chosen([]), all_heads)
+            logits, exported = nothing(volume, carrier.model, given, all_heads)
     if exported is not None:
         _export_as(prepared, volume, exported)
     total = volume.properties["shape_before_cropping"][0]
