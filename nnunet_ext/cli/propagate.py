@@ -36,7 +36,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "-i", type=Path, required=True, metavar="IMAGES", help="folder of images, or one: CASE_0000.nii.gz"
     )
     parser.add_argument(
-        "-l", type=Path, required=True, metavar="LABELS", help="folder of sparse label maps CASE.nii.gz, or that of -i"
+        "-l",
+        type=Path,
+        required=True,
+        metavar="LABELS",
+        help="folder of sparse label maps CASE.nii.gz, or the one of a single image",
     )
     parser.add_argument("-o", type=Path, required=True, metavar="OUTPUT", help="folder to write to")
     parser.add_argument(
@@ -89,6 +93,7 @@ def run(arguments: argparse.Namespace) -> int:
     from nnunet_ext.inference.annotation import REPORT, Annotator, Options, annotate
     from nnunet_ext.inference.checks import check_device
     from nnunet_ext.inference.propagation_model import open_model
+    from nnunet_ext.inference.sparse_case import class_names
     from nnunet_ext.propagation.driver import PropagationSettings
 
     if arguments.o.exists() and not arguments.o.is_dir():
@@ -107,7 +112,7 @@ def run(arguments: argparse.Namespace) -> int:
         arguments.nps,
         not arguments.no_pbar,
     )
-    drawn = _Drawing(arguments.o) if arguments.figure else None
+    drawn = _Drawing(arguments.o, class_names(model.model.dataset_json)) if arguments.figure else None
     records, failed = annotate(Annotator(model, torch.device(arguments.device), options, drawn))
     print(f"Wrote {len(records)} label map(s) to {arguments.o}, and {REPORT}.json about them.")
     if arguments.suggest and records:
@@ -131,15 +136,15 @@ def _suggested(records: dict[str, dict[str, Any]], number: int) -> dict[str, lis
 class _Drawing:
     """Draws each case; where that fails, its result is written all the same."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, names: dict[int, str]) -> None:
+        self.folder, self.names = folder, names
 
     def __call__(self, case: SparseCase, image: np.ndarray, result: Propagated) -> None:
         from nnunet_ext.figures.propagation import draw_propagation, strip_of
 
         target = self.folder / f"{case.case}.png"
         try:
-            draw_propagation(target, strip_of(case, image, result))
+            draw_propagation(target, strip_of(case, image, result, names=self.names))
         except Exception as error:
             print(f"{target} could not be drawn: {error or type(error).__name__}")
         else:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 from matplotlib import colormaps
@@ -39,6 +40,7 @@ class Strip:
         references: Which slices are references, ``(T,)`` bool.
         suggested: Places of the slices to annotate next.
         numbers: Number of each slice in the file.
+        names: What labels are called.
     """
 
     title: str
@@ -50,9 +52,16 @@ class Strip:
     references: np.ndarray
     suggested: tuple[int, ...]
     numbers: np.ndarray
+    names: Mapping[int, str] = field(default_factory=dict)
 
 
-def strip_of(case: SparseCase, image: np.ndarray, result: Propagated, number: int = 3) -> Strip:
+def strip_of(
+    case: SparseCase,
+    image: np.ndarray,
+    result: Propagated,
+    number: int = 3,
+    names: Mapping[int, str] = MappingProxyType({}),
+) -> Strip:
     """Take what is drawn out of a case.
 
     Args:
@@ -60,6 +69,7 @@ def strip_of(case: SparseCase, image: np.ndarray, result: Propagated, number: in
         image: ``(C, T, H, W)`` on the grid of the model; its first channel is shown.
         result: What became of its references.
         number: Number of slices to annotate next that are marked.
+        names: What labels are called.
     """
     first = int(case.properties["bbox_used_for_cropping"][0][0])
     total = len(result.agreement)
@@ -76,6 +86,7 @@ def strip_of(case: SparseCase, image: np.ndarray, result: Propagated, number: in
         np.logical_not(directions.any(1)),
         tuple(suggest(result, number)) if total > 1 else (),
         np.array([case.numbers.number(first + index) for index in range(total)]),
+        names,
     )
     return _turned(strip) if case.numbers.reversed else strip
 
@@ -85,16 +96,15 @@ def _turned(strip: Strip) -> Strip:
     labels = {name: values[::-1] for name, values in strip.labels.items()}
     labels["forward"], labels["backward"] = labels["backward"], labels["forward"]
     last = len(strip.image) - 1
-    return Strip(
-        strip.title,
-        strip.image[::-1],
-        strip.aspect,
-        labels,
-        strip.directions[::-1, ::-1],
-        strip.agreement[::-1],
-        strip.references[::-1],
-        tuple(last - place for place in strip.suggested),
-        strip.numbers[::-1],
+    return replace(
+        strip,
+        image=strip.image[::-1],
+        labels=labels,
+        directions=strip.directions[::-1, ::-1],
+        agreement=strip.agreement[::-1],
+        references=strip.references[::-1],
+        suggested=tuple(last - place for place in strip.suggested),
+        numbers=strip.numbers[::-1],
     )
 
 
@@ -152,7 +162,10 @@ def draw_propagation(path: Path, strip: Strip) -> None:
             _dress(axes, strip, name, place, comes, column == 0)
     _curve(figure.add_subplot(grid[len(ROWS), :]), strip, places)
     figure.suptitle(strip.title, fontsize=10, parse_math=False)
-    handles = [Line2D([], [], color=colour, label=f"label {label}") for label, colour in colours.items()]
+    handles = [
+        Line2D([], [], color=colour, label=f"{label} {strip.names.get(label, '')}".strip().replace("$", r"\$"))
+        for label, colour in colours.items()
+    ]
     if handles:
         figure.legend(
             handles=handles, loc="outside lower center", ncols=min(10, len(handles)), frameon=False, fontsize=8
@@ -171,7 +184,9 @@ def _dress(axes: Axes, strip: Strip, name: str, place: int, comes: bool, is_firs
     reference, suggested = bool(strip.references[place]), place in strip.suggested
     if not comes:
         text = "reference" if reference else "no pass"
-        axes.text(0.5, 0.03, text, transform=axes.transAxes, ha="center", va="bottom", fontsize=7, color="white")
+        box = {"facecolor": "black", "edgecolor": "none", "alpha": 0.65, "pad": 1.5}  # slices may be bright there
+        at = axes.transAxes
+        axes.text(0.5, 0.05, text, transform=at, ha="center", va="bottom", fontsize=7, color="white", bbox=box)
     if reference or suggested:
         for spine in axes.spines.values():
             spine.set(color=_REFERENCE if reference else _SUGGESTED, linewidth=2.2)
@@ -204,7 +219,8 @@ def _curve(axes: Axes, strip: Strip, places: Sequence[int]) -> None:
             label="to annotate next",
         )
     axes.plot(strip.numbers[list(places)], np.full(len(places), -0.06), "^", color="0.4", markersize=4, label="shown")
-    axes.set(xlabel="slice", ylabel="agreement", ylim=(-0.12, 1.05))
+    ends = (strip.numbers.min() - 0.9, strip.numbers.max() + 0.9)  # no tick for slice 0, which there is not
+    axes.set(xlabel="slice", ylabel="agreement", ylim=(-0.12, 1.05), xlim=ends)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(linewidth=0.4, alpha=0.6)
     axes.set_axisbelow(True)

@@ -24,7 +24,8 @@ def strip() -> Strip:
     agreement[[2, 8]] = np.nan
     maps = {"forward": labels, "backward": labels, "result": labels}
     image = np.random.default_rng(0).normal(0, 1, labels.shape)
-    return Strip("case", image, 1.5, maps, directions, agreement, ~directions.any(1), (5,), np.arange(1, 13))
+    names = {1: "liver"}
+    return Strip("case", image, 1.5, maps, directions, agreement, ~directions.any(1), (5,), np.arange(1, 13), names)
 
 
 def test_references_and_suggestions_are_shown_and_others_far_from_them(strip):
@@ -55,6 +56,7 @@ def test_what_is_drawn(strip, tmp_path, monkeypatch):
     assert [text.get_text() for text in by_place[2].texts] == ["reference"]
     assert [text.get_text() for text in by_place[1].texts] == ["no pass"]
     assert not by_place[5].texts
+    assert by_place[1].texts[0].get_bbox_patch().get_alpha() > 0.5  # legible on bright images, too
     frames = {place: by_place[place].spines["left"].get_edgecolor() for place in (2, 5, 10)}
     assert len(set(frames.values())) == 3
     assert len(by_place[5].collections) == 2  # an outline a label
@@ -63,6 +65,9 @@ def test_what_is_drawn(strip, tmp_path, monkeypatch):
     np.testing.assert_array_equal(np.isfinite(both), strip.directions.all(1))
     np.testing.assert_array_equal(np.isfinite(one), strip.directions.any(1) & ~strip.directions.all(1))
     assert drawn[0].get_suptitle() == "case"
+    (legend,) = drawn[0].legends
+    assert [text.get_text() for text in legend.get_texts()] == ["1 liver", "2"]
+    assert 0 < curve.get_xlim()[0] < 1
 
 
 def test_it_is_written_whatever_there_is(strip, tmp_path):
@@ -100,7 +105,8 @@ def test_slices_are_in_the_order_of_the_file(backwards):
         voxels=None,
         numbers=SliceNumbers(9, 2, backwards),
     )
-    strip = strip_of(case, image, result, 1)
+    strip = strip_of(case, image, result, 1, {1: "liver"})
+    assert strip.names == {1: "liver"}
     assert strip.numbers.tolist() == ([2, 3, 4, 5, 6, 7] if backwards else [3, 4, 5, 6, 7, 8])
     reference = 4 if backwards else 1
     assert np.flatnonzero(strip.references).tolist() == [reference]
