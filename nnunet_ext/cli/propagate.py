@@ -114,7 +114,11 @@ def run(arguments: argparse.Namespace) -> int:
     )
     drawn = _Drawing(arguments.o, class_names(model.model.dataset_json)) if arguments.figure else None
     records, failed = annotate(Annotator(model, torch.device(arguments.device), options, drawn))
-    print(f"Wrote {len(records)} label map(s) to {arguments.o}, and {REPORT}.json about them.")
+    if records:
+        print(f"{len(records)} label map(s) are in {arguments.o}, and {REPORT}.json about them.")
+    before = [] if drawn is None else [case for case in records if case not in drawn.asked]
+    if before:
+        print(f"Not drawn, as they were done before (--overwrite): {', '.join(before)}")
     if arguments.suggest and records:
         files.write_json(arguments.o / SUGGESTIONS, _suggested(records, arguments.suggest))
         print(f"Wrote {arguments.o / SUGGESTIONS}")
@@ -128,8 +132,10 @@ def _suggested(records: dict[str, dict[str, Any]], number: int) -> dict[str, lis
     found = {case: record["propagation"].get("suggestions", [])[:number] for case, record in records.items()}
     print("Annotate next, where the passes from both sides disagree most:")
     for case, slices in found.items():
-        words = [f"{one['slice']} (agreement {one['agreement']:.3f})" for one in slices]
-        print(f"  {case}: slice {', '.join(words)}" if words else f"  {case}: no slice is left")
+        words = ", ".join(f"{one['slice']} (agreement {one['agreement']:.3f})" for one in slices)
+        asked = records[case]["propagation"].get("suggestions_asked", number)  # by the call that made it
+        more = "; more with --overwrite" if len(slices) == asked < number else ""
+        print(f"  {case}: slice {words}{more}" if words else f"  {case}: no slice is left")
     return found
 
 
@@ -138,11 +144,13 @@ class _Drawing:
 
     def __init__(self, folder: Path, names: dict[int, str]) -> None:
         self.folder, self.names = folder, names
+        self.asked: set[str] = set()
 
     def __call__(self, case: SparseCase, image: np.ndarray, result: Propagated) -> None:
         from nnunet_ext.figures.propagation import draw_propagation, strip_of
 
         target = self.folder / f"{case.case}.png"
+        self.asked.add(case.case)
         try:
             draw_propagation(target, strip_of(case, image, result, names=self.names))
         except Exception as error:

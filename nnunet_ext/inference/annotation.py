@@ -137,7 +137,7 @@ class Annotator:
             ) from error
         prepared.exported = carried.exported
         first = prepared.properties["bbox_used_for_cropping"][0][0]
-        wanted = self.options.suggestions or RECORDED
+        wanted = record["suggestions_asked"] = self.options.suggestions or RECORDED
         record["suggestions"] = [
             {"slice": numbers.number(first + index), "agreement": round(float(carried.result.agreement[index]), 4)}
             for index in suggest(carried.result, wanted)

@@ -242,6 +242,20 @@ class TestAgain:
         bench.run("--overwrite")
         assert bench.record("a")["references"] == [3]
 
+    def test_what_is_not_made_again_is_said(self, bench, unchanged, capsys):
+        bench.add("a")
+        bench.run("--suggest", 1)
+        assert "1 label map(s) are in" in capsys.readouterr().out
+        bench.run("--suggest", 2, "--figure")
+        said = capsys.readouterr().out
+        assert "  a: slice 1 (agreement 0.000); more with --overwrite\n" in said
+        assert "Not drawn, as they were done before (--overwrite): a\n" in said
+        assert not (bench.output / "a.png").exists()
+        bench.run("--suggest", 2, "--figure", "--overwrite")
+        said = capsys.readouterr().out
+        assert "more with" not in said
+        assert "Not drawn" not in said
+
     def test_images_without_labels_are_left_out(self, bench, unchanged, capsys):
         bench.add("a")
         bench.add("bb")
@@ -326,6 +340,13 @@ class TestRefused:
             changes["labels"][changes["labels"] == 7] = np.where(sparse()[changes["labels"] == 7] == IGNORE, IGNORE, 7)
         bench.add(**changes)
         refused(bench, capsys, message)
+
+    def test_nothing_is_said_to_be_written_where_nothing_is(self, bench, capsys):
+        bench.add(labels=np.full(SHAPE, IGNORE, np.uint8))
+        bench.run("--figure", status=1)
+        said = capsys.readouterr().out
+        assert "label map(s)" not in said
+        assert "Not drawn" not in said
 
     def test_only_a_part_of_slices(self, bench, capsys):
         labels = np.full(SHAPE, IGNORE, np.uint8)
