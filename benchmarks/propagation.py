@@ -38,7 +38,7 @@ from unlabelled import done_file, epoch_seconds, one, run_all
 from nnunet_ext.files import write_json
 
 CONFIGURATION, TRIPLES = "2d", 4
-EPOCHS, ITERATIONS = 15, 100
+EPOCHS, LONG, ITERATIONS = 15, 50, 100
 SETTINGS: dict[str, Any] = {
     "propagation_key_stages": (16, 32, 64),
     "propagation_key_blocks": (1, 2, 2),
@@ -64,6 +64,7 @@ class Run:
         task: What is trained on.
         seed: Of everything that is drawn.
         enlarge: By how much images are enlarged at the input; None for the trainer's choice.
+        epochs: Length of the training.
         bf16: Train in bfloat16.
         device: Where.
     """
@@ -72,13 +73,14 @@ class Run:
     task: str
     seed: int
     enlarge: int | None = None
+    epochs: int = EPOCHS
     bf16: bool = True
     device: str = "cpu"
 
     @property
     def trainer(self) -> str:
         """The trainer's name."""
-        return f"nnUNetTrainerPropagation_{EPOCHS}epochs_{ITERATIONS}iterations"
+        return f"nnUNetTrainerPropagation_{self.epochs}epochs_{ITERATIONS}iterations"
 
     @property
     def coarse(self) -> reference_2d.Run:
@@ -89,10 +91,14 @@ class Run:
 
 
 def _runs() -> list[Run]:
-    found = [Run("", task, seed) for seed in (0, 1) for task in ("phantoms4", "hippocampus5")]
-    found += [Run("", task, 0, enlarge=enlarge) for enlarge in (1, 4) for task in ("phantoms4", "hippocampus5")]
-    titles = [f"propagation_{run.task}{f'_enlarge{run.enlarge}' if run.enlarge else ''}" for run in found]
-    return [Run(**asdict(run) | {"name": f"{title}_seed{run.seed}"}) for title, run in zip(titles, found, strict=True)]
+    found = []
+    for seed, more in ((0, {}), (1, {}), (0, {"enlarge": 1}), (0, {"enlarge": 4})):
+        for task in ("phantoms4", "hippocampus5"):
+            change = "".join(f"_enlarge{value}" for value in more.values())
+            if not change:
+                found.append(Run(f"propagation_{task}_long_seed{seed}", task, seed, epochs=LONG))
+            found.append(Run(f"propagation_{task}{change}_seed{seed}", task, seed, **more))
+    return found
 
 
 RUNS = _runs()

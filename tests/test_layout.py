@@ -68,6 +68,7 @@ STAYS = (
     "networks.ife_unet:IFEPlainConvUNet",
     "networks.ife_unet:IFEResidualEncoderUNet",
     "networks.nested_unet:NestedAttentionUNet",
+    "networks.space_time:SpaceTimeNetwork",
     "planners.anu_net:ANUNetPlanner",
     "planners.global_fingerprint:GlobalIntensityFingerprintExtractor",
     "planners.preprocessor:SemiSupervisedPreprocessor",

@@ -23,6 +23,7 @@ from nnunet_ext.cli.values import (
 if TYPE_CHECKING:
     import numpy as np
 
+    from nnunet_ext.inference.case import Model
     from nnunet_ext.inference.sparse_case import SparseCase
     from nnunet_ext.propagation.driver import Propagated
 
@@ -93,7 +94,6 @@ def run(arguments: argparse.Namespace) -> int:
     from nnunet_ext.inference.annotation import REPORT, Annotator, Options, annotate
     from nnunet_ext.inference.checks import check_device
     from nnunet_ext.inference.propagation_model import open_model
-    from nnunet_ext.inference.sparse_case import class_names
     from nnunet_ext.propagation.driver import PropagationSettings
 
     if arguments.o.exists() and not arguments.o.is_dir():
@@ -112,16 +112,16 @@ def run(arguments: argparse.Namespace) -> int:
         arguments.nps,
         not arguments.no_pbar,
     )
-    drawn = _Drawing(arguments.o, class_names(model.model.dataset_json)) if arguments.figure else None
+    drawn = _Drawing(arguments.o, model.model, options.suggestions or 3) if arguments.figure else None
     records, failed = annotate(Annotator(model, torch.device(arguments.device), options, drawn))
     if records:
         print(f"{len(records)} label map(s) are in {arguments.o}, and {REPORT}.json about them.")
-    before = [] if drawn is None else [case for case in records if case not in drawn.asked]
-    if before:
-        print(f"Not drawn, as they were done before (--overwrite): {', '.join(before)}")
     if arguments.suggest and records:
         files.write_json(arguments.o / SUGGESTIONS, _suggested(records, arguments.suggest))
         print(f"Wrote {arguments.o / SUGGESTIONS}")
+    without = [case for case in records if arguments.figure and not (arguments.o / f"{case}.png").is_file()]
+    if without:
+        print(f"No picture of {', '.join(without)}, done before or not drawn; --overwrite makes them again.")
     if failed is not None:
         raise failed
     return 0
@@ -142,17 +142,17 @@ def _suggested(records: dict[str, dict[str, Any]], number: int) -> dict[str, lis
 class _Drawing:
     """Draws each case; where that fails, its result is written all the same."""
 
-    def __init__(self, folder: Path, names: dict[int, str]) -> None:
-        self.folder, self.names = folder, names
-        self.asked: set[str] = set()
+    def __init__(self, folder: Path, model: Model, number: int) -> None:
+        self.folder, self.model, self.number = folder, model, number
 
     def __call__(self, case: SparseCase, image: np.ndarray, result: Propagated) -> None:
         from nnunet_ext.figures.propagation import draw_propagation, strip_of
+        from nnunet_ext.inference.sparse_case import class_names
 
         target = self.folder / f"{case.case}.png"
-        self.asked.add(case.case)
         try:
-            draw_propagation(target, strip_of(case, image, result, names=self.names))
+            strip = strip_of(case, image, result, self.model.plans.transpose_forward, self.number)
+            draw_propagation(target, strip, class_names(self.model))
         except Exception as error:
             print(f"{target} could not be drawn: {error or type(error).__name__}")
         else:

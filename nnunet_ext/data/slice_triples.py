@@ -50,8 +50,7 @@ class GapSchedule:
             >>> [schedule.at(step) for step in (0, 9, 10, 89, 90)]
             [25, 25, 3, 3, 5]
         """
-        # a share like 0.1 need not be exact
-        done = 1.0 if self.total is None else max(0, step) / self.total + 1e-9
+        done = 1.0 if self.total is None else max(0, step) / self.total
         return int([number for progress, number in self.steps if progress <= done][-1])
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 
@@ -14,13 +14,16 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
+from nibabel.orientations import io_orientation
 
+from nnunet_ext.data.geometry import affine_of
 from nnunet_ext.figures.style import plain_style, save_figure
 from nnunet_ext.inference.sparse_case import SparseCase
 from nnunet_ext.propagation.driver import Propagated, suggest
 
 _SHOWN = 9  # slices, if there are not more references than that
 _MOST = 14
+_BESIDE = 2.2  # inches beside the slices: their rows' names, and the legend
 _MARGIN = 0.12  # of the box of the labels, that is shown around them
 _REFERENCE, _SUGGESTED = "#e6007e", "#00b4d8"  # neither is among the first labels' colours
 ROWS = ("forward", "backward", "result")
@@ -40,7 +43,6 @@ class Strip:
         references: Which slices are references, ``(T,)`` bool.
         suggested: Places of the slices to annotate next.
         numbers: Number of each slice in the file.
-        names: What labels are called.
     """
 
     title: str
@@ -52,15 +54,10 @@ class Strip:
     references: np.ndarray
     suggested: tuple[int, ...]
     numbers: np.ndarray
-    names: Mapping[int, str] = field(default_factory=dict)
 
 
 def strip_of(
-    case: SparseCase,
-    image: np.ndarray,
-    result: Propagated,
-    number: int = 3,
-    names: Mapping[int, str] = MappingProxyType({}),
+    case: SparseCase, image: np.ndarray, result: Propagated, order: Sequence[int] = (0, 1, 2), number: int = 3
 ) -> Strip:
     """Take what is drawn out of a case.
 
@@ -68,17 +65,18 @@ def strip_of(
         case: The case.
         image: ``(C, T, H, W)`` on the grid of the model; its first channel is shown.
         result: What became of its references.
+        order: Array axes of the image, the one of the slices first: ``transpose_forward`` of the plans.
         number: Number of slices to annotate next that are marked.
-        names: What labels are called.
     """
     first = int(case.properties["bbox_used_for_cropping"][0][0])
     total = len(result.agreement)
     labels = {"forward": result.forward, "backward": result.backward, "result": result.labels}
-    maps = {name: np.asarray(values) for name, values in labels.items()}
+    look = _as_looked_at(case, order)
+    maps = {name: np.asarray(values)[look] for name, values in labels.items()}
     directions = np.asarray(result.directions)
     strip = Strip(
         f"{case.case}: {len(case.given.indices)} annotated slice(s) of {case.numbers.total}",
-        image[0],
+        image[0][look],
         float(case.target[0] / case.target[1]),
         maps,
         directions,
@@ -86,9 +84,19 @@ def strip_of(
         np.logical_not(directions.any(1)),
         tuple(suggest(result, number)) if total > 1 else (),
         np.array([case.numbers.number(first + index) for index in range(total)]),
-        names,
     )
     return _turned(strip) if case.numbers.reversed else strip
+
+
+def _as_looked_at(case: SparseCase, order: Sequence[int]) -> tuple[slice, slice, slice]:
+    """Return what turns slices so that right is at the left, and front or head at the top, where that is known."""
+    affine = affine_of(case.properties, of_array=True)
+    if affine is None:
+        return slice(None), slice(None), slice(None)
+    # nibabel counts towards right, front and head; its axes are those of the array reversed
+    towards = [io_orientation(affine)[2 - axis, 1] for axis in order[1:]]
+    rows, columns = (slice(None, None, -1 if sign > 0 else 1) for sign in towards)
+    return slice(None), rows, columns
 
 
 def _turned(strip: Strip) -> Strip:
@@ -96,15 +104,16 @@ def _turned(strip: Strip) -> Strip:
     labels = {name: values[::-1] for name, values in strip.labels.items()}
     labels["forward"], labels["backward"] = labels["backward"], labels["forward"]
     last = len(strip.image) - 1
-    return replace(
-        strip,
-        image=strip.image[::-1],
-        labels=labels,
-        directions=strip.directions[::-1, ::-1],
-        agreement=strip.agreement[::-1],
-        references=strip.references[::-1],
-        suggested=tuple(last - place for place in strip.suggested),
-        numbers=strip.numbers[::-1],
+    return Strip(
+        strip.title,
+        strip.image[::-1],
+        strip.aspect,
+        labels,
+        strip.directions[::-1, ::-1],
+        strip.agreement[::-1],
+        strip.references[::-1],
+        tuple(last - place for place in strip.suggested),
+        strip.numbers[::-1],
     )
 
 
@@ -126,12 +135,13 @@ def chosen_places(strip: Strip, most: int = _SHOWN) -> list[int]:
 
 
 @plain_style()
-def draw_propagation(path: Path, strip: Strip) -> None:
+def draw_propagation(path: Path, strip: Strip, names: Mapping[int, str] = MappingProxyType({})) -> None:
     """Draw a strip and the agreement of the passes below it.
 
     Args:
         path: PNG file to write; it is complete or not there.
         strip: What is drawn.
+        names: What labels are called.
     """
     places = chosen_places(strip)
     rows, columns = _box(strip)
@@ -140,7 +150,7 @@ def draw_propagation(path: Path, strip: Strip) -> None:
     colours = {label: palette(number % palette.N) for number, label in enumerate(classes)}
     ratio = strip.aspect * (rows.stop - rows.start) / (columns.stop - columns.start)
     width = max(8.0, 1.35 * len(places) + 0.6)
-    height = (width - 0.6) / len(places) * ratio * len(ROWS)
+    height = (width - _BESIDE) / len(places) * ratio * len(ROWS)
     figure = Figure(figsize=(width, min(height, 9.0) + 2.5), layout="constrained", facecolor="white")
     FigureCanvasAgg(figure)
     grid = figure.add_gridspec(len(ROWS) + 1, len(places), height_ratios=[1] * len(ROWS) + [2.0 * len(ROWS) / height])
@@ -163,8 +173,7 @@ def draw_propagation(path: Path, strip: Strip) -> None:
     _curve(figure.add_subplot(grid[len(ROWS), :]), strip, places)
     figure.suptitle(strip.title, fontsize=10, parse_math=False)
     handles = [
-        Line2D([], [], color=colour, label=f"{label} {strip.names.get(label, '')}".strip().replace("$", r"\$"))
-        for label, colour in colours.items()
+        Line2D([], [], color=colour, label=names.get(label, f"label {label}")) for label, colour in colours.items()
     ]
     if handles:
         figure.legend(
@@ -184,9 +193,10 @@ def _dress(axes: Axes, strip: Strip, name: str, place: int, comes: bool, is_firs
     reference, suggested = bool(strip.references[place]), place in strip.suggested
     if not comes:
         text = "reference" if reference else "no pass"
-        box = {"facecolor": "black", "edgecolor": "none", "alpha": 0.65, "pad": 1.5}  # slices may be bright there
-        at = axes.transAxes
-        axes.text(0.5, 0.05, text, transform=at, ha="center", va="bottom", fontsize=7, color="white", bbox=box)
+        box = {"facecolor": "black", "alpha": 0.6, "linewidth": 0, "pad": 1}
+        axes.text(
+            0.5, 0.05, text, transform=axes.transAxes, ha="center", va="bottom", fontsize=7, color="white", bbox=box
+        )
     if reference or suggested:
         for spine in axes.spines.values():
             spine.set(color=_REFERENCE if reference else _SUGGESTED, linewidth=2.2)

@@ -129,7 +129,7 @@ class Annotator:
                 "annotate a slice in which it is, if there is one"
             )
         try:
-            carried = self.networks().carry(prepared, given, self.dataset_json["labels"].get("ignore"), prepared.voxels)
+            carried = self.networks().carry(prepared, given, prepared.voxels)
         except NoReferenceError as error:
             raise ValueError(
                 f"{prepared.file}: no class of its annotated slices is left on the grid of the model: where they have "

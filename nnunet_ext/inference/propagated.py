@@ -70,14 +70,13 @@ def slices_of_crop(prepared: Prepared) -> range:
     return range(*prepared.properties["bbox_used_for_cropping"][0])
 
 
-def to_grid(given: GivenSlices, prepared: Prepared, model: Model, ignore: int | None = None) -> dict[int, np.ndarray]:
+def to_grid(given: GivenSlices, prepared: Prepared, model: Model) -> dict[int, np.ndarray]:
     """Bring label slices to the grid of a prepared case, as nnU-Net brings label maps there.
 
     Args:
         given: Slices along the axis that the model's 2d plans keep.
         prepared: Case that was prepared for the model.
         model: Propagation model.
-        ignore: Label that becomes -1.
 
     Returns:
         Index of the slice in ``prepared.data`` -> labels ``(H, W)``; slices outside nnU-Net's crop are left out.
@@ -98,8 +97,6 @@ def to_grid(given: GivenSlices, prepared: Prepared, model: Model, ignore: int | 
         [spacing[0], *prepared.target],
     )
     resampled = np.asarray(resampled)[0].astype(np.int16)
-    if ignore is not None:
-        resampled[resampled == ignore] = -1
     first = slices_of_crop(prepared).start
     return {index - first: slice_ for index, slice_ in zip(inside, resampled, strict=True)}
 
@@ -143,7 +140,6 @@ class Carrier:
         self,
         prepared: Prepared,
         given: GivenSlices,
-        ignore: int | None = None,
         voxels: tuple[np.ndarray, np.ndarray] | None = None,
         all_heads: bool = False,
         on_grid: Mapping[int, np.ndarray] | None = None,
@@ -153,7 +149,6 @@ class Carrier:
         Args:
             prepared: Case, prepared for the propagation model.
             given: Label slices; they are in the result as they are.
-            ignore: Label of voxels without one, in these slices.
             voxels: Further voxels of the result, as :class:`Finish` takes them.
             all_heads: Whether the logits have a channel for each class of the model, not only for those that are
                 there; for probabilities of classes.
@@ -163,7 +158,7 @@ class Carrier:
             NoReferenceError: If no slice has a class on the grid of the model.
         """
         start = time.perf_counter()
-        references = to_grid(given, prepared, self.model, ignore) if on_grid is None else on_grid
+        references = to_grid(given, prepared, self.model) if on_grid is None else on_grid
         result = propagate(self.networks, prepared.data, references, self.device, self.settings, progress=self.progress)
         classes = [int(label) for label in result.classes]
         logits = _logarithms(result.probabilities)

@@ -251,18 +251,21 @@ def missing_classes(case: SparseCase, model: Model) -> dict[int, str]:
         model: Propagation model.
     """
     there = {int(value) for value in np.unique(case.given.labels)}
-    known = model.plans.get_label_manager(model.dataset_json).all_labels
-    names = class_names(model.dataset_json)
-    return {int(label): names[int(label)] for label in known if label > 0 and int(label) not in there}
+    return {label: name for label, name in class_names(model).items() if label not in there}
 
 
-def class_names(dataset_json: Mapping[str, Any]) -> dict[int, str]:
-    """Return what each label is called: of several regions that have it, all their names."""
+def class_names(model: Model) -> dict[int, str]:
+    """Return what each label but background is called: the names of its regions where the dataset has these.
+
+    Args:
+        model: Propagation model.
+    """
     names: dict[int, list[str]] = {}
-    for name, labels in dataset_json["labels"].items():
+    for name, labels in model.dataset_json["labels"].items():
         for label in labels if isinstance(labels, (list, tuple)) else [labels]:
             names.setdefault(int(label), []).append(name)
-    return {label: ", ".join(of_label) for label, of_label in names.items()}
+    known = model.plans.get_label_manager(model.dataset_json).all_labels
+    return {int(label): ", ".join(names[int(label)]) for label in known if label > 0}
 
 
 def listed(values: Sequence[int]) -> str:

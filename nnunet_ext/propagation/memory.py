@@ -14,7 +14,7 @@ class Memory:
     Cheng et al., "Rethinking space-time networks with improved memory coverage for efficient video object
     segmentation", NeurIPS 2021, section 4.2. References stay for good. Of propagated slices, those whose index in the
     volume is a multiple of ``every`` stay until they are forgotten, and the last one until the next comes. All
-    references are kept at once, which the paper's text says, while its code begins anew with each.
+    references are kept at once, as Pham et al. write, section on the propagation module.
 
     Values lie in one table, of which a slice is some rows: nothing is copied to be read, and what is forgotten is
     overwritten. On GPUs they are float16.

@@ -249,12 +249,25 @@ class TestAgain:
         bench.run("--suggest", 2, "--figure")
         said = capsys.readouterr().out
         assert "  a: slice 1 (agreement 0.000); more with --overwrite\n" in said
-        assert "Not drawn, as they were done before (--overwrite): a\n" in said
-        assert not (bench.output / "a.png").exists()
         bench.run("--suggest", 2, "--figure", "--overwrite")
         said = capsys.readouterr().out
         assert "more with" not in said
-        assert "Not drawn" not in said
+
+    def test_a_picture_of_what_was_done_before_is_not_drawn_which_is_said(self, bench, unchanged, capsys):
+        bench.add()
+        bench.run()
+        bench.run("--figure")
+        assert "No picture of case, done before or not drawn; --overwrite" in capsys.readouterr().out
+
+    def test_a_picture_that_cannot_be_drawn_costs_no_result(self, bench, unchanged, capsys, monkeypatch):
+        def fails(*_):
+            raise RuntimeError("no fonts")
+
+        monkeypatch.setattr("nnunet_ext.figures.propagation.save_figure", fails)
+        bench.add()
+        bench.run("--figure")
+        assert "case.png could not be drawn: no fonts" in capsys.readouterr().out
+        assert (bench.output / "case.nii.gz").is_file()
 
     def test_images_without_labels_are_left_out(self, bench, unchanged, capsys):
         bench.add("a")
@@ -346,7 +359,7 @@ class TestRefused:
         bench.run("--figure", status=1)
         said = capsys.readouterr().out
         assert "label map(s)" not in said
-        assert "Not drawn" not in said
+        assert "No picture" not in said
 
     def test_only_a_part_of_slices(self, bench, capsys):
         labels = np.full(SHAPE, IGNORE, np.uint8)

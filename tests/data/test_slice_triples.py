@@ -11,6 +11,7 @@ from batchgeneratorsv2.transforms.utils.compose import ComposeTransforms
 from batchgeneratorsv2.transforms.utils.random import RandomTransform
 from reference import tiny
 
+from nnunet_ext.data import slice_triples
 from nnunet_ext.data.loaders import in_background
 from nnunet_ext.data.slice_triples import (
     GapSchedule,
@@ -206,15 +207,14 @@ def test_slices_move_alike(trainer_of):
     assert moved > 5
 
 
-def test_data_with_the_position_of_the_slice(trainer_of):
-    """Three channels of reference data: CT, another, and the position."""
-    trainer = trainer_of()
+def test_data_with_the_position_of_the_slice(trainer_of, monkeypatch):
+    """Padding and augmentation leave it the same all over a frame."""
+    trainer = trainer_of(batch_size=12)
+    trainer.configuration_manager.configuration["preprocessor_name"] = "ReferencePreprocessor"
+    looked_at = []
+    monkeypatch.setattr(slice_triples, "look_at_reference_data", looked_at.append)
     loader = loader_of(trainer)
-    configuration = trainer.configuration_manager.configuration
-    configuration["preprocessor_name"] = "ReferencePreprocessor"
-    from nnunet_ext.data.reference_transforms import for_data_of
-
-    loader.transforms = for_data_of(trainer, loader.transforms)
+    assert looked_at == [trainer]
     rng = np.random.default_rng(0)
     image, labels = tiny.image_and_label(rng)
     position = np.broadcast_to(np.linspace(0, 1, 18, dtype=np.float32)[None, :, None, None], (1, 18, 16, 18))

@@ -24,8 +24,7 @@ def strip() -> Strip:
     agreement[[2, 8]] = np.nan
     maps = {"forward": labels, "backward": labels, "result": labels}
     image = np.random.default_rng(0).normal(0, 1, labels.shape)
-    names = {1: "liver"}
-    return Strip("case", image, 1.5, maps, directions, agreement, ~directions.any(1), (5,), np.arange(1, 13), names)
+    return Strip("case", image, 1.5, maps, directions, agreement, ~directions.any(1), (5,), np.arange(1, 13))
 
 
 def test_references_and_suggestions_are_shown_and_others_far_from_them(strip):
@@ -47,7 +46,8 @@ def test_references_and_suggestions_are_shown_and_others_far_from_them(strip):
 def test_what_is_drawn(strip, tmp_path, monkeypatch):
     drawn: list[Figure] = []
     monkeypatch.setattr("nnunet_ext.figures.propagation.save_figure", lambda figure, path: drawn.append(figure))
-    draw_propagation(tmp_path / "a.png", strip)
+    draw_propagation(tmp_path / "a.png", strip, {1: "liver"})
+    assert [text.get_text() for text in drawn[0].legends[0].get_texts()] == ["liver", "label 2"]
     *slices, curve = drawn[0].axes
     places = chosen_places(strip)
     assert len(slices) == 3 * len(places)
@@ -65,8 +65,6 @@ def test_what_is_drawn(strip, tmp_path, monkeypatch):
     np.testing.assert_array_equal(np.isfinite(both), strip.directions.all(1))
     np.testing.assert_array_equal(np.isfinite(one), strip.directions.any(1) & ~strip.directions.all(1))
     assert drawn[0].get_suptitle() == "case"
-    (legend,) = drawn[0].legends
-    assert [text.get_text() for text in legend.get_texts()] == ["1 liver", "2"]
     assert 0 < curve.get_xlim()[0] < 1
 
 
@@ -105,8 +103,7 @@ def test_slices_are_in_the_order_of_the_file(backwards):
         voxels=None,
         numbers=SliceNumbers(9, 2, backwards),
     )
-    strip = strip_of(case, image, result, 1, {1: "liver"})
-    assert strip.names == {1: "liver"}
+    strip = strip_of(case, image, result, number=1)
     assert strip.numbers.tolist() == ([2, 3, 4, 5, 6, 7] if backwards else [3, 4, 5, 6, 7, 8])
     reference = 4 if backwards else 1
     assert np.flatnonzero(strip.references).tolist() == [reference]
@@ -115,3 +112,24 @@ def test_slices_are_in_the_order_of_the_file(backwards):
     assert strip.directions[:, 0].tolist() == [index > reference for index in range(6)]  # towards the last of the file
     assert strip.aspect == 2
     assert strip.title == "case: 1 annotated slice(s) of 9"
+
+
+@pytest.mark.parametrize(
+    ("direction", "rows", "columns"), [(np.eye(3), 1, 1), (np.diag([-1, 1, 1]), 1, -1), (np.diag([1, -1, 1]), -1, 1)]
+)
+def test_slices_are_looked_at_as_radiologists_do(direction, rows, columns):
+    """ITK counts towards left and back, as a picture does that has right at its left and the front at its top."""
+    image = np.arange(20.0).reshape(1, 1, 4, 5) * np.ones((1, 3, 1, 1))
+    labels = np.zeros((1, 4, 5), np.int16)
+    labels[:, 0, 0] = 1
+    result = carried_unchanged([], image, {1: labels[0]}, torch.device("cpu"))
+    properties = {"bbox_used_for_cropping": [[0, 3], [0, 4], [0, 5]]}
+    properties["sitk_stuff"] = {"direction": direction.ravel().tolist()}
+    about = {"true_spacing": None, "target": [1.0, 1.0], "case": "case", "file": "case.nii.gz", "voxels": None}
+    given, numbers = GivenSlices(0, (1,), labels), SliceNumbers(3, 2)
+    case = SparseCase(data=image, properties=properties, given=given, numbers=numbers, **about)
+    strip = strip_of(case, image, result, number=1)
+    np.testing.assert_array_equal(strip.image[0], image[0, 0, ::rows, ::columns])
+    assert all(values[1, ::rows, ::columns][0, 0] == 1 for values in strip.labels.values())
+    transposed = strip_of(case, image, result, (0, 2, 1), 1)
+    np.testing.assert_array_equal(transposed.image[0], image[0, 0, ::columns, ::rows])

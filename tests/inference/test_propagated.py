@@ -236,6 +236,19 @@ class TestOfA3DModel:
         np.testing.assert_array_equal(read(output / "case.nii.gz"), stock)
 
 
+def test_the_previous_stage_of_a_cascade_is_no_channel_of_the_propagation(tmp_path):
+    """Both models prepare the image alike, but the label map of the stage before is only for the one that segments."""
+    model = make_model(tmp_path, "2d", change={"previous_stage": "3d_fullres"})
+    previous = model.add("case", 1).rename(tmp_path / "case.nii.gz")
+    model.add("case", 1)
+    image = SimpleITK.ReadImage(str(previous))
+    SimpleITK.WriteImage(SimpleITK.Cast(image > 100, SimpleITK.sitkUInt8), str(previous))
+    predictor = model.predictor(Predictor, propagate=make_propagation_model(tmp_path / "other"))
+    (tmp_path / "out").mkdir()
+    predictor.predict_from_files_sequential(str(model.images), str(tmp_path / "out"), False, True, str(tmp_path))
+    assert report(tmp_path / "out")["case"]["propagation"]["references"]
+
+
 class TestRuns:
     def test_one_bad_case_costs_no_other_and_what_is_done_is_kept(self, tmp_path, capsys, monkeypatch):
         model = make_model(tmp_path, "2d")

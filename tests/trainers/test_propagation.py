@@ -350,3 +350,10 @@ def test_a_validation_that_does_not_ask_is_refused(make_trainer):
     with pytest.raises(RuntimeError, match="did not ask for the propagated labels.* made for"):
         validation.validate(trainer, lambda: None)
     assert trainer.dataset_class is before
+
+
+def test_references_of_preprocessed_labels():
+    """-1 is background that nnU-Net masked out; what does not count must be no class."""
+    labels = np.array([[[-1, 0, 2, 3]]], np.int8)
+    assert validation.reference_labels(labels, None).tolist() == [[[0, 0, 2, 3]]]
+    assert validation.reference_labels(labels, 3).tolist() == [[[0, 0, 2, -1]]]
