@@ -37,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "-i", type=Path, required=True, metavar="IMAGES", help="folder of images, or one: CASE_0000.nii.gz"
     )
     parser.add_argument(
-        "-l", type=Path, required=True, metavar="LABELS", help="folder of sparse label maps CASE.nii.gz, or a single one"
+        "-l", type=Path, required=True, metavar="LABELS", help="folder of sparse label maps CASE.nii.gz, or one of them"
     )
     parser.add_argument("-o", type=Path, required=True, metavar="OUTPUT", help="folder to write to")
     parser.add_argument(
