@@ -37,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "-i", type=Path, required=True, metavar="IMAGES", help="folder of images, or one: CASE_0000.nii.gz"
     )
     parser.add_argument(
-        "-l", type=Path, required=True, metavar="LABELS", help="folder of sparse label maps CASE.nii.gz, or that of -i"
+        "-l", type=Path, required=True, metavar="LABELS", help="folder of sparse label maps CASE.nii.gz, or one of them"
     )
     parser.add_argument("-o", type=Path, required=True, metavar="OUTPUT", help="folder to write to")
     parser.add_argument(
@@ -110,7 +110,8 @@ def run(arguments: argparse.Namespace) -> int:
     )
     drawn = _Drawing(arguments.o, model.model, options.suggestions or 3) if arguments.figure else None
     records, failed = annotate(Annotator(model, torch.device(arguments.device), options, drawn))
-    print(f"{len(records)} label map(s) are in {arguments.o}, and {REPORT}.json about them.")
+    if records:
+        print(f"{len(records)} label map(s) are in {arguments.o}, and {REPORT}.json about them.")
     if arguments.suggest and records:
         files.write_json(arguments.o / SUGGESTIONS, _suggested(records, arguments.suggest))
         print(f"Wrote {arguments.o / SUGGESTIONS}")
@@ -127,8 +128,10 @@ def _suggested(records: dict[str, dict[str, Any]], number: int) -> dict[str, lis
     found = {case: record["propagation"].get("suggestions", [])[:number] for case, record in records.items()}
     print("Annotate next, where the passes from both sides disagree most:")
     for case, slices in found.items():
-        words = [f"{one['slice']} (agreement {one['agreement']:.3f})" for one in slices]
-        print(f"  {case}: slice {', '.join(words)}" if words else f"  {case}: no slice is left")
+        words = ", ".join(f"{one['slice']} (agreement {one['agreement']:.3f})" for one in slices)
+        asked = records[case]["propagation"].get("suggestions_asked", number)  # by the call that made it
+        more = "; more with --overwrite" if len(slices) == asked < number else ""
+        print(f"  {case}: slice {words}{more}" if words else f"  {case}: no slice is left")
     return found
 
 

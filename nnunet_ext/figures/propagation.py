@@ -229,7 +229,8 @@ def _curve(axes: Axes, strip: Strip, places: Sequence[int]) -> None:
             label="to annotate next",
         )
     axes.plot(strip.numbers[list(places)], np.full(len(places), -0.06), "^", color="0.4", markersize=4, label="shown")
-    axes.set(xlabel="slice", ylabel="agreement", ylim=(-0.12, 1.05))
+    ends = (strip.numbers.min() - 0.9, strip.numbers.max() + 0.9)  # no tick for slice 0, which there is not
+    axes.set(xlabel="slice", ylabel="agreement", ylim=(-0.12, 1.05), xlim=ends)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(linewidth=0.4, alpha=0.6)
     axes.set_axisbelow(True)

@@ -21,14 +21,13 @@ from nnunet_ext.inference.propagated import Carrier, nothing
 from nnunet_ext.inference.propagation_model import PropagationModel
 from nnunet_ext.inference.spacing import PlansSpacing, SpacingRule
 from nnunet_ext.inference.spacing_report import SpacingReport
-from nnunet_ext.inference.sparse_case import SparseCase, missing_classes, prepare_sparse
+from nnunet_ext.inference.sparse_case import CHANNEL, SparseCase, case_of, missing_classes, prepare_sparse
 from nnunet_ext.inference.writing import why_not_fast
 from nnunet_ext.model_sharing.folders import sha256_of
-from nnunet_ext.propagation.driver import Propagated, PropagationSettings, suggest
+from nnunet_ext.propagation.driver import NoReferenceError, Propagated, PropagationSettings, suggest
 
 REPORT = "propagation_report"
 RECORDED = 5  # suggestions of a case that its record has, where no number is asked for
-_CHANNEL = len("_0000")
 _OLDER = "an older result is still there"
 _REMEDY = "Mend or remove them and run again; what is done is kept."
 
@@ -129,10 +128,16 @@ class Annotator:
                 f"Warning: {prepared.case}: no annotated slice has the class {names}, which cannot be found then; "
                 "annotate a slice in which it is, if there is one"
             )
-        carried = self.networks().carry(prepared, given, prepared.voxels)
+        try:
+            carried = self.networks().carry(prepared, given, prepared.voxels)
+        except NoReferenceError as error:
+            raise ValueError(
+                f"{prepared.file}: no class of its annotated slices is left on the grid of the model: where they have "
+                "one, the image is 0 all around, or it is smaller than a voxel there; annotate other slices"
+            ) from error
         prepared.exported = carried.exported
         first = prepared.properties["bbox_used_for_cropping"][0][0]
-        wanted = self.options.suggestions or RECORDED
+        wanted = record["suggestions_asked"] = self.options.suggestions or RECORDED
         record["suggestions"] = [
             {"slice": numbers.number(first + index), "agreement": round(float(carried.result.agreement[index]), 4)}
             for index in suggest(carried.result, wanted)
@@ -235,16 +240,12 @@ def _images(path: Path, ending: str) -> tuple[dict[str, tuple[str, ...]], dict[s
     """
     if not path.is_file():
         found, wrong = list_inputs(path, ending)
-        return {_case_of(images[0], ending): tuple(images) for images in found}, wrong
+        return {case_of(images[0], ending): tuple(images) for images in found}, wrong
     stem = path.name.removesuffix(ending)
-    if stem == path.name or stem[-_CHANNEL:] != "_0000" or stem == "_0000":
+    if stem == path.name or stem[-CHANNEL:] != "_0000" or stem == "_0000":
         raise ValueError(f"-i {path} is called otherwise than an image of this model, expected CASE_0000{ending}")
-    pattern = f"{glob.escape(stem[:-_CHANNEL])}_[0-9][0-9][0-9][0-9]{glob.escape(ending)}"
-    return {stem[:-_CHANNEL]: tuple(str(file) for file in sorted(path.parent.glob(pattern)))}, {}
-
-
-def _case_of(image: str, ending: str) -> str:
-    return Path(image).name.removesuffix(ending)[:-_CHANNEL]
+    pattern = f"{glob.escape(stem[:-CHANNEL])}_[0-9][0-9][0-9][0-9]{glob.escape(ending)}"
+    return {stem[:-CHANNEL]: tuple(str(file) for file in sorted(path.parent.glob(pattern)))}, {}
 
 
 def _tasks(images: dict[str, tuple[str, ...]], options: Options, ending: str) -> tuple[dict[str, Task], dict[str, str]]:
@@ -252,7 +253,7 @@ def _tasks(images: dict[str, tuple[str, ...]], options: Options, ending: str) ->
 
     Raises:
         FileNotFoundError: If there are no label maps.
-        ValueError: If one label map is named for several cases.
+        ValueError: If one label map is named for several cases, or a result would replace a label map.
     """
     if options.labels.is_file():
         if len(images) != 1:
@@ -276,4 +277,10 @@ def _tasks(images: dict[str, tuple[str, ...]], options: Options, ending: str) ->
         case: Task(images[case], str(labels[case]), str(options.output / case))
         for case in sorted(set(labels) & set(images))
     }
+    for case, file in labels.items():
+        if case in tasks and (options.output / f"{case}{ending}").resolve() == file.resolve():
+            raise ValueError(
+                f"-o {options.output} is where {file} lies, so that the result would take the place of the annotated "
+                "slices; name another folder"
+            )
     return tasks, without if options.images.is_dir() else {}

@@ -165,7 +165,8 @@ def prepare(
     holder = [data]
     del data  # the preprocessor makes a copy; nobody needs the image after that
     carried = None
-    if carrier is not None and not (isinstance(rule, PlansSpacing) and prepares_alike(model, carrier)):
+    alike = seg is None and isinstance(rule, PlansSpacing) and carrier is not None and prepares_alike(model, carrier)
+    if carrier is not None and not alike:
         carried = _preprocess([holder[0]], None, properties, PlansSpacing(), carrier, name)
     prepared = _preprocess(holder, seg, properties, rule, model, name)
     prepared.carried = carried

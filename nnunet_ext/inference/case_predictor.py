@@ -69,15 +69,13 @@ class CasePredictor(SeveralNetworks):
         """Propagation model that carries what is segmented, if there is one.
 
         Raises:
-            BadInputError: If it is none, or does not fit the model that segments.
+            BadInputError: If it is none.
         """
         if self.propagate is not None and self._propagation is None:
             try:
-                found = open_model(self.propagate, trusted=self.trust_model, flag="--propagate")
-                check_partner(found, self.plans_manager, self.configuration_manager, self.dataset_json)
+                self._propagation = open_model(self.propagate, trusted=self.trust_model, flag="--propagate")
             except (ValueError, FileNotFoundError) as error:
                 raise BadInputError(str(error)) from error
-            self._propagation = found
         return self._propagation
 
     @property
@@ -89,11 +87,12 @@ class CasePredictor(SeveralNetworks):
         """Check the propagation model, where there is one, and load its networks.
 
         Raises:
-            BadInputError: If it cannot be used.
+            BadInputError: If it cannot be used, or does not fit the model that segments.
         """
         if self.propagation is None:
             return
         try:
+            check_partner(self.propagation, self.plans_manager, self.configuration_manager, self.dataset_json)
             check_probabilities(self.propagation, save_probabilities)
             self._networks_of(self.propagation)
         except ValueError as error:

@@ -17,6 +17,8 @@ from nnunet_ext.propagation.sparse import slice_numbers
 
 NO_CLASS = "the model finds no class in the slices that it was asked for, so that there is nothing to carry"
 
+TOO_SMALL = "what the model finds is smaller than a voxel of the propagation model, so that there is nothing to carry"
+
 
 def check_how(how: Any) -> How:
     """Return a choice of references.
@@ -78,8 +80,8 @@ def carry_prediction(
         all_heads: As in :meth:`Carrier.carry`.
 
     Returns:
-        Logits of the whole case. Where no sampled slice has a class those of the model that segments, or of background
-        where it has segmented no other slices.
+        Logits of the whole case. Where no sampled slice has a class, or none is left on the grid of the propagation
+        model, those of the model that segments, or background beside the sampled slices where it segmented no others.
     """
     volume = prepared.carried or replace(prepared, data=prepared.data, properties=dict(prepared.properties))
     prepared.carried = None
@@ -94,19 +96,20 @@ def carry_prediction(
     given = _given(label_map(logits, segmented), sampled, volume, carrier.model, alone)
     along = np.moveaxis(given.labels, given.axis, 0)
     indices = choose(along, given.indices, how)
-    if not any((labels > 0).any() for labels in to_grid(given.chosen(indices), volume, carrier.model).values()):
-        indices = []  # no class, or so small a one that nothing of it is left on the grid of the network
     record: dict[str, Any] = {"references": [], "slices": len(sampled) if alone else slices}
-    if indices:
+    references = given.chosen(indices)
+    on_grid = to_grid(references, volume, carrier.model)
+    exported = None
+    if any((labels > 0).any() for labels in on_grid.values()):
         del logits
-        carried = carrier.carry(volume, given.chosen(indices), all_heads=all_heads)
+        carried = carrier.carry(volume, references, all_heads=all_heads, on_grid=on_grid)
         logits, exported = carried.logits, carried.exported
         record["classes"] = [int(label) for label in carried.result.classes]
     else:
-        record["reason"] = NO_CLASS
-        exported = None
+        record["reason"] = TOO_SMALL if indices else NO_CLASS
+        indices = []
         if alone:
-            logits, exported = nothing(volume, carrier.model, given.chosen([]), all_heads)
+            logits, exported = nothing(volume, carrier.model, given, all_heads)
     if exported is not None:
         _export_as(prepared, volume, exported)
     total = volume.properties["shape_before_cropping"][0]

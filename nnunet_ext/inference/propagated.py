@@ -54,7 +54,8 @@ class Finish:
 
     def __call__(self, segmentation: np.ndarray) -> np.ndarray:
         """Finish a label map ``(*S)`` of the image."""
-        largest = max([0, *(self.classes or ()), int(segmentation.max()), int(self.slices.labels.max(initial=0))])
+        given = [self.slices.labels, *(() if self.voxels is None else (self.voxels[1],))]
+        largest = max(0, *(self.classes or ()), int(segmentation.max()), *(int(one.max(initial=0)) for one in given))
         kind = np.uint8 if largest < 256 else np.uint16
         result = segmentation.astype(kind) if self.classes is None else np.asarray(self.classes, kind)[segmentation]
         along = np.moveaxis(result, self.slices.axis, 0)
@@ -141,6 +142,7 @@ class Carrier:
         given: GivenSlices,
         voxels: tuple[np.ndarray, np.ndarray] | None = None,
         all_heads: bool = False,
+        on_grid: Mapping[int, np.ndarray] | None = None,
     ) -> Carried:
         """Carry label slices through a case.
 
@@ -150,12 +152,13 @@ class Carrier:
             voxels: Further voxels of the result, as :class:`Finish` takes them.
             all_heads: Whether the logits have a channel for each class of the model, not only for those that are
                 there; for probabilities of classes.
+            on_grid: What :func:`to_grid` returns of these slices, where that is known.
 
         Raises:
-            ValueError: If no slice has a class.
+            NoReferenceError: If no slice has a class on the grid of the model.
         """
         start = time.perf_counter()
-        references = to_grid(given, prepared, self.model)
+        references = to_grid(given, prepared, self.model) if on_grid is None else on_grid
         result = propagate(self.networks, prepared.data, references, self.device, self.settings, progress=self.progress)
         classes = [int(label) for label in result.classes]
         logits = _logarithms(result.probabilities)

@@ -99,7 +99,7 @@ def open_model(
     """
     if path.name.startswith("fold_") and folds is None and (path / checkpoint_name).is_file():
         path, folds = path.parent, [path.name.removeprefix("fold_")]
-    found = find_folds(path, as_folds(folds), checkpoint_name)
+    found = _find_folds(path, as_folds(folds), checkpoint_name, flag)
     if folds is None and len(found) > 1:
         found = [fold for fold in found if fold != "all"]
     plans, dataset_json = (read_model_json(path / f"{name}.json") for name in ("plans", "dataset"))
@@ -118,6 +118,16 @@ def open_model(
     _check_kind(configuration, f"{flag} {path}", name, trainer)
     model = Model(manager, configuration, dataset_json)
     return PropagationModel(path, tuple(found), checkpoint_name, model, trusted)
+
+
+def _find_folds(path: Path, folds: Sequence[int | str] | None, name: str, flag: str) -> list[int | str]:
+    """Find folds, and say by which option they were named where another one names a model, too."""
+    if flag == "-m":
+        return find_folds(path, folds, name)
+    try:
+        return find_folds(path, folds, name, "finish its training")  # -chk is of the model that segments
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{flag}: {error}") from error
 
 
 def _check_kind(configuration: ConfigurationManager, title: str, name: str, trainer: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,7 @@ from nnunet_ext.propagation.sparse import (
     slice_numbers,
 )
 
+CHANNEL = len("_0000")
 _SAME = 1e-3  # mm of spacing, and of the cosines of directions, by which headers of the same scan differ
 _SHIFT = 0.5  # voxels of origin
 _LISTED = 10  # slices that are named in a message
@@ -69,25 +71,26 @@ def prepare_sparse(
     axis, ignore = int(model.plans.transpose_forward[0]), model.dataset_json["labels"].get("ignore")
     numbers = slice_numbers(prepared.properties, axis, map_of_labels.shape[axis])
     try:
-        indices = [numbers.index(number) for number in named]
+        for number in named:
+            numbers.index(number)
     except ValueError as error:
         raise ValueError(f"{labels}: --slices: {error}") from error
     if map_of_labels.shape[axis] == 1 and not named:
         annotated = Annotated((0,), ())
     else:
-        annotated = _find(labels, map_of_labels, axis, ignore, indices, prepared.properties)
+        annotated = _find(labels, map_of_labels, axis, ignore, named, prepared.properties)
     _check_values(labels, map_of_labels, axis, annotated, model, ignore)
     given = GivenSlices(axis, annotated.whole, map_of_labels.take(annotated.whole, axis))
     voxels = _voxels(map_of_labels, axis, annotated.partly, ignore)
-    case = SparseCase(
-        **vars(prepared), case=_name(labels, model), file=labels, given=given, voxels=voxels, numbers=numbers
-    )
-    case.notes = tuple(_notes(case, annotated, map_of_labels, model))
+    name = case_of(str(source[0]), model.dataset_json["file_ending"])
+    case = SparseCase(**vars(prepared), case=name, file=labels, given=given, voxels=voxels, numbers=numbers)
+    case.notes = tuple(_notes(case, annotated, map_of_labels, named))
     return case
 
 
-def _name(labels: str, model: Model) -> str:
-    return labels.replace("\\", "/").rpartition("/")[2].removesuffix(model.dataset_json["file_ending"])
+def case_of(image: str, ending: str) -> str:
+    """Return the name of the case that an image file is of."""
+    return Path(image).name.removesuffix(ending)[:-CHANNEL]
 
 
 def _read(labels: str, prepared: Prepared, model: Model, image: str) -> np.ndarray:
@@ -120,14 +123,21 @@ def _check_geometry(labels: str, properties: Mapping[str, Any], image: str, prep
             f"the axes of {labels} point otherwise than those of {image}: it is flipped or turned, or its header is "
             "not the image's; save it as it was drawn on this image"
         )
-    places = [values.get("sitk_stuff", {}).get("origin") for values in (properties, prepared.properties)]
-    if None not in places:
-        shift = np.abs(np.subtract(*places)) / min(expected)
-        if shift.max() > _SHIFT:
-            raise ValueError(
-                f"{labels} has its origin at {_rounded(places[0])} mm, but {image} at {_rounded(places[1])}; they must "
-                "lie on the same grid: save the label map with the image's header"
-            )
+    place, wanted = (_origin_of(values) for values in (properties, prepared.properties))
+    if place is not None and wanted is not None and np.abs(place - wanted).max() > _SHIFT * min(expected):
+        raise ValueError(
+            f"{labels} has its origin at {_rounded(place)} mm, but {image} at {_rounded(wanted)}; they must lie on the "
+            "same grid: save the label map with the image's header"
+        )
+
+
+def _origin_of(properties: Mapping[str, Any]) -> np.ndarray | None:
+    """Return where the first voxel of the array lies, as the reader counts; None where it does not say."""
+    if "nibabel_stuff" in properties:
+        stuff = properties["nibabel_stuff"]
+        return np.asarray(stuff.get("reoriented_affine", stuff["original_affine"]), float)[:3, 3]
+    origin = properties.get("sitk_stuff", {}).get("origin")
+    return None if origin is None else np.asarray(origin, float)
 
 
 def _rounded(values: Any) -> str:
@@ -135,7 +145,7 @@ def _rounded(values: Any) -> str:
 
 
 def _find(
-    labels: str, values: np.ndarray, axis: int, ignore: int | None, named: list[int], properties: Mapping[str, Any]
+    labels: str, values: np.ndarray, axis: int, ignore: int | None, named: Sequence[int], properties: Mapping[str, Any]
 ) -> Annotated:
     """Return the annotated slices.
 
@@ -148,17 +158,19 @@ def _find(
             "them by --slices, from 1 in the order of the file"
         )
     along = axis_name(properties, axis)
-    other, slices = along_another_axis(values, axis, ignore, named)
+    numbers = {one: slice_numbers(properties, one, total) for one, total in enumerate(values.shape)}
+    indices = {one: [by.index(number) for number in named if number <= by.total] for one, by in numbers.items()}
+    other, slices = along_another_axis(values, axis, ignore, indices if named else {})
     if slices:
-        numbers = slice_numbers(properties, other, values.shape[other])
+        there = sorted(numbers[other].number(index) for index in slices)
         raise ValueError(
-            f"{labels} is annotated in the slices {listed([numbers.number(index) for index in slices])} along the axis "
+            f"{labels} is annotated in the slices {listed(there)} along the axis "
             f"{axis_name(properties, other)}, but the model carries masks along {along}, in whose slices it was "
             f"trained; annotate slices along {along}"
         )
     found = annotated_slices(values, axis, ignore)
     if named:
-        chosen = set(named)
+        chosen = set(indices[axis])
         found = Annotated(*(tuple(index for index in part if index in chosen) for part in (found.whole, found.partly)))
     if not found.whole:
         partly = f" ({len(found.partly)} are annotated in part)" if found.partly else ""
@@ -203,8 +215,15 @@ def _voxels(
     return places, values.reshape(-1)[places]
 
 
-def _notes(case: SparseCase, annotated: Annotated, values: np.ndarray, model: Model) -> list[str]:
+def _notes(case: SparseCase, annotated: Annotated, values: np.ndarray, named: Sequence[int]) -> list[str]:
     notes = []
+    unknown = {case.numbers.index(number) for number in named} - {*annotated.whole, *annotated.partly}
+    if unknown:
+        numbers = sorted(case.numbers.number(index) for index in unknown)
+        notes.append(
+            f"{case.case}: slice(s) {listed(numbers)} are named, but have the ignore label throughout; nothing is "
+            "carried from there"
+        )
     if annotated.partly:
         numbers = sorted(case.numbers.number(index) for index in annotated.partly)
         notes.append(

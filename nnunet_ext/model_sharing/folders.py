@@ -79,13 +79,19 @@ def as_folds(folds: Sequence[int | str] | None) -> list[int | str] | None:
     return None if folds is None else [fold if fold == "all" else int(fold) for fold in folds]
 
 
-def find_folds(model: Path, folds: Sequence[int | str] | None, checkpoint_name: str) -> list[int | str]:
+def find_folds(
+    model: Path,
+    folds: Sequence[int | str] | None,
+    checkpoint_name: str,
+    remedy: str = "finish the training, or name another by -chk",
+) -> list[int | str]:
     """Return the folds of a model that have a checkpoint.
 
     Args:
         model: Folder of the trained model, as given to -m.
         folds: Folds to use; None takes all that have the checkpoint.
         checkpoint_name: Name of the checkpoint file in each fold's folder.
+        remedy: What is to be done where no fold has the checkpoint, for the message.
 
     Raises:
         FileNotFoundError: If the folder, the checkpoint or a wanted fold is missing.
@@ -98,9 +104,7 @@ def find_folds(model: Path, folds: Sequence[int | str] | None, checkpoint_name: 
     # Only what nnU-Net itself writes: it would take "+1" for fold 1.
     available: list[int | str] = [f if f == "all" else int(f) for f in names if re.fullmatch(r"all|0|[1-9][0-9]*", f)]
     if not available:
-        raise FileNotFoundError(
-            f"no fold of {model} has {checkpoint_name}; finish the training, or name another by -chk"
-        )
+        raise FileNotFoundError(f"no fold of {model} has {checkpoint_name}; {remedy}")
     missing = [f for f in folds or () if f not in available]
     if missing:
         raise FileNotFoundError(f"{model} has no fold_{missing[0]}/{checkpoint_name}; it has the folds {available}")

@@ -48,7 +48,7 @@ def annotated_slices(labels: np.ndarray, axis: int, ignore: int | None) -> Annot
 
 
 def along_another_axis(
-    labels: np.ndarray, axis: int, ignore: int | None, named: Sequence[int]
+    labels: np.ndarray, axis: int, ignore: int | None, named: Mapping[int, Sequence[int]]
 ) -> tuple[int, list[int]]:
     """Find the axis along which slices were annotated, where it is not the one that is asked for.
 
@@ -59,7 +59,8 @@ def along_another_axis(
         labels: Label map ``(*S)``.
         axis: Array axis that is asked for.
         ignore: Label of voxels that are not annotated, if there is one.
-        named: Indices of slices that are said to be annotated; none where the ignore label says so.
+        named: Along each axis, indices of slices that are said to be annotated: those of the same numbers; empty where
+            the ignore label says so.
 
     Returns:
         The array axis and the indices of its annotated slices; ``(axis, [])`` where there is no other one.
@@ -75,9 +76,9 @@ def along_another_axis(
         candidate: np.flatnonzero(marked.any(axis=tuple(a for a in range(labels.ndim) if a != candidate))).tolist()
         for candidate in (axis, *others)
     }
-    if not slices_of[axis] or set(slices_of[axis]) <= set(named):
+    if not slices_of[axis] or set(slices_of[axis]) <= set(named[axis]):
         return axis, []
-    fits = [other for other in others if set(slices_of[other]) <= set(named)]
+    fits = [other for other in others if set(slices_of[other]) <= set(named[other])]
     return (fits[0], slices_of[fits[0]]) if fits else (axis, [])
 
 

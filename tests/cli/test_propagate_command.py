@@ -184,6 +184,17 @@ class TestResults:
         bench.run("-i", bench.images / "case_0000.nii.gz", "-l", bench.labels / "case.nii.gz")
         assert np.mean(bench.result() == objects()) > 0.96
 
+    def test_files_are_called_as_the_case_whatever_the_label_map_is_called(self, bench, unchanged, capsys):
+        drawn = bench.add().rename(bench.root / "drawn.nii.gz")
+        bench.run("-i", bench.images / "case_0000.nii.gz", "-l", drawn, "--figure")
+        assert {file.name for file in bench.output.iterdir()} == {"case.nii.gz", "case.png", "propagation_report.json"}
+
+    def test_a_named_slice_that_is_not_annotated_is_said(self, bench, unchanged, capsys):
+        bench.add()
+        bench.run("--slices", 5, 8, 13)
+        assert "case: slice(s) 8 are named, but have the ignore label throughout" in capsys.readouterr().out
+        assert bench.record()["references"] == [5, 13]
+
     def test_other_file_formats(self, tmp_path, unchanged):
         bench = Bench(tmp_path, file_ending=".nrrd")
         bench.add()
@@ -230,6 +241,17 @@ class TestAgain:
         assert "Kept as they are, though predicted with weighting mean: a, bb" in capsys.readouterr().out
         bench.run("--overwrite")
         assert bench.record("a")["references"] == [3]
+
+    def test_what_is_not_made_again_is_said(self, bench, unchanged, capsys):
+        bench.add("a")
+        bench.run("--suggest", 1)
+        assert "1 label map(s) are in" in capsys.readouterr().out
+        bench.run("--suggest", 2, "--figure")
+        said = capsys.readouterr().out
+        assert "  a: slice 1 (agreement 0.000); more with --overwrite\n" in said
+        bench.run("--suggest", 2, "--figure", "--overwrite")
+        said = capsys.readouterr().out
+        assert "more with" not in said
 
     def test_a_picture_of_what_was_done_before_is_not_drawn_which_is_said(self, bench, unchanged, capsys):
         bench.add()
@@ -279,6 +301,35 @@ class TestRefused:
         bench.add(labels=sparse(1, rest=0))
         refused(bench, capsys, "in the slices 5, 13 along the axis y", "--slices", 5, 13)
 
+    def test_named_slices_along_another_axis_that_the_reader_turns(self, tmp_path, capsys):
+        """Slices are numbered from the other end along that axis, but not along the model's."""
+        labels = {"background": 0, "one": 1, "two": 2, "three": 3}
+        bench = Bench(tmp_path, labels=labels, image_reader_writer="NibabelIOWithReorient")
+        bench.add(labels=sparse(1, rest=0))
+        refused(bench, capsys, "in the slices 5, 13 along the axis y", "--slices", 5, 13)
+
+    @pytest.mark.parametrize("reader", ["NibabelIO", "NibabelIOWithReorient", "SimpleITKIOWithReorient"])
+    def test_another_place_in_the_patient_with_each_reader(self, tmp_path, capsys, reader):
+        bench = Bench(tmp_path, image_reader_writer=reader)
+        bench.add(label_geometry={"origin": (0, 0, 6)})
+        refused(bench, capsys, "they must lie on the same grid: save the label map with the image's header")
+
+    def test_label_maps_are_not_overwritten(self, bench, unchanged, capsys):
+        file = bench.add()
+        content = file.read_bytes()
+        for more in ((), ("-l", file, "-i", bench.images / "case_0000.nii.gz")):
+            bench.run(*more, "-o", bench.labels, "--overwrite", status=1)
+            assert "would take the place of the annotated slices; name another folder" in capsys.readouterr().err
+        assert file.read_bytes() == content
+        assert [one.name for one in bench.labels.iterdir()] == ["case.nii.gz"]
+
+    def test_annotated_where_the_image_is_0(self, bench, capsys):
+        bench.add(labels=sparse(slices=(0,)))
+        image = SimpleITK.ReadImage(str(bench.images / "case_0000.nii.gz"))
+        image[:, :, 0] = 0
+        SimpleITK.WriteImage(image, str(bench.images / "case_0000.nii.gz"))
+        refused(bench, capsys, "case.nii.gz: no class of its annotated slices is left on the grid of the model")
+
     @pytest.mark.parametrize(
         ("changes", "message"),
         [
@@ -302,6 +353,13 @@ class TestRefused:
             changes["labels"][changes["labels"] == 7] = np.where(sparse()[changes["labels"] == 7] == IGNORE, IGNORE, 7)
         bench.add(**changes)
         refused(bench, capsys, message)
+
+    def test_nothing_is_said_to_be_written_where_nothing_is(self, bench, capsys):
+        bench.add(labels=np.full(SHAPE, IGNORE, np.uint8))
+        bench.run("--figure", status=1)
+        said = capsys.readouterr().out
+        assert "label map(s)" not in said
+        assert "No picture" not in said
 
     def test_only_a_part_of_slices(self, bench, capsys):
         labels = np.full(SHAPE, IGNORE, np.uint8)

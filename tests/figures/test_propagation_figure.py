@@ -56,6 +56,7 @@ def test_what_is_drawn(strip, tmp_path, monkeypatch):
     assert [text.get_text() for text in by_place[2].texts] == ["reference"]
     assert [text.get_text() for text in by_place[1].texts] == ["no pass"]
     assert not by_place[5].texts
+    assert by_place[1].texts[0].get_bbox_patch().get_alpha() > 0.5  # legible on bright images, too
     frames = {place: by_place[place].spines["left"].get_edgecolor() for place in (2, 5, 10)}
     assert len(set(frames.values())) == 3
     assert len(by_place[5].collections) == 2  # an outline a label
@@ -64,6 +65,7 @@ def test_what_is_drawn(strip, tmp_path, monkeypatch):
     np.testing.assert_array_equal(np.isfinite(both), strip.directions.all(1))
     np.testing.assert_array_equal(np.isfinite(one), strip.directions.any(1) & ~strip.directions.all(1))
     assert drawn[0].get_suptitle() == "case"
+    assert 0 < curve.get_xlim()[0] < 1
 
 
 def test_it_is_written_whatever_there_is(strip, tmp_path):

@@ -11,8 +11,9 @@ from inference.tiny_model import REGIONS, make_model
 from inference.tiny_propagation import carried_unchanged, make_propagation_model
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 
-from nnunet_ext.inference import Predictor
+from nnunet_ext.inference import Predictor, coarse_references
 from nnunet_ext.inference.predictor import BadInputError
+from nnunet_ext.inference.propagated import Finish, GivenSlices
 from nnunet_ext.propagation.references import choose, sampled_slices
 
 TURNED = {"transpose_forward": [2, 0, 1], "transpose_backward": [1, 2, 0]}
@@ -143,12 +144,26 @@ class TestOfA2DModel:
         assert "finds no class in the slices" in record["reason"]
         assert "case: the model finds no class in the slices that it was asked for" in capsys.readouterr().out
 
-    def test_masks_that_vanish_on_the_networks_grid_are_none(self, tmp_path, monkeypatch):
-        monkeypatch.setattr("nnunet_ext.inference.coarse_references.to_grid", lambda *_: {3: np.zeros((2, 2))})
-        model = make_model(tmp_path, "2d")
-        model.add("case", 1)
-        output = predict(model, tmp_path / "out", propagate=make_propagation_model(tmp_path / "other"))
-        assert report(output)["case"]["propagation"]["references"] == []
+    def test_classes_that_vanish_on_the_grid_of_the_propagation_model(self, tmp_path, monkeypatch, capsys):
+        """As of objects smaller than its voxels: the segmented slices are written, and it is said."""
+        original = coarse_references.to_grid
+        monkeypatch.setattr(
+            coarse_references, "to_grid", lambda *a: {index: 0 * labels for index, labels in original(*a).items()}
+        )
+        carrier = make_propagation_model(tmp_path / "other")
+        sampled = sampled_slices(20)
+        for dimensions, expected in (("2d", sampled), ("3d_fullres", list(range(20)))):
+            model = make_model(tmp_path / dimensions, dimensions)
+            model.add("case", 1)
+            stock = read(predict(model, tmp_path / dimensions / "stock", nnUNetPredictor) / "case.nii.gz")
+            output = predict(model, tmp_path / dimensions / "out", propagate=carrier)
+            found = read(output / "case.nii.gz")
+            np.testing.assert_array_equal(found[expected], stock[expected])
+            assert not np.delete(found, expected, 0).any()
+            record = report(output)["case"]["propagation"]
+            assert record["references"] == []
+            assert "smaller than a voxel" in record["reason"]
+            assert "case: what the model finds is smaller than a voxel" in capsys.readouterr().out
 
     @pytest.mark.parametrize("slices", [1, 3])
     def test_few_slices(self, tmp_path, slices):
@@ -221,6 +236,19 @@ class TestOfA3DModel:
         np.testing.assert_array_equal(read(output / "case.nii.gz"), stock)
 
 
+def test_the_previous_stage_of_a_cascade_is_no_channel_of_the_propagation(tmp_path):
+    """Both models prepare the image alike, but the label map of the stage before is only for the one that segments."""
+    model = make_model(tmp_path, "2d", change={"previous_stage": "3d_fullres"})
+    previous = model.add("case", 1).rename(tmp_path / "case.nii.gz")
+    model.add("case", 1)
+    image = SimpleITK.ReadImage(str(previous))
+    SimpleITK.WriteImage(SimpleITK.Cast(image > 100, SimpleITK.sitkUInt8), str(previous))
+    predictor = model.predictor(Predictor, propagate=make_propagation_model(tmp_path / "other"))
+    (tmp_path / "out").mkdir()
+    predictor.predict_from_files_sequential(str(model.images), str(tmp_path / "out"), False, True, str(tmp_path))
+    assert report(tmp_path / "out")["case"]["propagation"]["references"]
+
+
 class TestRuns:
     def test_one_bad_case_costs_no_other_and_what_is_done_is_kept(self, tmp_path, capsys, monkeypatch):
         model = make_model(tmp_path, "2d")
@@ -272,6 +300,12 @@ class TestRuns:
         assert record["propagation"]["references"]
 
 
+def test_labels_of_single_voxels_do_not_wrap_around():
+    given = GivenSlices(0, (), np.zeros((0, 2, 2), np.int16))
+    finish = Finish((0, 1), given, (np.array([3]), np.array([300], np.int16)))
+    np.testing.assert_array_equal(finish(np.array([[[0, 1], [1, 0]]])), [[[0, 1], [1, 300]]])
+
+
 class TestRefused:
     @pytest.fixture
     def model(self, tmp_path):
@@ -312,11 +346,13 @@ class TestRefused:
         assert (tmp_path / "out" / "case.nii.gz").is_file()
 
     def test_folders_that_are_none(self, model, tmp_path):
-        with pytest.raises(BadInputError, match="there is no model folder .*nowhere"):
+        with pytest.raises(BadInputError, match="--propagate: there is no model folder .*nowhere"):
             predict(model, tmp_path / "out", propagate=tmp_path / "nowhere")
         carrier = make_propagation_model(tmp_path / "other")
         (carrier / "fold_0" / "checkpoint_final.pth").unlink()
-        with pytest.raises(BadInputError, match=r"no fold of .* has checkpoint_final.pth; finish the training"):
+        with pytest.raises(
+            BadInputError, match=r"--propagate: no fold of .* has checkpoint_final.pth; finish its training$"
+        ):
             predict(model, tmp_path / "out", propagate=carrier)
 
     def test_a_propagation_model_segments_nothing(self, tmp_path, model):
@@ -324,6 +360,16 @@ class TestRefused:
         predictor = Predictor(device=torch.device("cpu"), allow_tqdm=False, propagate=carrier)
         predictor.initialize_from_trained_model_folder(str(carrier), (0,), "checkpoint_final.pth")
         with pytest.raises(BadInputError, match="the model of the prediction is a propagation model, which segments"):
+            predictor.predict_from_files_sequential(str(model.images), str(tmp_path / "out"))
+
+    def test_another_model_that_the_predictor_is_given_later(self, model, tmp_path, unchanged):
+        carrier = make_propagation_model(tmp_path / "other")
+        predictor = model.predictor(Predictor, propagate=carrier)
+        (tmp_path / "out").mkdir()
+        predictor.predict_from_files_sequential(str(model.images), str(tmp_path / "out"))
+        later = make_model(tmp_path / "later", "2d", REGIONS)
+        predictor.initialize_from_trained_model_folder(str(later.folder), (0,), "checkpoint_final.pth")
+        with pytest.raises(BadInputError, match="--propagate .* has the classes"):
             predictor.predict_from_files_sequential(str(model.images), str(tmp_path / "out"))
 
     def test_weights_of_another_network(self, model, tmp_path):

@@ -45,25 +45,26 @@ def test_a_partly_annotated_slice_is_no_whole_one():
 
 @pytest.mark.parametrize("axis", [1, 2])
 def test_slices_along_another_axis_are_found(axis):
-    assert along_another_axis(sparse(axis, (1, 4)), 0, IGNORE, []) == (axis, [1, 4])
-    assert along_another_axis(sparse(0, (1, 4)), 0, IGNORE, []) == (0, [])
+    assert along_another_axis(sparse(axis, (1, 4)), 0, IGNORE, {}) == (axis, [1, 4])
+    assert along_another_axis(sparse(0, (1, 4)), 0, IGNORE, {}) == (0, [])
     everything = np.full((5, 6, 7), IGNORE)
-    assert along_another_axis(everything, 0, IGNORE, []) == (0, [])
+    assert along_another_axis(everything, 0, IGNORE, {}) == (0, [])
 
 
 @pytest.mark.parametrize("axis", [1, 2])
 def test_named_slices_along_another_axis_are_found(axis):
     labels = sparse(axis, (1, 4))
     labels[labels == IGNORE] = 0  # without an ignore label
-    assert along_another_axis(labels, 0, None, [1, 4]) == (axis, [1, 4])
-    assert along_another_axis(labels, axis, None, [1, 4]) == (axis, [])
+    named = {along: [1, 4] for along in range(3)}
+    assert along_another_axis(labels, 0, None, named) == (axis, [1, 4])
+    assert along_another_axis(labels, axis, None, named) == (axis, [])
     whole = np.ones((5, 6, 7), np.uint8)  # a whole label map, of which slices are named
-    assert along_another_axis(whole, 0, None, [1, 4]) == (0, [])
+    assert along_another_axis(whole, 0, None, named) == (0, [])
 
 
 def test_both_directions_of_crossing_slices_are_fine():
     labels = np.minimum(sparse(0, (2,)), sparse(1, (3,)))
-    assert along_another_axis(labels, 0, IGNORE, []) == (0, [])
+    assert along_another_axis(labels, 0, IGNORE, {}) == (0, [])
     assert annotated_slices(labels, 0, IGNORE).whole == (2,)
 
 
