@@ -27,7 +27,7 @@ GROUPS = {
     "integration/test_unchanged_stock.py": "prepared",
     "integration/test_planning_unlabelled.py::TestRealData": "real data",
     "integration/test_planning_unlabelled.py": "prepared",
-    "integration/test_propagation.py": "prepared",
+    "integration/test_propagation_by_commands.py": "prepared",
 }
 
 

@@ -28,6 +28,13 @@ def ohem_cross_entropy(logits: Tensor, labels: Tensor, probability: float = 0.5,
 
     Returns:
         Scalar in at least float32: mean over the kept pixels of an image, then over the images.
+
+    Example:
+        >>> import torch
+        >>> from nnunet_ext.losses import ohem_cross_entropy
+        >>> logits = torch.tensor([[[0.0, 0.0, 0.0, 0.0], [-2.0, 1.0, 2.0, -3.0]]])
+        >>> round(ohem_cross_entropy(logits, torch.tensor([[0, 0, 1, 1]])).item(), 4)  # the second and the fourth
+        2.1809
     """
     pixels, count = _sorted(logits, labels)
     hard = (pixels > -math.log(probability)).sum(1)
@@ -47,6 +54,13 @@ def bootstrapped_cross_entropy(logits: Tensor, labels: Tensor, fraction: float =
 
     Returns:
         Scalar in at least float32: mean over the kept pixels of an image, then over the images.
+
+    Example:
+        >>> import torch
+        >>> from nnunet_ext.losses import bootstrapped_cross_entropy
+        >>> logits = torch.tensor([[[0.0, 0.0, 0.0, 0.0], [-2.0, 1.0, 2.0, -3.0]]])
+        >>> round(bootstrapped_cross_entropy(logits, torch.tensor([[0, 0, 1, 1]]), 0.25).item(), 4)  # the fourth
+        3.0486
     """
     pixels, count = _sorted(logits, labels)
     return _mean_of_first(pixels, (count * fraction).long(), count)

@@ -22,6 +22,14 @@ def lovasz_softmax(logits: Tensor, labels: Tensor) -> Tensor:
 
     Returns:
         Scalar in float32.
+
+    Example:
+        >>> import torch
+        >>> from nnunet_ext.losses import lovasz_softmax
+        >>> foreground = torch.tensor([[0.9, 0.6, 0.4, 0.2]])
+        >>> logits = torch.stack([1 - foreground, foreground], 1).log()
+        >>> round(lovasz_softmax(logits, torch.tensor([[1, 0, 1, 0]])).item(), 6)
+        0.454167
     """
     from segmentation_models_pytorch.losses import LovaszLoss  # takes seconds
 
@@ -56,6 +64,14 @@ def propagation_loss(
 
     Raises:
         ValueError: If the shapes do not belong together.
+
+    Example:
+        >>> import torch
+        >>> from nnunet_ext.losses import propagation_loss
+        >>> labels, present = torch.tensor([[[0, 1, 2, 1]]]), torch.tensor([[True, True]])
+        >>> log_odds = 20 * torch.nn.functional.one_hot(labels, 3).movedim(-1, 2).float()
+        >>> propagation_loss(log_odds, labels, present).item() < 1e-6
+        True
     """
     batch, frames, classes = log_odds.shape[:3]
     expected = (batch, frames, *log_odds.shape[3:])

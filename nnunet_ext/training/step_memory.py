@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -61,6 +62,11 @@ class PeakOfStorages(TorchDispatchMode):
         self.peak = max(self.peak, self.now)
         weakref.finalize(storage, self._forget, key, size)
 
+    def begin_step(self) -> None:
+        """Forget the peak so far; what building the networks left in circles of references does not count."""
+        gc.collect()
+        self.peak = self.now
+
     def _forget(self, key: int, size: int) -> None:
         self._alive.discard(key)
         self.now -= size
@@ -117,7 +123,7 @@ def cps_step_memory(
         targets = (_choice(choices[0], batch["target"]), _choice(choices[1], batch["target"]))
         weights = [_weights(choice.of(batch["target"])) for choice in targets]
         # The networks on shapes alone are not part of the step.
-        memory.peak = memory.now
+        memory.begin_step()
         step = _StepWithoutReport(
             networks=(networks[0], networks[1]),
             optimizers=(steppers[0], steppers[1]),
@@ -156,7 +162,7 @@ def supervised_step_memory(
         (network,), (optimizer,), batch, _ = _prepared(
             (architecture,), (optimizer_name,), patch_size, batch_size, input_channels, output_channels, regions
         )
-        memory.peak = memory.now
+        memory.begin_step()
         outputs = len(batch["target"])
         loss = supervised_loss(outputs, regions, _weights(batch["target"])) if make_loss is None else make_loss(outputs)
         optimizer.zero_grad(set_to_none=True)
@@ -190,7 +196,7 @@ def propagation_step_memory(
         masks = torch.empty((triples, OBJECTS, *size))
         present = torch.ones((triples, OBJECTS), dtype=torch.bool)
         target = torch.zeros((triples * (FRAMES - 1), *size), dtype=torch.long)
-        memory.peak = memory.now
+        memory.begin_step()
         with _autocast(half_precision):
             log_odds = network(frames, masks, present)
         ohem_cross_entropy(log_odds.flatten(0, 1), target).backward()

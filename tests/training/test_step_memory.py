@@ -1,10 +1,12 @@
+import gc
+
 import numpy as np
 import pytest
 import torch
 from data.tiny_dataset import make_plans
 from torch import nn
 
-from nnunet_ext.training.step_memory import PeakOfStorages, cps_step_memory
+from nnunet_ext.training.step_memory import PeakOfStorages, cps_step_memory, supervised_step_memory
 
 
 def architecture(dimensions: int = 3, features: int = 1, stages: int = 2) -> dict:
@@ -25,6 +27,22 @@ def test_peak_is_what_was_alive_at_once():
     assert memory.now == 8000
     del c, d
     assert memory.now == 0
+
+
+def test_the_garbage_of_building_networks_does_not_count():
+    size = ([16, 16, 16], 2, 1, 3)
+    gc.disable()  # else it is chance whether Python has cleared it before the step
+    try:
+        late = supervised_step_memory(architecture(), *size)
+    finally:
+        gc.enable()
+    thresholds = gc.get_threshold()
+    gc.set_threshold(10)
+    try:
+        early = supervised_step_memory(architecture(), *size)
+    finally:
+        gc.set_threshold(*thresholds)
+    assert late == early
 
 
 def test_what_was_there_before_counts_once_it_is_told():
