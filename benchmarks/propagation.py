@@ -17,12 +17,10 @@ annotate  1, 2, 3, 5, 10 and 20 % of the slices given as they truly are (at leas
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
-import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -30,10 +28,11 @@ from typing import Any
 import accuracy
 import numpy as np
 import reference_2d
+from _command import train_list
 from _sparse_baselines import interpolated_shapes, nearest_slice
 from _unlabelled_runs import TASKS
 from reference_2d import with_interval
-from unlabelled import done_file, epoch_seconds, one, run_all
+from unlabelled import done_file, epoch_seconds
 
 from nnunet_ext.files import write_json
 
@@ -291,35 +290,12 @@ def report_annotated(record: dict[str, Any]) -> None:
         print("| " + " | ".join(cells) + " |")
 
 
-def main() -> None:
-    """Parse and run."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("command", choices=["run", "report", "one"])
-    parser.add_argument("--only", nargs="+", metavar="NAME", help="names of runs")
-    parser.add_argument("--jobs", type=int, default=1, help="trainings side by side")
-    arguments = parser.parse_args()
-    by_name = {run.name: run for run in RUNS}
-    unknown = [name for name in arguments.only or () if name not in by_name]
-    if unknown:
-        parser.error(f"unknown run {unknown[0]!r}; there are {', '.join(by_name)}")
-    runs = [by_name[name] for name in arguments.only or by_name]
-    if arguments.command == "report":
-        report()
-    elif arguments.command == "one":
-        sys.exit(one(runs[0], train_and_evaluate))
-    else:
-        lacking = [run.coarse.name for run in runs if not done_file(run.coarse).is_file()]
-        if lacking:
-            sys.exit(f"train first: python benchmarks/reference_2d.py run --only {' '.join(dict.fromkeys(lacking))}")
-        left = run_all(runs, arguments.jobs, start)
-        if left:
-            sys.exit(f"not done: {', '.join(run.name for run in left)}; run the same command again")
-
-
-def start(run: Run) -> subprocess.Popen:
-    """Begin to train a run in a process of its own."""
-    return subprocess.Popen([sys.executable, __file__, "one", "--only", run.name], env=accuracy.environment(run))
+def refuse_without_coarse(runs: Sequence[Run]) -> None:
+    """End if a 2D model whose slices are propagated is not trained yet."""
+    lacking = dict.fromkeys(run.coarse.name for run in runs if not done_file(run.coarse).is_file())
+    if lacking:
+        sys.exit(f"train first: python benchmarks/reference_2d.py run --only {' '.join(lacking)}")
 
 
 if __name__ == "__main__":
-    main()
+    train_list(__doc__, __file__, RUNS, train_and_evaluate, report, refuse_without_coarse)

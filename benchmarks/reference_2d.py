@@ -15,19 +15,20 @@ network and both (mean softmax of each window). Each run is a process of its own
 
 from __future__ import annotations
 
-import argparse
 import json
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import accuracy
 import numpy as np
+from _command import train_list
 from _unlabelled_data import prepare, waiting
 from _unlabelled_runs import TASKS
-from unlabelled import done_file, epoch_seconds, one, run_all
+from unlabelled import done_file, epoch_seconds
 
 from nnunet_ext.files import write_json
 
@@ -239,36 +240,11 @@ def report_differences() -> None:
             print(f"- {run.name} {TITLES[title]}: {by_class}")
 
 
-def main() -> None:
-    """Parse and run."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("command", choices=["run", "report", "one", "plan"])
-    parser.add_argument("--only", nargs="+", metavar="NAME", help="names of runs")
-    parser.add_argument("--jobs", type=int, default=1, help="trainings side by side")
-    arguments = parser.parse_args()
-    by_name = {run.name: run for run in RUNS}
-    unknown = [name for name in arguments.only or () if name not in by_name]
-    if unknown:
-        parser.error(f"unknown run {unknown[0]!r}; there are {', '.join(by_name)}")
-    runs = [by_name[name] for name in arguments.only or by_name]
-    if arguments.command == "report":
-        report()
-    elif arguments.command == "plan":
-        plan(runs[0])
-    elif arguments.command == "one":
-        sys.exit(one(runs[0], train_and_evaluate))
-    else:
-        for run in runs:
-            prepare_plans(run)
-        left = run_all(runs, arguments.jobs, start)
-        if left:
-            sys.exit(f"not done: {', '.join(run.name for run in left)}; run the same command again")
-
-
-def start(run: Run) -> subprocess.Popen:
-    """Begin to train a run in a process of its own."""
-    return subprocess.Popen([sys.executable, __file__, "one", "--only", run.name], env=accuracy.environment(run))
+def prepare_all(runs: Sequence[Run]) -> None:
+    """Plan and preprocess for runs."""
+    for run in runs:
+        prepare_plans(run)
 
 
 if __name__ == "__main__":
-    main()
+    train_list(__doc__, __file__, RUNS, train_and_evaluate, report, prepare_all, {"plan": plan})
