@@ -1,4 +1,4 @@
-"""The list of benchmarks/propagation.py, and what it is compared with."""
+"""The list of benchmarks/mask_propagation.py, and what it is compared with."""
 
 import sys
 from pathlib import Path
@@ -8,7 +8,7 @@ import pytest
 
 sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))  # last: nothing there shadows anything
 
-import propagation as benchmark
+import mask_propagation as benchmark
 from _sparse_baselines import interpolated_shapes, nearest_slice
 
 from nnunet_ext.trainers.names import find_trainer

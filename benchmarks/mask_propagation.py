@@ -1,8 +1,8 @@
 """Dice of mask propagation in 2D: what it makes of a coarse prediction, and of a few true slices; narrow networks.
 
-    python benchmarks/propagation.py run [--only NAME ...] [--jobs 2]
+    python benchmarks/mask_propagation.py run [--only NAME ...] [--jobs 2]
         train and evaluate what is not done yet, in this order; resumable
-    python benchmarks/propagation.py report
+    python benchmarks/mask_propagation.py report
         tables of what is done, differences, and what is owed
 
 Tasks, plans and 2D models are those of reference_2d.py, whose run of CPS with the same seed has to be done before, 3D
