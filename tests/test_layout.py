@@ -24,7 +24,7 @@ ORDER = (
     ("evaluation",),
     ("figures",),
     ("inference", "trainers"),
-    ("model_sharing", "planners"),
+    ("model_sharing", "planners", "engines"),
     ("training", "fingerprints", "propagation"),
     ("data",),
     ("losses", "networks", "files", "errors"),
