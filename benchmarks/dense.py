@@ -183,6 +183,8 @@ if __name__ == "__main__":
 def settings(a: argparse.Namespace) -> dict[str, list[str]]:
     """Return the flags of every setting, by the name its results have."""
     fast, spacing = ["--fast_export"], [f"{value:g}" for value in a.target_spacing]
+    engine, reduced = ["--engine", "openvino"], ["--precision", "bfloat16"]
+    coarse = ["--target_spacing", *(spacing * 3 if len(spacing) == 1 else spacing), *fast]
     spacing *= 3 if len(spacing) == 1 else 1
     named = spacing[0] if len(set(spacing)) == 1 else "_".join(spacing)
     return {
@@ -192,6 +194,13 @@ def settings(a: argparse.Namespace) -> dict[str, list[str]]:
         f"max_voxels_{a.max_voxels}": ["--max_voxels", str(a.max_voxels), *fast],
         "forced_paper": ["--forced_spacing", *fast],
         "forced_code": ["--forced_spacing", "1", "1", "1.5", *fast],
+        "auto": ["--engine", "auto"],  # the default precision: never to be slower than stock
+        "skip": [*fast, "--skip_background"],
+        "engine_float32": [*fast, *engine],
+        "engine_float32_skip": [*fast, *engine, "--skip_background"],
+        "engine_bfloat16": [*fast, *engine, *reduced],
+        "engine_bfloat16_skip": [*fast, *engine, *reduced, "--skip_background"],
+        f"engine_target_{named}": [*coarse, *engine, *reduced, "--skip_background"],
     }
 
 
@@ -281,7 +290,7 @@ def report(_: argparse.Namespace) -> None:
         for path in sorted(folder.glob("*_[0-9]*.json")):
             one = json.loads(path.read_text())
             runs.setdefault(one["setting"], {})[one["repeat"]] = one
-        summary, organs, parts = {}, {}, {}
+        summary, organs, parts, patches = {}, {}, {}, {}
         for name, done in runs.items():
             tables = [list(table.values()) for one in done.values() for table in one["dice"].values()]
             organs[name] = np.mean(tables or [[np.nan] * len(ORGANS)], 0)
@@ -292,15 +301,24 @@ def report(_: argparse.Namespace) -> None:
                 summary[name] += [f"{np.median(ratios):.2f} [{min(ratios):.2f}, {max(ratios):.2f}]"]
             mean, stock = organs[name].mean(), organs["stock"].mean()
             summary[name] += [f"{mean:.4f}", f"{mean - stock:+.4f}"]
+            unlike = [n for one in done.values() for n in one["voxels_unlike_stock"].values() if n is not None]
+            summary[name] += [f"{max(unlike) / np.prod(DENSE_GRID[0]) * 1e6:.1f}" if unlike else "-"]
+            skipped = [case for one in done.values() for case in one["cases"].values() if "patches_skipped" in case]
+            if skipped:
+                shares = [case["patches_skipped"] / case["patches"] for case in skipped]
+                patches[name] = [f"{skipped[0]['patches']}", f"{np.mean(shares):.3f}", skipped[0]["engine"]]
             apart = [json.loads(path.read_text()) for path in folder.glob("stages.json") if name == "stock"]
             timed = [one["cases"] for one in [*done.values(), *apart] if one.get("cases")]
             if timed:
                 sums = [[sum(case["seconds"][s] for case in cases.values()) for s in STAGE_NAMES] for cases in timed]
                 parts[name] = [f"{median:.1f}" for median in np.median(sums, 0)]
         columns = [column for key in MEASURES for column in (key, "stock / setting")]
-        print_table(folder.name, ["runs", *columns, "mean Dice", "minus stock"], summary)
+        print_table(
+            folder.name, ["runs", *columns, "mean Dice", "minus stock", "voxels unlike stock, of a million"], summary
+        )
         print_table("Dice", list(ORGANS), {name: [f"{value:.4f}" for value in row] for name, row in organs.items()})
         print_table("seconds", list(STAGE_NAMES), parts)
+        print_table("windows", ["of a case", "not run", "engine"], patches)
 
 
 def print_table(title: str, columns: list[str], rows: dict[str, list[str]]) -> None:

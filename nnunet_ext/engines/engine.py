@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
-from torch import Tensor
+if TYPE_CHECKING:  # the command line names engines before it needs torch
+    from torch import Tensor
 
 AUTO, TORCH, COMPILE, OPENVINO = "auto", "torch", "compile", "openvino"
 ENGINES = (AUTO, TORCH, COMPILE, OPENVINO)

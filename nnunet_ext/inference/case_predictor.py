@@ -41,7 +41,7 @@ class CasePredictor(SeveralNetworks):
         propagate_references: Which segmented slices it starts from: ``"largest"`` (of each class the one with its
             largest area), ``"uniform"`` (all in which there is a class) or a number of these.
         keywords: Keyword arguments of SeveralNetworks: ``network``, ``agreement``, ``min_agreement``, ``prune_depth``,
-            ``trust_model`` and those of nnUNetPredictor.
+            ``trust_model``, ``engine``, ``precision``, ``skip_background`` and those of nnUNetPredictor.
 
     Raises:
         ValueError: If there is no such choice of references.
@@ -62,7 +62,6 @@ class CasePredictor(SeveralNetworks):
         self.propagate_references = check_how(propagate_references)
         self._propagation: PropagationModel | None = None
         self._carrier: Carrier | None = None
-        self._printed: set[str] = set()
 
     @property
     def propagation(self) -> PropagationModel | None:
@@ -140,6 +139,7 @@ class CasePredictor(SeveralNetworks):
             "prune_depth": self.prune_depth,
             "network": self.chosen_network,
             "propagate": self._propagation_text(),
+            **self.describe_engine(),
             "tile_step_size": self.tile_step_size,
             "mirroring": bool(self.use_mirroring and self.allowed_mirroring_axes),
             "device": str(self.device),
@@ -203,6 +203,8 @@ class CasePredictor(SeveralNetworks):
         prepared.record["peak_memory_mib"]["network"] = peak_memory_mib()
         self._note_gpu_peak(prepared.record)
         prepared.record["patches"] = self._number_of_patches(prepared.data.shape[1:])
+        if self.runs_windows:
+            prepared.record["engine"], prepared.record["patches_skipped"] = self.engine_used, self.skipped
         prepared.record["predicted_with"] = self.describe_options()
         prepared.data = np.empty(0, np.float32)
         return logits
@@ -230,7 +232,7 @@ class CasePredictor(SeveralNetworks):
         model = self.model_of_cases if prepared.exported is None else prepared.exported.model
         reason = why_not_fast(model, prepared, logits.shape[1:], save_probabilities)
         if self.fast_export and reason is not None:
-            self._print_once(f"--fast_export: {reason}; nnU-Net's own export is used.")
+            self.say_once(f"--fast_export: {reason}; nnU-Net's own export is used.")
         return self.fast_export and reason is None
 
     def say_spacing(self, name: str, record: dict[str, Any]) -> None:
@@ -238,12 +240,12 @@ class CasePredictor(SeveralNetworks):
         if self.spacing is None:
             return
         if len(self.configuration_manager.spacing) == 2:
-            self._print_once(
+            self.say_once(
                 f"{self.rule.describe()}: this is a 2d configuration, and nnU-Net never resamples between its slices, "
                 "so only the in-plane values act."
             )
         if not record["direction_known"]:
-            self._print_once(
+            self.say_once(
                 "These images have no direction: their first array axis is taken for the axial one (z), their last "
                 "for x."
             )
@@ -254,9 +256,3 @@ class CasePredictor(SeveralNetworks):
         super().say_agreement(name, record)
         if "propagation" in record:
             print(propagation_line(name, record["propagation"]))
-
-    def _print_once(self, text: str) -> None:
-        """Print a line that holds for all cases, the first time only."""
-        if text not in self._printed:
-            self._printed.add(text)
-            print(text)

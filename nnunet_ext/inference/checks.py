@@ -24,6 +24,7 @@ OUR_FLAGS = frozenset(
     (
         *("--forced_spacing", "--target_spacing", "--max_voxels", "--fast_export", "--prune_depth"),
         *("--network", "--agreement", "--min_agreement", "--propagate", "--propagate_references"),
+        *("--engine", "--precision", "--skip_background"),
     )
 )
 TRUST_FLAG = "--trust_model"

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from nnunet_ext.engines.engine import ENGINES, PRECISIONS
 from nnunet_ext.inference.spacing import (
     KEEP,
     PAPER_SPACING,
@@ -23,6 +24,7 @@ from nnunet_ext.propagation.references import CHOICES
 
 PREDICTOR = "nnUNetPredictor"  # the class that the entry points look up in their module
 _OF_NETWORKS = ("network", "agreement", "min_agreement")
+_OF_ENGINES = ("engine", "precision", "skip_background")
 LARGEST, UNIFORM = CHOICES
 _NONE = {  # what is parsed where none of our options is given
     "spacing": None,
@@ -32,6 +34,9 @@ _NONE = {  # what is parsed where none of our options is given
     "agreement": False,
     "min_agreement": None,
     "propagate": None,
+    "engine": None,
+    "precision": None,
+    "skip_background": False,
 }
 
 
@@ -115,12 +120,37 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="cut a network trained with ANUNet at depth N: only what that depth needs is built, loaded and run "
         "(nnUNetv2_ext prune compares the depths)",
     )
+    _add_engines(group)
     _add_networks(group)
     _add_propagation(group)
     group.add_argument(
         "--trust_model",
         action="store_true",
         help="with another of these options: load the model as nnU-Net does, even if that runs code in it",
+    )
+
+
+def _add_engines(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--engine",
+        choices=ENGINES,
+        default=None,
+        help="what runs the network: torch; compile (torch.compile, for GPUs); openvino (for CPUs, pip install "
+        "nnunetv2-ext[openvino]); or auto, the fastest that is there and worth its start, which is printed "
+        "(default: nnU-Net's own way)",
+    )
+    group.add_argument(
+        "--precision",
+        choices=PRECISIONS,
+        default=None,
+        help="what the network computes in (default: nnU-Net's, float32 on CPUs and float16 on GPUs); bfloat16 is "
+        "several times as fast on CPUs that have units for it",
+    )
+    group.add_argument(
+        "--skip_background",
+        action="store_true",
+        help="do not run windows that hold only air (CT) or one value throughout, if the network says background of "
+        "one of them",
     )
 
 
@@ -204,7 +234,7 @@ def take_options(parsed: argparse.Namespace) -> dict[str, Any]:
     """Take our options out of what was parsed and return the arguments for the predictor that differ from nnU-Net's."""
     rules = [vars(parsed).pop(name) for name in ("forced_spacing", "target_spacing", "max_voxels")]
     options: dict[str, Any] = {"spacing": next((rule for rule in rules if rule is not None), None)}
-    options |= {name: vars(parsed).pop(name) for name in ("fast_export", "prune_depth", *_OF_NETWORKS)}
+    options |= {name: vars(parsed).pop(name) for name in ("fast_export", "prune_depth", *_OF_NETWORKS, *_OF_ENGINES)}
     options["agreement"] |= options["min_agreement"] is not None
     options["propagate"], references = (vars(parsed).pop(name) for name in ("propagate", "propagate_references"))
     trust = {"trust_model": vars(parsed).pop("trust_model")}

@@ -35,8 +35,8 @@ class Predictor(CasePredictor):
         arguments: Positional arguments of CasePredictor, which are those of nnUNetPredictor.
         part: Number of this part and of all parts, for ``predict_from_files_sequential``, whose signature has none.
         keywords: Keyword arguments of CasePredictor: ``spacing``, ``fast_export``, ``propagate``,
-            ``propagate_references``, ``network``, ``agreement``, ``min_agreement``, ``prune_depth``, ``trust_model``
-            and those of nnUNetPredictor.
+            ``propagate_references``, ``network``, ``agreement``, ``min_agreement``, ``prune_depth``, ``trust_model``,
+            ``engine``, ``precision``, ``skip_background`` and those of nnUNetPredictor.
     """
 
     def __init__(self, *arguments: Any, part: tuple[int, int] = (0, 1), **keywords: Any) -> None:
@@ -238,6 +238,7 @@ class Predictor(CasePredictor):
         wrong: Mapping[str, str] = MappingProxyType({}),
     ) -> list[Any]:
         tasks = name_cases(cases)
+        self.expected_cases = len(tasks)
         run = Run(self, tasks, save_probabilities, report)
         try:
             run.work(list(tasks), preprocessing, exporting)

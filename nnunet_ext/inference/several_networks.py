@@ -11,7 +11,6 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
-from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from torch._dynamo import OptimizedModule
 
@@ -19,6 +18,7 @@ from nnunet_ext.inference.case import Model, Prepared
 from nnunet_ext.inference.case_agreement import FAILED, NetworksOfCase, agreement_line, summary
 from nnunet_ext.inference.checks import TWO_NETWORKS, BadInputError, check_model, check_networks
 from nnunet_ext.inference.comparison import why_not_compared
+from nnunet_ext.inference.engine_predictor import EnginePredictor
 from nnunet_ext.model_sharing.both_networks import average_of, members_of, second_network
 from nnunet_ext.model_sharing.choice_of_network import FIRST, NETWORKS, SECOND, joined, weights_of_folds
 from nnunet_ext.model_sharing.folders import as_folds, folds_that_predict
@@ -29,11 +29,11 @@ from nnunet_ext.training.safe_load import load_checkpoint
 from nnunet_ext.training.trusted_classes import trusted_by_environment, trusting
 
 
-class SeveralNetworks(nnUNetPredictor):
+class SeveralNetworks(EnginePredictor):
     """A predictor that chooses networks, and finds out what they agree about while they predict as ever.
 
     Args:
-        arguments: Positional arguments of nnUNetPredictor.
+        arguments: Positional arguments of EnginePredictor, which are those of nnUNetPredictor.
         network: Which networks of each checkpoint predict: ``"1"``, the one that nnU-Net loads; ``"2"``, the second of
             CPS or the student of a mean teacher; ``"both"``, whose probabilities are averaged in each window, before
             folds are averaged as ever.
@@ -41,7 +41,8 @@ class SeveralNetworks(nnUNetPredictor):
         min_agreement: Score, 0 to 1, below which cases are listed at the end; implies ``agreement``.
         prune_depth: Depth at which the nested network of a trainer with ANUNet in its name is cut.
         trust_model: With an option: load the model as nnU-Net does, with whatever code is in its checkpoints and plans.
-        keywords: Keyword arguments of nnUNetPredictor.
+        keywords: Keyword arguments of EnginePredictor: ``engine``, ``precision``, ``skip_background`` and those of
+            nnUNetPredictor.
 
     Attributes:
         agreements: Case -> record of its agreement, of all cases that were predicted.
@@ -78,7 +79,7 @@ class SeveralNetworks(nnUNetPredictor):
     @property
     def has_options(self) -> bool:
         """Whether anything differs from nnU-Net's predictor."""
-        return self.agreement or self.prune_depth is not None or self.chosen_network != FIRST
+        return self.agreement or self.prune_depth is not None or self.chosen_network != FIRST or self.runs_windows
 
     @property
     def network_names(self) -> list[str]:
@@ -96,7 +97,8 @@ class SeveralNetworks(nnUNetPredictor):
         if not self.has_options:
             super().initialize_from_trained_model_folder(*call)
             return
-        model, folds = Path(model_training_output_dir), (use_folds,) if isinstance(use_folds, str) else use_folds
+        self.model_folder = model = Path(model_training_output_dir)
+        folds = (use_folds,) if isinstance(use_folds, str) else use_folds
         try:
             self._network_names = check_networks(
                 model, as_folds(folds), checkpoint_name, self.chosen_network, self.agreement, self.trust_model

@@ -17,7 +17,8 @@ NAME = "spacing_report"
 STAGES = ("reading", "preprocessing", "network", "resampling", "writing")  # of a prediction, in this order
 ORDER = "x y z: left-right, front-back, head-foot"
 _RECORD = ".spacing_record_"
-_BEFORE = {"network": "1", "propagate": None}  # options that earlier versions did not have
+# options that earlier versions did not have, as these predicted
+_BEFORE = {"network": "1", "propagate": None, "engine": None, "precision": None, "skip_background": False}
 
 
 @dataclass(frozen=True)

@@ -100,6 +100,16 @@ def test_networks_reach_the_predictor(command):
     assert (made.chosen_network, made.agreement, made.fast_export) == ("2", False, True)
 
 
+def test_engines_reach_the_predictor(command):
+    device = torch.device("cpu")
+    made = command("--engine", "torch", "--precision", "float32", "--skip_background")["predictor"](device=device)
+    assert (made.engine, made.precision, made.skip_background) == ("torch", "float32", True)
+    assert made.has_options
+    made = command("--skip_background")["predictor"](device=device)
+    assert (made.engine, made.precision, made.skip_background) == (None, None, True)
+    assert not Predictor(device=device).has_options
+
+
 def test_the_first_network_is_stocks(command):
     assert command("--network", "1")["predictor"] is Stock
 
@@ -185,6 +195,8 @@ def test_parts_reach_the_predictor(command):
         (["--min_agreement", "1.1"], "--min_agreement: expected a score of 0 to 1, got '1.1'"),
         (["--min_agreement", "nan"], "--min_agreement: expected a score of 0 to 1, got 'nan'"),
         (["--min_agreement", "most"], "--min_agreement: expected a score of 0 to 1, got 'most'"),
+        (["--engine", "fast"], "--engine: invalid choice: 'fast' (choose from"),
+        (["--precision", "int8"], "--precision: invalid choice: 'int8' (choose from"),
         (["--max_voxels", "many"], "--max_voxels: expected a positive integer, got 'many'"),
         (["--max_voxels", "9", "--forced_spacing"], "--forced_spacing: not allowed with argument --max_voxels"),
         (["--target_spacing", "1", "1", "1", "--forced_spacing"], "not allowed with argument --target_spacing"),

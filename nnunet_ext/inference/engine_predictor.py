@@ -1,0 +1,230 @@
+"""nnU-Net's predictor whose windows may be run by another engine, in another precision, and not where there is air."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from acvl_utils.cropping_and_padding.padding import pad_nd_image
+from nnunetv2.configuration import default_num_processes
+from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
+from nnunetv2.inference.sliding_window_prediction import compute_gaussian
+from nnunetv2.utilities.helpers import empty_cache
+from torch import Tensor
+
+from nnunet_ext.engines.choice import check, choose
+from nnunet_ext.engines.engine import AUTO, COMPILE, OPENVINO, TORCH, ConversionError, Engine, EngineChoice
+from nnunet_ext.engines.make import make_engine
+from nnunet_ext.inference.checks import BadInputError
+from nnunet_ext.inference.empty_windows import channels_of, find_alike, is_background, why_none_is_skipped
+from nnunet_ext.inference.windows import Alike, Flips, Place, Sweep, mirrored_versions, run_once, sweep
+from nnunet_ext.plugin import compat
+from nnunet_ext.training.checkpoints import plain_module
+
+BATCHES = {TORCH: 4, COMPILE: 4, OPENVINO: 1}  # versions of windows at a time, on GPUs; 1 on CPUs
+SIGMA, LARGEST_WEIGHT = 1 / 8, 10  # of nnU-Net's weights of a window
+
+
+class EnginePredictor(nnUNetPredictor):
+    """A predictor that says what runs its network.
+
+    Args:
+        arguments: Positional arguments of nnUNetPredictor.
+        engine: ``"torch"``, ``"compile"``, ``"openvino"``, or ``"auto"`` for the fastest that is there and worth its
+            start; None is nnU-Net's own way.
+        precision: ``"float32"``, ``"bfloat16"`` or ``"float16"``; None is nnU-Net's: float32 on CPUs, float16 on GPUs.
+        skip_background: Whether windows without content are not run; see :mod:`nnunet_ext.inference.empty_windows`.
+        keywords: Keyword arguments of nnUNetPredictor.
+
+    Attributes:
+        model_folder: Folder that the model was loaded from, beside which converted networks are kept; None without.
+        expected_cases: How many cases are to be predicted, which decides what pays.
+        skipped: Number of windows of the last case that were not run.
+
+    Raises:
+        ValueError: If there is no such engine or precision, it is not installed, or the device has no units for it.
+    """
+
+    def __init__(
+        self,
+        *arguments: Any,
+        engine: str | None = None,
+        precision: str | None = None,
+        skip_background: bool = False,
+        **keywords: Any,
+    ) -> None:
+        super().__init__(*arguments, **keywords)
+        if engine is not None or precision is not None:
+            try:
+                check(engine or TORCH, precision, self.device)
+            except ValueError as error:
+                raise BadInputError(str(error)) from error
+        self.engine, self.precision, self.skip_background = engine, precision, skip_background
+        self.model_folder: Path | None = None
+        self.expected_cases, self.skipped = 1, 0
+        self._choice: EngineChoice | None = None
+        self._engines: dict[tuple[int, int], Engine] = {}
+        self._windows_done, self._fold = 0, 0
+        self._said: set[str] = set()
+
+    @property
+    def runs_windows(self) -> bool:
+        """Whether windows are run otherwise than by nnU-Net's own loop."""
+        return self.engine is not None or self.precision is not None or self.skip_background
+
+    def describe_engine(self) -> dict[str, Any]:
+        """Return what was asked for, for reports."""
+        return {"engine": self.engine, "precision": self.precision, "skip_background": self.skip_background}
+
+    @property
+    def engine_used(self) -> str | None:
+        """What runs the network, once that is known."""
+        return None if self._choice is None else self._choice.describe()
+
+    def initialize_from_trained_model_folder(  # noqa: D102 - documented by nnU-Net
+        self,
+        model_training_output_dir: str,
+        use_folds: tuple[int | str, ...] | None,
+        checkpoint_name: str = "checkpoint_final.pth",
+    ) -> None:
+        self.model_folder = Path(model_training_output_dir)
+        self.forget_engines()
+        super().initialize_from_trained_model_folder(model_training_output_dir, use_folds, checkpoint_name)
+
+    def manual_initialization(self, *arguments: Any, **keywords: Any) -> None:  # noqa: D102 - documented by nnU-Net
+        self.forget_engines()
+        super().manual_initialization(*arguments, **keywords)
+
+    def forget_engines(self) -> None:
+        """Forget what was made of a network that is replaced."""
+        self._engines.clear()
+        self._choice = None
+
+    @torch.inference_mode()
+    def predict_logits_from_preprocessed_data(self, data: Tensor) -> Tensor:
+        """Return the logits ``(K, *S)`` of a prepared image ``(C, *S)``, mean over the folds, on the CPU."""
+        if not self.runs_windows:
+            plain: Tensor = super().predict_logits_from_preprocessed_data(data)
+            return plain
+        threads = torch.get_num_threads()
+        torch.set_num_threads(min(default_num_processes, threads))
+        try:
+            total: Tensor | None = None
+            for fold, weights in enumerate(self.list_of_parameters):
+                self._fold = fold
+                plain_module(self.network).load_state_dict(weights)
+                own = self.predict_sliding_window_return_logits(data).to("cpu")
+                total = own if total is None else total.add_(own)
+            if total is None:
+                raise RuntimeError("there is no network, expected a model; call initialize_from_trained_model_folder")
+            return total if len(self.list_of_parameters) == 1 else total.div_(len(self.list_of_parameters))
+        finally:
+            torch.set_num_threads(threads)
+
+    @torch.inference_mode()
+    def predict_sliding_window_return_logits(self, input_image: Tensor) -> Tensor:
+        """Predict an image ``(C, *S)`` with the network as it is now."""
+        if not self.runs_windows:
+            plain: Tensor = super().predict_sliding_window_return_logits(input_image)
+            return plain
+        self.network = self.network.to(self.device)
+        self.network.eval()
+        padded, unpad = pad_nd_image(
+            input_image, self.configuration_manager.patch_size, "constant", {"value": 0}, True, None
+        )
+        places = compat.sliding_window_slicers(self, tuple(padded.shape[1:]))
+        flips = mirrored_versions(self.allowed_mirroring_axes if self.use_mirroring else None)
+        logits = self._on_a_device_with_room(padded, places, flips)
+        self._windows_done += len(places) * len(flips)
+        return logits[(slice(None), *unpad[1:])]
+
+    def _on_a_device_with_room(self, image: Tensor, places: list[Place], flips: Flips) -> Tensor:
+        """Predict; with less at a time, and then with the logits in main memory, where a GPU has too little."""
+        on_device = self.device.type == "cuda" and self.perform_everything_on_device
+        batch = 1 if self.device.type == "cpu" else 0
+        while True:
+            device = self.device if on_device else torch.device("cpu")
+            engine = self._engine_of(image, places, flips)
+            size = batch or BATCHES[self._choice.engine if self._choice else TORCH]
+            try:
+                empty_cache(self.device)
+                return self._predict(image.to(device), places, flips, engine, size)
+            except torch.cuda.OutOfMemoryError:
+                if size > 1:
+                    batch = size // 2
+                elif on_device:
+                    on_device, batch = False, 0
+                    print("The GPU has no room for the logits; they are kept in main memory.")
+                else:
+                    raise
+
+    def _predict(self, image: Tensor, places: list[Place], flips: Flips, engine: Engine, batch: int) -> Tensor:
+        patch = tuple(self.configuration_manager.patch_size)
+        weights = None
+        if self.use_gaussian:
+            weights = compute_gaussian(
+                patch, sigma_scale=SIGMA, value_scaling_factor=LARGEST_WEIGHT, device=image.device
+            )
+        heads = self.label_manager.num_segmentation_heads
+        alike = self._find_alike(image, places, flips, engine)
+        self.skipped = 0 if alike is None else alike.number
+        how = Sweep(places, flips, weights, heads, self.device, batch, self.allow_tqdm)
+        return sweep(image, engine, how, alike)
+
+    def _find_alike(self, image: Tensor, places: list[Place], flips: Flips, engine: Engine) -> Alike | None:
+        if not self.skip_background:
+            return None
+        reason = why_none_is_skipped(self.configuration_manager)
+        if reason is not None:
+            self.say_once(f"--skip_background: {reason}; every window is run.")
+            return None
+        channels = channels_of(self.plans_manager, self.configuration_manager, len(image))
+        labels = self.plans_manager.get_label_manager(self.dataset_json)
+        # of networks that are kept apart the average comes first, and is what is written
+        background = partial(is_background, heads=labels.num_segmentation_heads, regions=labels.has_regions)
+        run = partial(run_once, engine=engine, flips=flips, device=self.device)
+        return find_alike(image, places, channels, run, background)
+
+    def _engine_of(self, image: Tensor, places: list[Place], flips: Flips) -> Engine:
+        """Return the engine that runs the network with the weights that it has now."""
+        windows = len(places) * len(flips)
+        choice = self._choose(windows)
+        network = plain_module(self.network)
+        heads = int(self.label_manager.num_segmentation_heads)
+        # converted networks hold the weights of one fold; the others take those of each
+        key = (self._fold if choice.engine == OPENVINO else 0, heads)
+        window = (len(image), *(int(size) for size in self.configuration_manager.patch_size))
+        if key not in self._engines:
+            try:
+                self._engines[key] = make_engine(choice, network, window, self.device, self.model_folder)
+            except ConversionError as error:
+                self._choice = EngineChoice(TORCH, choice.precision, "the other engine cannot run this network")
+                self.say_once(f"--engine {choice.engine}: {error}; torch is used.")
+                self._engines.clear()
+                return self._engine_of(image, places, flips)
+        engine = self._engines[key]
+        if choice.engine != OPENVINO:
+            engine.load(network.state_dict())
+        return engine
+
+    def _choose(self, windows: int) -> EngineChoice:
+        """Choose once for all cases; an automatic choice of torch is looked at again as windows add up."""
+        waits = self.engine == AUTO and self._choice is not None and self._choice.engine == TORCH
+        if self._choice is None or (waits and self.expected_cases == 1):
+            folds = max(1, len(self.list_of_parameters or ()))
+            expected = max(windows * folds * self.expected_cases, self._windows_done)
+            chosen = choose(self.engine or TORCH, self.precision, self.device, expected)
+            if chosen != self._choice:
+                self._engines.clear()
+                self._choice = chosen
+                if self.engine == AUTO:
+                    self.say_once(f"--engine auto: {chosen.describe()} ({chosen.reason}).")
+        return self._choice
+
+    def say_once(self, text: str) -> None:
+        """Print a line that holds for all cases, the first time only."""
+        if text not in self._said:
+            self._said.add(text)
+            print(text)

@@ -1,0 +1,183 @@
+"""The predictor with another engine, another precision, and windows that are not run."""
+
+import json
+
+import numpy as np
+import pytest
+import SimpleITK
+import torch
+from inference.tiny_model import REGIONS, make_enhanced_model, make_model, make_nested_model, make_pair_model
+from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
+from pseudo_labels.panels import make_folds
+
+import nnunet_ext.inference.engine_predictor as subject
+from nnunet_ext.engines.engine import ConversionError, EngineChoice
+from nnunet_ext.inference import Predictor
+from nnunet_ext.inference.checks import BadInputError
+
+CPU = torch.device("cpu")
+IMAGE = torch.randn(1, 20, 22, 24, generator=torch.Generator().manual_seed(1))
+MODELS = {
+    "classes": lambda root: make_folds(root, 1, share=0.1),
+    "regions": lambda root: make_folds(root, 1, share=0.1, labels=REGIONS),
+    "2d": lambda root: make_folds(root, 1, share=0.1, configuration="2d"),
+    "pair": lambda root: make_pair_model(root, 1),
+}
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def predictor(model, kind=Predictor, folds=(0,), **options):
+    made = kind(device=CPU, allow_tqdm=False, use_mirroring=options.pop("mirroring", False), **options)
+    made.initialize_from_trained_model_folder(str(model.folder), folds, "checkpoint_final.pth")
+    made.allowed_mirroring_axes = [0, 1]
+    return made
+
+
+def unlike(one, other):
+    """Share of voxels in which logits have other winners."""
+    return (one.argmax(0) != other.argmax(0)).float().mean().item()
+
+
+@pytest.fixture(params=MODELS)
+def model(request, tmp_path):
+    return MODELS[request.param](tmp_path)
+
+
+def test_torch_is_nnunet_s_prediction_to_the_last_bit(model):
+    expected = predictor(model, nnUNetPredictor, (0, 1), mirroring=True).predict_logits_from_preprocessed_data(IMAGE)
+    found = predictor(model, folds=(0, 1), mirroring=True, engine="torch").predict_logits_from_preprocessed_data(IMAGE)
+    assert torch.equal(found, expected)
+
+
+def test_skipping_nothing_changes_nothing(model):
+    expected = predictor(model, nnUNetPredictor).predict_logits_from_preprocessed_data(IMAGE)
+    made = predictor(model, skip_background=True)
+    assert torch.equal(made.predict_logits_from_preprocessed_data(IMAGE), expected)
+    assert made.skipped == 0
+
+
+def test_both_networks_are_averaged_by_an_engine(tmp_path):
+    model = make_pair_model(tmp_path)
+    expected = predictor(model, network="both").predict_logits_from_preprocessed_data(IMAGE)
+    found = predictor(model, network="both", engine="openvino").predict_logits_from_preprocessed_data(IMAGE)
+    assert unlike(found, expected) < 1e-3
+
+
+def test_each_fold_has_a_converted_network_of_its_own(tmp_path):
+    model = make_folds(tmp_path, 1, share=0.1)
+    expected = predictor(model, nnUNetPredictor, (0, 1)).predict_logits_from_preprocessed_data(IMAGE)
+    made = predictor(model, folds=(0, 1), engine="openvino")
+    for _ in range(2):
+        assert unlike(made.predict_logits_from_preprocessed_data(IMAGE), expected) < 1e-3
+    assert len(list(model.folder.glob("openvino_*.xml"))) == 2
+    assert made.engine_used == "openvino, float32"
+
+
+@pytest.mark.parametrize("make", [make_nested_model, make_enhanced_model])
+def test_networks_of_ours_run_by_openvino(tmp_path, make):
+    model = make(tmp_path)
+    options = {"prune_depth": 1} if make is make_nested_model else {}
+    expected = predictor(model, **options, engine="torch").predict_logits_from_preprocessed_data(IMAGE)
+    found = predictor(model, **options, engine="openvino").predict_logits_from_preprocessed_data(IMAGE)
+    assert unlike(found, expected) < 1e-3
+    assert list(model.folder.glob("openvino_*.xml"))
+
+
+def test_where_a_network_cannot_be_converted_torch_is_used(tmp_path, monkeypatch, capsys):
+    def make_engine(choice, *arguments):
+        if choice.engine == "openvino":
+            raise ConversionError("no operator aten::nothing")
+        return make(choice, *arguments)
+
+    make = subject.make_engine
+    monkeypatch.setattr(subject, "make_engine", make_engine)
+    model = make_model(tmp_path)
+    expected = predictor(model, nnUNetPredictor).predict_logits_from_preprocessed_data(IMAGE)
+    made = predictor(model, engine="openvino")
+    for _ in range(2):
+        assert torch.equal(made.predict_logits_from_preprocessed_data(IMAGE), expected)
+    text = capsys.readouterr().out
+    assert text.count("no operator aten::nothing; torch is used") == 1
+    assert made.engine_used == "torch, float32"
+
+
+def test_an_automatic_choice_knows_how_many_windows_there_will_be(tmp_path, monkeypatch, capsys):
+    asked = []
+
+    def choose(engine, precision, device, windows):
+        asked.append((engine, windows))
+        return EngineChoice("torch", "float32", "few windows")
+
+    monkeypatch.setattr(subject, "choose", choose)
+    model = make_folds(tmp_path, 1, share=0.1)
+    made = predictor(model, folds=(0, 1), engine="auto", mirroring=True)
+    made.expected_cases = 5
+    made.predict_logits_from_preprocessed_data(IMAGE)
+    made.predict_logits_from_preprocessed_data(IMAGE)
+    places = len(subject.compat.sliding_window_slicers(made, (20, 22, 24)))
+    assert asked == [("auto", places * 4 * 2 * 5)]  # mirrored versions, folds, cases
+    assert capsys.readouterr().out.count("--engine auto: torch, float32 (few windows).") == 1
+
+
+def test_arrays_one_after_the_other_add_up(tmp_path, monkeypatch):
+    asked = []
+
+    def choose(engine, precision, device, windows):
+        asked.append(windows)
+        return EngineChoice("torch", "float32", "few windows")
+
+    monkeypatch.setattr(subject, "choose", choose)
+    made = predictor(make_model(tmp_path), engine="auto")
+    for _ in range(3):
+        made.predict_logits_from_preprocessed_data(IMAGE)
+    assert asked[1] == asked[0]
+    assert asked[2] == 2 * asked[0]
+
+
+def test_what_is_not_there_is_refused_at_once():
+    with pytest.raises(BadInputError, match="engine"):
+        Predictor(device=CPU, engine="nothing")
+    with pytest.raises(BadInputError, match="float16"):
+        Predictor(device=CPU, precision="float16")
+
+
+def test_a_scan_with_air_is_predicted_as_without_skipping(tmp_path):
+    """Noise in air, an organ at the border of the body; the record says what was not run."""
+    plans = {"normalization_schemes": ["CTNormalization"]}
+    statistics = {"mean": 100.0, "std": 20.0, "percentile_00_5": 40.0, "percentile_99_5": 180.0}
+    properties = {"0": statistics | {"median": 100.0, "min": 0.0, "max": 300.0}}
+    model = make_model(tmp_path, change=plans, foreground_intensity_properties_per_channel=properties)
+    checkpoint = model.folder / "fold_0" / "checkpoint_final.pth"
+    content = torch.load(checkpoint, weights_only=False)
+    made = predictor(model, engine="torch")
+    air = torch.full((1, 20, 22, 24), -3.0)
+    logits = made.predict_logits_from_preprocessed_data(air)
+    content["network_weights"]["decoder.seg_layers.0.bias"][0] += (logits.max() - logits[0].min()).float() + 1
+    torch.save(content, checkpoint)
+    file = model.add("scan", 1, spacing=(2.0, 1.5, 1.25), shape=(24, 60, 64))
+    image = SimpleITK.ReadImage(str(file))
+    array = SimpleITK.GetArrayFromImage(image)
+    rng = np.random.default_rng(0)
+    array[:, 30:] = rng.normal(-1000, 30, array[:, 30:].shape)
+    array[:, 30:32, 40:50] = 150  # at the border of the body
+    changed = SimpleITK.GetImageFromArray(array)
+    changed.CopyInformation(image)
+    SimpleITK.WriteImage(changed, str(file))
+    results = {}
+    for name, options in {"stock": {}, "skip": {"skip_background": True, "fast_export": True}}.items():
+        made = predictor(model, Predictor, mirroring=True, **options)
+        made.predict_from_files_sequential(str(model.images), str(tmp_path / name))
+        results[name] = SimpleITK.GetArrayFromImage(SimpleITK.ReadImage(str(tmp_path / name / "scan.nii.gz")))
+    assert len(np.unique(results["stock"])) > 1
+    assert (results["skip"] != results["stock"]).mean() < 1e-5
+    record = json.loads((tmp_path / "skip" / "spacing_report.json").read_text())["cases"]["scan"]
+    assert 0 < record["patches_skipped"] < record["patches"]
+    assert record["engine"] == "torch, float32"
+    assert record["predicted_with"]["skip_background"] is True
