@@ -1,5 +1,7 @@
 """The sliding window of our own: nnU-Net's to the last bit, whatever a batch holds, and equal windows only once."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -118,7 +120,6 @@ def with_air(predictor, shape=(33, 70, 70)):
 
 
 def alike_of(predictor, image, how, engine, channels, background=None):
-    heads = predictor.label_manager.num_segmentation_heads
     return find_alike(
         image,
         how.places,
@@ -181,16 +182,10 @@ def test_few_kinds_of_windows_are_kept():
     ("percentile", "air"), [(-1024.0, AIR_HU), (-950.0, AIR_HU), (-800.0, -800.0), (-100.0, -100.0)]
 )
 def test_air_of_a_ct_follows_from_what_the_plans_clip(percentile, air):
-    class Plans:
-        foreground_intensity_properties_per_channel = {
-            "0": {"mean": 50.0, "std": 100.0, "percentile_00_5": percentile, "percentile_99_5": 300.0},
-            "1": {"mean": 50.0, "std": 100.0, "percentile_00_5": -100.0, "percentile_99_5": 300.0},
-        }
-
-    class Configuration:
-        normalization_schemes = ["CTNormalization", "ZScoreNormalization"]
-
-    ct, other, previous = channels_of(Plans(), Configuration(), 3)
+    statistics = {"mean": 50.0, "std": 100.0, "percentile_00_5": percentile, "percentile_99_5": 300.0}
+    plans = SimpleNamespace(foreground_intensity_properties_per_channel={"0": statistics, "1": statistics})
+    configuration = SimpleNamespace(normalization_schemes=["CTNormalization", "ZScoreNormalization"])
+    ct, other, previous = channels_of(plans, configuration, 3)
     assert ct.air == pytest.approx((air - 50) / 100)
     assert ct.vacuum == pytest.approx((max(percentile, -1000) - 50) / 100)
     assert other == previous == Channel()
