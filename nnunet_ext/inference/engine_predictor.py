@@ -65,8 +65,9 @@ class EnginePredictor(nnUNetPredictor):
         self.model_folder: Path | None = None
         self.expected_cases, self.skipped = 1, 0
         self._choice: EngineChoice | None = None
-        self._engines: dict[tuple[int, int], Engine] = {}
-        self._windows_done, self._fold = 0, 0
+        self._engines: dict[int, Engine] = {}  # number of channels of the logits -> engine
+        self._weights: dict[str, Any] | None = None  # of the fold that is predicted with
+        self._windows_done = 0
         self._said: set[str] = set()
 
     @property
@@ -112,8 +113,8 @@ class EnginePredictor(nnUNetPredictor):
         torch.set_num_threads(min(default_num_processes, threads))
         try:
             total: Tensor | None = None
-            for fold, weights in enumerate(self.list_of_parameters):
-                self._fold = fold
+            for weights in self.list_of_parameters:
+                self._weights = weights
                 plain_module(self.network).load_state_dict(weights)
                 own = self.predict_sliding_window_return_logits(data).to("cpu")
                 total = own if total is None else total.add_(own)
@@ -121,6 +122,7 @@ class EnginePredictor(nnUNetPredictor):
                 raise RuntimeError("there is no network, expected a model; call initialize_from_trained_model_folder")
             return total if len(self.list_of_parameters) == 1 else total.div_(len(self.list_of_parameters))
         finally:
+            self._weights = None
             torch.set_num_threads(threads)
 
     @torch.inference_mode()
@@ -146,11 +148,14 @@ class EnginePredictor(nnUNetPredictor):
         batch = 1 if self.device.type == "cpu" else 0
         while True:
             device = self.device if on_device else torch.device("cpu")
-            engine = self._engine_of(image, places, flips)
-            size = batch or BATCHES[self._choice.engine if self._choice else TORCH]
+            size = 1
             try:
+                engine = self._engine_of(image, places, flips)
+                size = batch or BATCHES[self._choice.engine if self._choice else TORCH]
                 empty_cache(self.device)
                 return self._predict(image.to(device), places, flips, engine, size)
+            except ConversionError as error:  # compilers fail with the first windows only
+                self._use_torch_instead(error)
             except torch.cuda.OutOfMemoryError:
                 if size > 1:
                     batch = size // 2
@@ -193,21 +198,19 @@ class EnginePredictor(nnUNetPredictor):
         choice = self._choose(windows)
         network = plain_module(self.network)
         heads = int(self.label_manager.num_segmentation_heads)
-        # converted networks hold the weights of one fold; the others take those of each
-        key = (self._fold if choice.engine == OPENVINO else 0, heads)
         window = (len(image), *(int(size) for size in self.configuration_manager.patch_size))
-        if key not in self._engines:
-            try:
-                self._engines[key] = make_engine(choice, network, window, self.device, self.model_folder)
-            except ConversionError as error:
-                self._choice = EngineChoice(TORCH, choice.precision, "the other engine cannot run this network")
-                self.say_once(f"--engine {choice.engine}: {error}; torch is used.")
-                self._engines.clear()
-                return self._engine_of(image, places, flips)
-        engine = self._engines[key]
-        if choice.engine != OPENVINO:
-            engine.load(network.state_dict())
-        return engine
+        if heads not in self._engines:
+            self._engines[heads] = make_engine(choice, network, window, self.device, self.model_folder)
+        self._engines[heads].load(network.state_dict() if self._weights is None else self._weights)
+        return self._engines[heads]
+
+    def _use_torch_instead(self, error: ConversionError) -> None:
+        choice = self._choice
+        if choice is None or choice.engine == TORCH:
+            raise error
+        self.say_once(f"--engine {choice.engine}: {error}; torch is used.")
+        self._choice = EngineChoice(TORCH, choice.precision, f"{choice.engine} cannot run this network")
+        self._engines.clear()
 
     def _choose(self, windows: int) -> EngineChoice:
         """Choose once for all cases; an automatic choice of torch is looked at again as windows add up."""
