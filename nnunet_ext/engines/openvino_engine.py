@@ -116,7 +116,8 @@ class _Queue:
         self.compiled, self.length = compiled, length
         self.output = tuple(compiled.output(0).shape)
         self.free: list[Any] = []
-        self.under_way: deque[tuple[Any, Tensor]] = deque()  # request and the batch of logits that it writes into
+        # request, the batch of logits that it writes into, and the windows that it reads, which it does not keep alive
+        self.under_way: deque[tuple[Any, Tensor, Tensor]] = deque()
 
     def begin(self, batch: Tensor) -> Tensor:
         """Begin with all windows of a batch; return where their logits will be.
@@ -131,10 +132,9 @@ class _Queue:
         for number in range(len(windows)):
             request = self._request()
             for put, tensor in ((request.set_input_tensor, windows), (request.set_output_tensor, logits)):
-                # OpenVINO keeps the array, and the array the tensor
                 put(openvino.Tensor(tensor[number : number + 1].numpy(), shared_memory=True))
             request.start_async()
-            self.under_way.append((request, logits))
+            self.under_way.append((request, logits, windows))
         return logits
 
     def _request(self) -> Any:
@@ -145,7 +145,7 @@ class _Queue:
         return self._end_first()
 
     def _end_first(self) -> Any:
-        request, _ = self.under_way.popleft()
+        request, *_ = self.under_way.popleft()
         request.wait()
         return request
 
@@ -155,7 +155,7 @@ class _Queue:
         Args:
             logits: What :meth:`begin` returned.
         """
-        while any(own is logits for _, own in self.under_way):
+        while any(own is logits for _, own, _ in self.under_way):
             self.free.append(self._end_first())
 
     def close(self) -> None:
