@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import time
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,8 +16,8 @@ from nnunetv2.inference.sliding_window_prediction import compute_gaussian
 from nnunetv2.utilities.helpers import empty_cache
 from torch import Tensor
 
-from nnunet_ext.engines.choice import check, choose
-from nnunet_ext.engines.engine import AUTO, COMPILE, OPENVINO, TORCH, ConversionError, Engine, EngineChoice
+from nnunet_ext.engines.choice import check, choose, precisions_of
+from nnunet_ext.engines.engine import AUTO, COMPILE, FLOAT32, OPENVINO, TORCH, ConversionError, Engine, EngineChoice
 from nnunet_ext.engines.make import make_engine
 from nnunet_ext.inference.checks import BadInputError
 from nnunet_ext.inference.empty_windows import channels_of, find_alike, is_background, why_none_is_skipped
@@ -194,11 +196,10 @@ class EnginePredictor(nnUNetPredictor):
 
     def _engine_of(self, image: Tensor, places: list[Place], flips: Flips) -> Engine:
         """Return the engine that runs the network with the weights that it has now."""
-        windows = len(places) * len(flips)
-        choice = self._choose(windows)
+        window = (len(image), *(int(size) for size in self.configuration_manager.patch_size))
+        choice = self._choose(len(places) * len(flips), window)
         network = plain_module(self.network)
         heads = int(self.label_manager.num_segmentation_heads)
-        window = (len(image), *(int(size) for size in self.configuration_manager.patch_size))
         if heads not in self._engines:
             self._engines[heads] = make_engine(choice, network, window, self.device, self.model_folder)
         self._engines[heads].load(network.state_dict() if self._weights is None else self._weights)
@@ -212,19 +213,32 @@ class EnginePredictor(nnUNetPredictor):
         self._choice = EngineChoice(TORCH, choice.precision, f"{choice.engine} cannot run this network")
         self._engines.clear()
 
-    def _choose(self, windows: int) -> EngineChoice:
+    def _choose(self, windows: int, window: tuple[int, ...]) -> EngineChoice:
         """Choose once for all cases; an automatic choice of torch is looked at again as windows add up."""
         waits = self.engine == AUTO and self._choice is not None and self._choice.engine == TORCH
         if self._choice is None or (waits and self.expected_cases == 1):
             folds = max(1, len(self.list_of_parameters or ()))
             expected = max(windows * folds * self.expected_cases, self._windows_done)
-            chosen = choose(self.engine or TORCH, self.precision, self.device, expected)
-            if chosen != self._choice:
+            seconds = self._seconds_of(window) if self.engine == AUTO else None
+            chosen = choose(self.engine or TORCH, self.precision, self.device, expected, seconds)
+            if self._choice is None or chosen.engine != self._choice.engine:
                 self._engines.clear()
                 self._choice = chosen
                 if self.engine == AUTO:
                     self.say_once(f"--engine auto: {chosen.describe()} ({chosen.reason}).")
         return self._choice
+
+    def _seconds_of(self, window: tuple[int, ...]) -> float:
+        """Return how long torch takes for one window ``(C, *P)``, in nnU-Net's precision."""
+        own = EngineChoice(TORCH, precisions_of(self.device)[-1] if self.device.type == "cuda" else FLOAT32)
+        engine = make_engine(own, plain_module(self.network), window, self.device)
+        batch, seconds = torch.zeros((1, *window), device=self.device), math.inf
+        for _ in range(2):  # the first one may begin slowly
+            start = time.perf_counter()
+            for logits in engine.run([batch]):
+                logits.flatten()[0].item()  # waits for a GPU
+            seconds = min(seconds, time.perf_counter() - start)
+        return seconds
 
     def say_once(self, text: str) -> None:
         """Print a line that holds for all cases, the first time only."""
