@@ -92,9 +92,8 @@ def _keep_cases(arguments: argparse.Namespace) -> int:
     extractor = GlobalIntensityFingerprintExtractor(arguments.d, arguments.np)
     extractor.show_progress_bar = not arguments.no_pbar
     table, number_read = extractor.keep_cases(part)
-    print(
-        f"{extractor.dataset_name}, {part}: {number_read} case(s) read, {len(table.failures)} failed, in {table.folder}"
-    )
+    counts = f"{number_read} case(s) read, {len(table.failures)} failed"
+    print(f"{extractor.dataset_name}, {part}: {counts}, in {table.folder}")
     if table.failures:
         print(format_report(table.failures), file=sys.stderr)
     return 1 if table.failures else 0

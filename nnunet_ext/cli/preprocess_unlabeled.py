@@ -1,7 +1,7 @@
 """Preprocesses the unlabelled cases of a dataset for any plans, stock ones too, and touches nothing else.
 
-Cases that are up to date are kept, so a run that was stopped continues; changed scans and changed plans are noticed. With
--num_parts and -part_id, many machines share the cases; the next run without them removes what no case has any more.
+Cases that are up to date are kept, so a run that was stopped continues; changed scans and changed plans are noticed.
+With -num_parts and -part_id, many machines share the cases; a run without them afterwards finds all of them done.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ def run(arguments: argparse.Namespace) -> int:
     from nnunet_ext.data.preprocess import preprocess_unlabeled
 
     part = Part(arguments.part_id, arguments.num_parts)
+    of_part = "" if part.is_all else f", {part}"
     failures = []
     try:
         for configuration in arguments.c:
@@ -37,7 +38,7 @@ def run(arguments: argparse.Namespace) -> int:
                 arguments.d, arguments.p, configuration, arguments.np, arguments.clean, not arguments.no_pbar, part
             )
             print(
-                f"{configuration}{'' if part.is_all else f', {part}'}: {len(summary.done)} preprocessed, {len(summary.kept)} up to date, "
+                f"{configuration}{of_part}: {len(summary.done)} preprocessed, {len(summary.kept)} up to date, "
                 f"{len(summary.removed)} removed, {len(summary.failures)} failed, in {summary.folder}"
             )
             failures += summary.failures

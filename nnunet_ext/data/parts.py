@@ -30,6 +30,7 @@ class Part:
     count: int = 1
 
     def __post_init__(self) -> None:
+        """Raise ValueError if there is no such part."""
         if not 0 <= self.index < self.count:
             expected = "0" if self.count == 1 else f"0 to {self.count - 1}"
             raise ValueError(
@@ -46,6 +47,7 @@ class Part:
         return sorted(names)[self.index :: self.count]
 
     def __str__(self) -> str:
+        """Return the part as messages name it."""
         return "all" if self.is_all else f"part {self.index} of {self.count}"
 
 
