@@ -18,6 +18,7 @@ _STAGE_COLOURS = dict(zip(STAGES, ("#56b4e9", "#0072b2", "#d55e00", "#009e73", "
 _PAIR_COLOURS = ("#0072b2", "#e69f00")
 _WALL = "#999999"
 _BUDGET = "#009e73"
+_BUDGETS_SHOWN = 5
 _PANEL_INCHES = 4.2
 
 Entries = dict[str, dict[str, Any]]
@@ -114,24 +115,29 @@ def _dice(entry: dict[str, Any]) -> float | None:
 
 
 def _draw_trade(axes: Axes, entries: Entries, trade: dict[str, Any] | None, colours: dict[str, Any]) -> None:
-    """Mean DSC over seconds a case; with a budget, what lies within it, and the pick with a ring."""
+    """Mean DSC over seconds a case; with a budget, what lies within it, and the pick with a ring; triangles: below."""
     points = {
         name: (entry["measured"]["seconds_per_case"], dice)
         for name, entry in entries.items()
         if (dice := _dice(entry)) is not None
     }
-    for name, point in points.items():
-        axes.scatter(*point, s=42, color=colours[name], zorder=3)
     pick = None if trade is None else points.get(trade["setting"])
     reference = None if trade is None else points.get(trade["reference"])
+    least = -1.0
     if trade is not None and pick is not None and reference is not None:
+        least = reference[1] - _BUDGETS_SHOWN * trade["budget"] if trade["budget"] else least
         axes.axhline(reference[1] - trade["budget"], color=_BUDGET, linewidth=1.2, linestyle="--")
-        low, high = axes.get_ylim()
-        axes.axhspan(reference[1] - trade["budget"], max(high, reference[1]), color=_BUDGET, alpha=0.1, linewidth=0)
-        axes.set_ylim(low, max(high, reference[1]))
+        axes.axhspan(reference[1] - trade["budget"], 1, color=_BUDGET, alpha=0.1, linewidth=0)
         axes.scatter(*pick, s=190, facecolors="none", edgecolors="black", linewidths=1.6, zorder=4)
         title = f"fastest within {trade['budget']:g} of {trade['reference']}: {trade['setting']}"
         axes.set_title(title, fontsize=9)
+    shown = {name: max(dice, least) for name, (_, dice) in points.items()}
+    for name, (seconds, dice) in points.items():
+        # what is far below is at the edge, so that the budget can be seen
+        axes.scatter(seconds, shown[name], s=42, color=colours[name], zorder=3, marker="o" if dice >= least else "v")
+    low, high = min(shown.values()), max(shown.values())
+    margin = max(0.1 * (high - low), 5e-4)
+    axes.set_ylim(low - margin, high + margin)
     axes.set_xlabel("seconds a case", fontsize=9)
     axes.set_ylabel("mean DSC", fontsize=9)
     axes.set_xlim(left=0)
