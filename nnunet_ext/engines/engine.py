@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from torch import Tensor
 
@@ -51,4 +51,14 @@ class Engine(Protocol):
         Yields:
             Logits ``(N, K, *P)`` on the same device, in a floating type of the engine's choice. They may be changed
             in place, and stay as they are when the next ones are made.
+        """
+
+    def load(self, weights: Mapping[str, Any]) -> None:
+        """Go on with other weights, such as those of the next fold.
+
+        Args:
+            weights: State of a network of the same architecture; it must not be changed afterwards.
+
+        Raises:
+            ConversionError: If they cannot be converted; to be expected only from the first weights of a network.
         """
