@@ -45,7 +45,7 @@ def _why_not(setting: Setting, device: str) -> str | None:
 
     import torch
 
-    from nnunet_ext.engines.choice import available, check
+    from nnunet_ext.engines.choice import PIP_LINE, available, check
 
     is_ours = SETTINGS.get(setting.name) == setting
     if is_ours and device != "cpu":
@@ -53,7 +53,7 @@ def _why_not(setting: Setting, device: str) -> str | None:
         if setting.name in _SAME_ON_GPU:
             return f"on {device} nnU-Net's own precision is float16, so it is the same as {_SAME_ON_GPU[setting.name]}"
     if is_ours and engine == AUTO and precision is None and device == "cpu" and not available(OPENVINO):
-        return "OpenVINO is not installed, and without it it is fast_export; pip install nnunetv2-ext[openvino]"
+        return f"OpenVINO is not installed, so it would be fast_export; {PIP_LINE}"
     try:
         check(engine or TORCH, precision, torch.device(device))
     except ValueError as error:

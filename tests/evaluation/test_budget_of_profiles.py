@@ -122,7 +122,7 @@ def test_without_openvino_or_units_for_bfloat16(installed):
     installed.remove("openvino")
     left, reasons = names(*OURS, own)
     assert left == ["stock", "engine_bf16", "skip_background", "fastest"]
-    assert reasons["engine"].endswith("it is fast_export; pip install nnunetv2-ext[openvino]")
+    assert reasons["engine"].endswith("so it would be fast_export; pip install nnunetv2-ext[openvino]")
     assert reasons["own"] == "there is no openvino on cpu"
     installed.remove("bfloat16")
     left, reasons = names(*OURS)
