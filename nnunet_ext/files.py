@@ -230,12 +230,14 @@ def remove(path: Path) -> None:
 
 
 @contextlib.contextmanager
-def only_here(folder: str | Path, doing: str) -> Iterator[None]:
+def only_here(folder: str | Path, doing: str, part: str = "", patience_seconds: float = 0.0) -> Iterator[None]:
     """Keep other processes from doing the same in the same place; a lock ends with its process, however that ends.
 
     Args:
         folder: What is worked on; the lock lies beside it, hidden, and stays as an empty file.
         doing: What is done, for the message, e.g. ``"preprocessed"``.
+        part: What of it, e.g. ``"part 0 of 4"``, has a lock of its own; empty for the folder's.
+        patience_seconds: How long to wait for the lock.
 
     Raises:
         BusyError: If another process has the lock; names its host, number and start.
@@ -244,12 +246,14 @@ def only_here(folder: str | Path, doing: str) -> Iterator[None]:
 
     folder = Path(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
-    lock = filelock.FileLock(folder.with_name(f".{folder.name}.lock"), timeout=0, mode=0o666)
-    holder = folder.with_name(f".{folder.name}.lock.json")
+    name = f".{folder.name}.{part.replace(' ', '_')}" if part else f".{folder.name}"
+    what = f"{folder} ({part})" if part else f"{folder}"
+    lock = filelock.FileLock(folder.with_name(f"{name}.lock"), timeout=patience_seconds, mode=0o666)
+    holder = folder.with_name(f"{name}.lock.json")
     try:
         lock.acquire()
     except filelock.Timeout:
-        raise BusyError(f"{folder} is being {doing} {_describe(holder)}; wait until it is done, or stop it") from None
+        raise BusyError(f"{what} is being {doing} {_describe(holder)}; wait until it is done, or stop it") from None
     except (OSError, NotImplementedError) as error:  # a file system without locks, or a lock of another user's
         warnings.warn(f"{folder} cannot be locked ({error}); let only one command work on it at a time", stacklevel=4)
     try:

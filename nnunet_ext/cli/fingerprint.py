@@ -2,7 +2,8 @@
 
 Shows whether the unlabelled scans match the labelled ones, and which clipping window each group of voxels would give.
 Scans that were looked at before (by GlobalIntensityFingerprintExtractor or this command) are not read again; the
-fingerprint itself is not touched.
+fingerprint itself is not touched. With --only_cases it looks at the scans and draws nothing: so that many machines can
+share them (-num_parts, -part_id) before nnUNetv2_extract_fingerprint -fpe GlobalIntensityFingerprintExtractor.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from nnunet_ext.cli.values import add_no_progress_bar, add_processes
+from nnunet_ext.cli.values import add_no_progress_bar, add_parts, add_processes
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -20,12 +21,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "-o", type=Path, default=None, metavar="PNG", help="(default: fingerprint.png in nnUNet_preprocessed/DATASET)"
     )
+    parser.add_argument(
+        "--only_cases", action="store_true", help="keep what a fingerprint needs of each scan, and draw nothing"
+    )
+    add_parts(parser)
     add_processes(parser)
     add_no_progress_bar(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Draw; the exit status is 1 if a case failed."""
+    """Draw, or only look at the scans; the exit status is 1 if a case failed."""
+    if arguments.only_cases:
+        return _keep_cases(arguments)
+    if arguments.num_parts > 1 or arguments.part_id:
+        raise ValueError(
+            "-num_parts and -part_id divide the reading of the scans, but a picture needs all; add --only_cases, and "
+            "draw once all parts are done"
+        )
     from nnunetv2.utilities.dataset_name_id_conversion import maybe_convert_to_dataset_name
     from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
 
@@ -63,6 +75,25 @@ def run(arguments: argparse.Namespace) -> int:
     outliers = format_outliers(find_outliers(cases[LABELLED], cases[UNLABELLED], table.dataset_json))
     print(outliers or "No scan is unlike the others.")
     print(f"Wrote {target}")
+    if table.failures:
+        print(format_report(table.failures), file=sys.stderr)
+    return 1 if table.failures else 0
+
+
+def _keep_cases(arguments: argparse.Namespace) -> int:
+    if arguments.o is not None:
+        raise ValueError(f"-o names a picture ({arguments.o}), but --only_cases draws none; leave one of them out")
+
+    from nnunet_ext.data.failures import format_report
+    from nnunet_ext.data.parts import Part
+    from nnunet_ext.planners.global_fingerprint import GlobalIntensityFingerprintExtractor
+
+    part = Part(arguments.part_id, arguments.num_parts)
+    extractor = GlobalIntensityFingerprintExtractor(arguments.d, arguments.np)
+    extractor.show_progress_bar = not arguments.no_pbar
+    table, number_read = extractor.keep_cases(part)
+    counts = f"{number_read} case(s) read, {len(table.failures)} failed"
+    print(f"{extractor.dataset_name}, {part}: {counts}, in {table.folder}")
     if table.failures:
         print(format_report(table.failures), file=sys.stderr)
     return 1 if table.failures else 0

@@ -1,7 +1,8 @@
 """Predicts a folder of images in several ways, each with the stock command, and prints and draws what each one costs.
 
 Measured are seconds, host and GPU memory, the areas under the curves of GPU memory and CPU utilisation over time and,
-with --labels, DSC and NSD. Settings that are done are kept when the command is run again.
+with --labels, DSC and NSD. Settings that are done are kept when the command is run again. With --budget, the fastest
+setting that loses no more mean DSC than that is named, with its command line.
 """
 
 from __future__ import annotations
@@ -47,6 +48,13 @@ def _tolerance(text: str) -> float:
     return value
 
 
+def _budget(text: str) -> float:
+    value = number(text)
+    if not 0 <= value < 1:
+        raise argparse.ArgumentTypeError(f"expected a loss of mean DSC from 0 to 1, e.g. 0.005, got {text!r}")
+    return value
+
+
 def _length(text: str) -> float:
     value = number(text)
     if math.isnan(value):
@@ -86,6 +94,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--tolerance_mm", type=_tolerance, default=2.0, metavar="MM", help="of the NSD (default: %(default)s)"
     )
+    parser.add_argument(
+        "--budget",
+        type=_budget,
+        metavar="DSC",
+        help="name the fastest setting whose mean DSC is at most so much below that of stock, e.g. 0.005",
+    )
     add_device(parser, meaning="device that predicts")
     add_prediction_processes(parser)
     parser.add_argument(
@@ -105,11 +119,14 @@ def run(arguments: argparse.Namespace) -> int:
     settings = choose_settings(arguments.settings, arguments.setting, arguments.target_spacing, arguments.max_voxels)
     model = _model(arguments)
 
+    from nnunet_ext.evaluation.budget import format_trade
     from nnunet_ext.evaluation.inputs import find_inputs
     from nnunet_ext.evaluation.profile import ProfileOptions, failed, profile
     from nnunet_ext.evaluation.record import FILE, PICTURE
+    from nnunet_ext.evaluation.runnable import runnable
     from nnunet_ext.evaluation.table import format_profile
 
+    settings, left_out = runnable(settings, arguments.device)
     inputs = find_inputs(model, arguments.i, arguments.labels, arguments.f, arguments.chk)
     options = ProfileOptions(
         arguments.o,
@@ -120,17 +137,22 @@ def run(arguments: argparse.Namespace) -> int:
         overwrite=arguments.overwrite,
         progress_bar=not arguments.no_pbar,
         trust_model=arguments.trust_model,
+        budget=arguments.budget,
     )
+    for name, reason in left_out.items():
+        print(f"Setting {name} is left out: {reason}", file=sys.stderr)
     document = profile(inputs, settings, options)
     if arguments.json:
         print(json.dumps(document, indent=1))
     else:
         print(format_profile(document))
+        if arguments.budget is not None:
+            print(f"\n{format_trade(document)}")
         print(f"\nWrote {arguments.o / FILE} and {arguments.o / PICTURE}; predictions and logs lie beside them.")
     failures = failed(document, settings)
     for name, reason in failures.items():
         print(f"Setting {name} failed: {reason}", file=sys.stderr)
-    return 1 if failures else 0
+    return 1 if failures or (document.get("trade", {"setting": ""})["setting"] is None) else 0
 
 
 def _model(arguments: argparse.Namespace) -> Path:

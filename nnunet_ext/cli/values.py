@@ -87,6 +87,16 @@ def add_processes(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-np", type=positive_int, default=4, metavar="N", help="processes (default: %(default)s)")
 
 
+def add_parts(parser: argparse.ArgumentParser) -> None:
+    """Add ``-num_parts`` and ``-part_id``, as the predict commands of nnU-Net have them."""
+    parser.add_argument(
+        "-num_parts", type=positive_int, default=1, metavar="N", help="how many machines share the cases (default: 1)"
+    )
+    parser.add_argument(
+        "-part_id", type=natural, default=0, metavar="I", help="which of them this is, from 0 on (default: 0)"
+    )
+
+
 def add_prediction_processes(parser: argparse.ArgumentParser) -> None:
     """Add ``-npp`` and ``-nps``, as the predict commands of nnU-Net have them."""
     for flag, work in (("-npp", "preprocessing"), ("-nps", "resampling and writing")):

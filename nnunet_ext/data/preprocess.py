@@ -19,6 +19,7 @@ from nnunet_ext.data import unlabeled_store as store
 from nnunet_ext.data.dataset_json import load_dataset_json, number_of_channels
 from nnunet_ext.data.failures import UNLABELLED, Failure
 from nnunet_ext.data.leftovers import sweep_all
+from nnunet_ext.data.parts import ALL, Part, only_part
 from nnunet_ext.data.plans import load_configuration
 from nnunet_ext.data.pool import map_isolated
 from nnunet_ext.data.position import BY_INDEX, COUNTED_BY, INDEX
@@ -26,7 +27,7 @@ from nnunet_ext.data.reading import describe, read_checked
 from nnunet_ext.data.signature import changed_plans, digest, plans_signature, source_signature
 from nnunet_ext.data.splits import hidden_cases
 from nnunet_ext.data.unlabeled import UnlabeledCase, find_unlabeled_cases, where_looked
-from nnunet_ext.files import DiskFullError, only_here
+from nnunet_ext.files import DiskFullError
 
 __all__ = ["Summary", "load_configuration", "preprocess_unlabeled"]
 
@@ -57,6 +58,7 @@ def preprocess_unlabeled(
     num_processes: int = 2,
     clean: bool = False,
     show_progress_bar: bool = True,
+    part: Part = ALL,
 ) -> Summary:
     """Preprocess the unlabelled cases of a dataset for one configuration of any plans.
 
@@ -67,12 +69,14 @@ def preprocess_unlabeled(
         num_processes: Number of worker processes; 1 works in this process.
         clean: Start over instead of continuing.
         show_progress_bar: Show a tqdm bar.
+        part: Which of the cases to do, where several machines share them. A part touches no file of the others, and
+            leaves it to the next run over all cases to remove what belongs to none.
 
     Returns:
         What was done. Failures are in it, not raised: one bad case never costs the others.
 
     Raises:
-        BusyError: If another process preprocesses the same cases.
+        BusyError: If another process preprocesses the same part, or all.
         DiskFullError: If there is no room; the cases that are finished are kept.
         FileNotFoundError: If the plans do not exist, or there is no unlabelled case at all.
         ValueError: If the plans have no such configuration or an impossible value, or the unlabelled cases contradict
@@ -87,6 +91,9 @@ def preprocess_unlabeled(
     cases, failures = find_unlabeled_cases(raw_folder, dataset_json, hidden_cases(preprocessed))
     if not cases and not failures:
         raise FileNotFoundError(f"{name} has no unlabelled case. {where_looked(raw_folder)}")
+    own = set(part.take({*cases, *(failure.case for failure in failures)}))
+    cases = {case: files for case, files in cases.items() if case in own}
+    failures = [failure for failure in failures if failure.case in own]
     summary = Summary(store.unlabeled_folder(preprocessed, configuration_manager.data_identifier), failures=failures)
     signature = plans_signature(plans_manager, configuration_manager)
     work = partial(
@@ -97,19 +104,30 @@ def preprocess_unlabeled(
         dataset_json=dataset_json,
         signature=signature,
     )
-    with only_here(summary.folder, "preprocessed"):
-        if clean and summary.folder.is_dir():
-            shutil.rmtree(summary.folder)
-        for folder in (summary.folder, summary.folder / store.VALID_FOLDER, summary.folder / store.FAILED_FOLDER):
-            sweep_all(folder)
-        cases_to_do = _sort_out(cases, signature, summary)
+    with only_part(summary.folder, "preprocessed", part):
+        if clean:
+            _start_over(summary.folder, own, part)
+        if part.is_all:
+            for folder in (summary.folder, summary.folder / store.VALID_FOLDER, summary.folder / store.FAILED_FOLDER):
+                sweep_all(folder)
+        cases_to_do = _sort_out(cases, signature, summary, part)
         summary.folder.mkdir(parents=True, exist_ok=True)
         _run(work, cases_to_do, min(num_processes, len(cases_to_do)), summary, configuration, show_progress_bar)
     _say_what_counts_by_index(summary)
     return summary
 
 
-def _sort_out(cases: dict[str, UnlabeledCase], signature: dict[str, Any], summary: Summary) -> list[UnlabeledCase]:
+def _start_over(folder: Path, cases: set[str], part: Part) -> None:
+    if part.is_all and folder.is_dir():
+        shutil.rmtree(folder)
+    elif not part.is_all:
+        for name in cases:
+            store.remove_case(folder, name)
+
+
+def _sort_out(
+    cases: dict[str, UnlabeledCase], signature: dict[str, Any], summary: Summary, part: Part
+) -> list[UnlabeledCase]:
     """Return the cases to do; note those that are up to date, and remove those that are no longer in the dataset.
 
     What is there of a case to do stays until its new version is written, or it fails.
@@ -119,7 +137,7 @@ def _sort_out(cases: dict[str, UnlabeledCase], signature: dict[str, Any], summar
     for name in {*store.finished_cases(folder), *store.failed_cases(folder)} - cases.keys():
         if name in reasons:
             store.set_aside(folder, name, reasons[name])
-        else:
+        elif part.is_all:
             was_used = (folder / f"{name}.json").is_file()
             store.remove_case(folder, name)
             if was_used:

@@ -19,6 +19,7 @@ from typing import Any
 from tqdm import tqdm
 
 from nnunet_ext.data.completeness import check_complete
+from nnunet_ext.evaluation.budget import find_trade
 from nnunet_ext.evaluation.command import CommandError, run_command
 from nnunet_ext.evaluation.inputs import ProfileInputs, files_digest
 from nnunet_ext.evaluation.record import PICTURE, ProfileRecord, hardware, versions, without_nan
@@ -47,6 +48,7 @@ class ProfileOptions:
         command: Stock command and its first arguments.
         progress_bar: Whether to show progress over settings and cases.
         trust_model: Whether the command loads the model with whatever code is in its checkpoints and plans.
+        budget: How much mean DSC the best trade may lose; None looks for none.
     """
 
     output: Path
@@ -58,6 +60,7 @@ class ProfileOptions:
     command: tuple[str, ...] = COMMAND
     progress_bar: bool = True
     trust_model: bool = False
+    budget: float | None = None
 
 
 def predict_command(inputs: ProfileInputs, setting: Setting, options: ProfileOptions) -> list[str]:
@@ -129,12 +132,18 @@ def profile(inputs: ProfileInputs, settings: Sequence[Setting], options: Profile
     Returns:
         The content of ``profile.json``: ``versions``, ``device``, ``options``, ``inputs``, ``cases``, and for each of
         the ``settings`` its ``flags``, ``summary``, ``command``, ``measured`` (see :func:`measures`), ``curves`` and,
-        with labels, ``quality``. NaN is None in it.
+        with labels, ``quality``; with a budget ``trade``, see :func:`find_trade`. NaN is None in it.
 
     Raises:
         FileExistsError: If the folder holds something else, without ``overwrite``.
-        ValueError: If there is no such device, the folder holds what is read, or the model holds code.
+        ValueError: If there is no such device, the folder holds what is read, the model holds code, or there is a
+            budget without labels.
     """
+    if options.budget is not None and inputs.labels is None:
+        raise ValueError(
+            f"--budget {options.budget:g} is of Dice, which takes label maps of the images; pass --labels FOLDER, or "
+            "leave out --budget"
+        )
     check_device(options.device)
     _check_place(inputs, options.output)
     check_model(inputs.model, inputs.folds, inputs.checkpoint, options.trust_model)
@@ -145,6 +154,9 @@ def profile(inputs: ProfileInputs, settings: Sequence[Setting], options: Profile
             _run_setting(record, setting, inputs, options, bar)
             record.order(names)
             record.save()
+    if options.budget is not None:
+        record.document["trade"] = find_trade(record.settings, options.budget)
+        record.save()
     document = without_nan(record.document)
     draw_profile(options.output / PICTURE, document)
     return document

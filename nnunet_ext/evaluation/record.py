@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
@@ -17,6 +18,7 @@ from nnunet_ext.evaluation.usage import gpu_name
 
 FILE, PICTURE = "profile.json", "profile.png"
 _PACKAGES = ("nnunetv2-ext", "nnunetv2", "torch", "monai")
+_EXTRAS = ("openvino",)  # named where they are installed
 # Where one of these differs, times and memories do not compare; paths may be written in another way.
 _SAME = ("versions", "device", "inputs")
 _SAME_OPTIONS = ("folds", "checkpoint", "device", "npp", "nps")
@@ -123,6 +125,9 @@ def versions() -> dict[str, str]:
             by_package[name] = metadata.version(name)
         except metadata.PackageNotFoundError:  # a bare source tree
             by_package[name] = "unknown"
+    for name in _EXTRAS:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            by_package[name] = metadata.version(name)
     return by_package
 
 
@@ -157,7 +162,8 @@ def _check_same(earlier: Mapping[str, Any], now: Mapping[str, Any], output: Path
     different = [(name, before.get(name), after[name]) for name in _SAME_OPTIONS if before.get(name) != after[name]]
     for key in _SAME:
         before, after = earlier.get(key) or {}, now[key]
-        different += [(name, before.get(name), after[name]) for name in after if before.get(name) != after[name]]
+        names = dict.fromkeys((*after, *before))
+        different += [(n, before.get(n), after.get(n)) for n in names if before.get(n) != after.get(n)]
     if different:
         name, old, new = different[0]
         detail = "the files changed" if name in now["inputs"] else f"{old!r}, now {new!r}"

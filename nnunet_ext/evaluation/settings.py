@@ -31,6 +31,8 @@ class Setting:
 
 
 FAST = ("--fast_export", "--disable_tta", "-step_size", "0.7")
+ENGINE = ("--fast_export", "--engine", "auto")
+HALF = ("--precision", "bfloat16")  # of CPUs; on a GPU nnU-Net's own precision is float16
 SETTINGS = {
     setting.name: setting
     for setting in (
@@ -39,6 +41,10 @@ SETTINGS = {
         Setting("step_0.7", ("-step_size", "0.7"), "patches overlap less, so there are fewer of them", True),
         Setting("fast_export", ("--fast_export",), "a cheaper way from logits to the label map", True),
         Setting("fast", FAST, "fast_export, no_mirroring and step_0.7 together", True),
+        Setting("engine", ENGINE, "the network run by the fastest engine that is there", True),
+        Setting("engine_bf16", (*ENGINE, *HALF), "and in half precision, on CPUs with units for it", True),
+        Setting("skip_background", ("--fast_export", "--skip_background"), "windows of air are not run", True),
+        Setting("fastest", (*FAST, *ENGINE[1:], *HALF, "--skip_background"), "all of these together", True),
         Setting(
             "forced_paper", ("--forced_spacing", "--fast_export"), "forced spacing of 3D-CPS as in its paper", True
         ),

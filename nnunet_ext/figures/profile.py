@@ -1,4 +1,4 @@
-"""A profile as a picture: seconds, memory and accuracy of each setting, and memory over time."""
+"""A profile as a picture: seconds, memory and accuracy of each setting, memory over time, and the best trade."""
 
 from __future__ import annotations
 
@@ -17,6 +17,8 @@ from nnunet_ext.inference.spacing_report import STAGES
 _STAGE_COLOURS = dict(zip(STAGES, ("#56b4e9", "#0072b2", "#d55e00", "#009e73", "#cc79a7"), strict=True))
 _PAIR_COLOURS = ("#0072b2", "#e69f00")
 _WALL = "#999999"
+_BUDGET = "#009e73"
+_BUDGETS_SHOWN = 5
 _PANEL_INCHES = 4.2
 
 Entries = dict[str, dict[str, Any]]
@@ -42,8 +44,9 @@ def _figure(entries: Entries, document: dict[str, Any]) -> Figure:
     curves = [("memory_mb", "host memory [MB]"), ("cpu_percent", "CPU utilisation, smoothed [%]")]
     if any(entry["curves"]["gpu_memory_mb"] for entry in entries.values()):
         curves.insert(1, ("gpu_memory_mb", "GPU memory [MB]"))
+    with_trade = any(_dice(entry) is not None for entry in entries.values())
     bars_inches, curves_inches = 1.3 + 0.55 * max(1, len(entries)), 3.4
-    width = _PANEL_INCHES * max(len(bars), len(curves)) + 1.2
+    width = _PANEL_INCHES * max(len(bars), len(curves) + with_trade) + 1.2
     figure = Figure(figsize=(width, bars_inches + curves_inches + 0.6), layout="constrained")
     grid = figure.add_gridspec(2, 1, height_ratios=[bars_inches, curves_inches])
     above, below = figure.add_subfigure(grid[0]), figure.add_subfigure(grid[1])
@@ -53,8 +56,11 @@ def _figure(entries: Entries, document: dict[str, Any]) -> Figure:
         axes.set_axisbelow(True)
         axes.spines[["top", "right"]].set_visible(False)
     colours = _setting_colours(entries)
-    for axes, (key, label) in zip(below.subplots(1, len(curves), squeeze=False)[0], curves, strict=True):
+    panels = below.subplots(1, len(curves) + with_trade, squeeze=False)[0]
+    for axes, (key, label) in zip(panels[: len(curves)], curves, strict=True):
         _draw_curves(axes, entries, key, label, colours)
+    if with_trade:
+        _draw_trade(panels[-1], entries, document.get("trade"), colours)
     handles, names = below.axes[0].get_legend_handles_labels()
     if names:
         below.legend(handles, names, loc="outside lower center", ncols=min(len(names), 6), fontsize=8, frameon=False)
@@ -102,6 +108,42 @@ def _draw_quality(axes: Axes, entries: Entries) -> None:
     tolerances = dict.fromkeys(f"{e['quality']['tolerance_mm']:g} mm" for e in entries.values() if "quality" in e)
     _draw_pairs(axes, entries, rows, ".3f", f"mean over the classes; NSD at {' or '.join(tolerances)}")
     axes.set_xlim(0, 1.15)
+
+
+def _dice(entry: dict[str, Any]) -> float | None:
+    return entry.get("quality", {}).get("mean", {}).get("dsc")
+
+
+def _draw_trade(axes: Axes, entries: Entries, trade: dict[str, Any] | None, colours: dict[str, Any]) -> None:
+    """Mean DSC over seconds a case; with a budget, what lies within it, and the pick with a ring; triangles: below."""
+    points = {
+        name: (entry["measured"]["seconds_per_case"], dice)
+        for name, entry in entries.items()
+        if (dice := _dice(entry)) is not None
+    }
+    pick = None if trade is None else points.get(trade["setting"])
+    reference = None if trade is None else points.get(trade["reference"])
+    least = -1.0
+    if trade is not None and pick is not None and reference is not None:
+        least = reference[1] - _BUDGETS_SHOWN * trade["budget"] if trade["budget"] else least
+        axes.axhline(reference[1] - trade["budget"], color=_BUDGET, linewidth=1.2, linestyle="--")
+        axes.axhspan(reference[1] - trade["budget"], 1, color=_BUDGET, alpha=0.1, linewidth=0)
+        axes.scatter(*pick, s=190, facecolors="none", edgecolors="black", linewidths=1.6, zorder=4)
+        title = f"fastest within {trade['budget']:g} of {trade['reference']}: {trade['setting']}"
+        axes.set_title(title, fontsize=9)
+    shown = {name: max(dice, least) for name, (_, dice) in points.items()}
+    for name, (seconds, dice) in points.items():
+        # what is far below is at the edge, so that the budget can be seen
+        axes.scatter(seconds, shown[name], s=42, color=colours[name], zorder=3, marker="o" if dice >= least else "v")
+    low, high = min(shown.values()), max(shown.values())
+    margin = max(0.1 * (high - low), 5e-4)
+    axes.set_ylim(low - margin, high + margin)
+    axes.set_xlabel("seconds a case", fontsize=9)
+    axes.set_ylabel("mean DSC", fontsize=9)
+    axes.set_xlim(left=0)
+    axes.tick_params(labelsize=8)
+    axes.grid(linewidth=0.4, alpha=0.6)
+    axes.spines[["top", "right"]].set_visible(False)
 
 
 def _draw_pairs(axes: Axes, entries: Entries, rows: list[dict[str, float | None]], digits: str, label: str) -> None:

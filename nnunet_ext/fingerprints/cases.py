@@ -20,12 +20,13 @@ from nnunet_ext.data.dataset_json import load_dataset_json, number_of_channels
 from nnunet_ext.data.failures import LABELLED, UNLABELLED, Failure
 from nnunet_ext.data.labelled import usable_labelled
 from nnunet_ext.data.leftovers import sweep_all
+from nnunet_ext.data.parts import ALL, Part, only_part
 from nnunet_ext.data.pool import map_isolated
 from nnunet_ext.data.reading import choose_reader
 from nnunet_ext.data.signature import case_source
 from nnunet_ext.data.unlabeled import UnlabeledCase, find_unlabeled_cases, where_looked
 from nnunet_ext.data.unlabeled_only import labelled_cases
-from nnunet_ext.files import DiskFullError, only_here, read_json, write_json
+from nnunet_ext.files import DiskFullError, read_json, write_json
 from nnunet_ext.fingerprints.case_statistics import CaseStatistics, analyze, case_file, load, merge
 from nnunet_ext.fingerprints.intensity import IntensityStatistics
 
@@ -111,13 +112,16 @@ class CaseTable:
         for folder in (self.folder.parent, self.folder, self.folder / "samples"):
             sweep_all(folder)
 
-    def alone(self) -> contextlib.AbstractContextManager[None]:
+    def alone(self, part: Part = ALL) -> contextlib.AbstractContextManager[None]:
         """Keep other processes from reading the same cases meanwhile.
+
+        Args:
+            part: Which of the cases are read.
 
         Raises:
             BusyError: On entering, if another process reads them.
         """
-        return only_here(self.folder, "fingerprinted")
+        return only_part(self.folder, "fingerprinted", part)
 
 
 def case_table(dataset_name: str, dataset: dict[str, Any]) -> CaseTable:
@@ -160,6 +164,7 @@ def read_cases(
     num_processes: int,
     samples: int | None = None,
     show_progress_bar: bool = True,
+    part: Part = ALL,
 ) -> int:
     """Look at every case that is new or changed; what was done is kept at once, so that a killed run continues.
 
@@ -168,17 +173,21 @@ def read_cases(
         num_processes: Number of worker processes.
         samples: Number of foreground voxels to draw from each labelled case for nnU-Net's own statistics, or None.
         show_progress_bar: Show a tqdm bar.
+        part: Which of the cases to look at; of the failures in the table, those of other parts are dropped.
 
     Returns:
         How many cases were read.
     """
-    table.remove_others()
+    if part.is_all:  # the files of other parts are nobody else's
+        table.remove_others()
+    own = set(part.take({*table.names(), *((failure.kind, failure.case) for failure in table.failures)}))
+    table.failures = [failure for failure in table.failures if (failure.kind, failure.case) in own]
     channels = number_of_channels(table.dataset_json)
     tasks: dict[str, tuple] = {}
     failed = {(failure.kind, failure.case) for failure in table.failures}
     for kind, name in table.names():
         files, label = table.files(kind, name)
-        if (kind, name) in failed:
+        if (kind, name) in failed or (kind, name) not in own:
             continue
         sampling = None
         if samples is not None and kind == LABELLED:

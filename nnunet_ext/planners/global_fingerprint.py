@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from nnunet_ext.data.dataset_json import check_raw_dataset
 from nnunet_ext.data.failures import LABELLED, UNLABELLED, record
+from nnunet_ext.data.parts import Part
 from nnunet_ext.data.unlabeled_only import labelled_cases
 from nnunet_ext.fingerprints import cases as cases_of
 from nnunet_ext.fingerprints.cases import CaseTable, Provenance
@@ -50,6 +51,38 @@ class GlobalIntensityFingerprintExtractor(DatasetFingerprintExtractor):
         with table.alone():
             return self._extract(table, preprocessed / cases_of.FILE, overwrite_existing)
 
+    def keep_cases(self, part: Part) -> tuple[CaseTable, int]:
+        """Look at the new and changed cases of a part, and keep what a fingerprint needs to know of them.
+
+        The fingerprint itself is not touched; :meth:`run` makes it of what was kept.
+
+        Args:
+            part: Which cases; parts may be done at the same time, by machines that share the folder.
+
+        Returns:
+            The table of the cases, with the failures of this part, and how many cases were read.
+
+        Raises:
+            BusyError: If another process reads the same part, or makes the fingerprint.
+            DiskFullError: If there is no room; what was found is kept.
+            FileNotFoundError: If the dataset has no case at all.
+            ValueError: If cases contradict each other, or no image can be opened.
+        """
+        table = cases_of.case_table(self.dataset_name, self.dataset)
+        with table.alone(part):
+            earlier = cases_of.read_fingerprint(table.folder.parent / cases_of.FILE)
+            samples = self._samples(table, Provenance(table.folder), earlier)
+            return table, cases_of.read_cases(table, self.num_processes, samples, self.show_progress_bar, part)
+
+    def _samples(self, table: CaseTable, provenance: Provenance, earlier: dict[str, Any]) -> int | None:
+        """Return how many voxels nnU-Net's own keys draw from a case, None where they need not be made."""
+        if not table.labelled or provenance.fits(table, earlier):
+            return None
+        return self._samples_per_case()
+
+    def _samples_per_case(self) -> int:
+        return int(self.num_foreground_voxels_for_intensitystats // max(1, len(self.labelled)))
+
     def _extract(self, table: CaseTable, target: Path, overwrite_existing: bool) -> dict[str, Any]:
         if overwrite_existing:
             # The fingerprint too: continued after a kill, it would pass for one of the present files.
@@ -57,12 +90,11 @@ class GlobalIntensityFingerprintExtractor(DatasetFingerprintExtractor):
             target.unlink(missing_ok=True)
         earlier = cases_of.read_fingerprint(target)
         provenance = Provenance(table.folder)
-        number = int(self.num_foreground_voxels_for_intensitystats // max(1, len(self.labelled)))
-        samples = None if not table.labelled or provenance.fits(table, earlier) else number
+        samples = self._samples(table, provenance, earlier)
         number_read = cases_of.read_cases(table, self.num_processes, samples, self.show_progress_bar)
         if samples is None and table.labelled and not provenance.fits(table, earlier):
             # A labelled case that could not be read last time can be read now.
-            samples = number
+            samples = self._samples_per_case()
             number_read += cases_of.read_cases(table, self.num_processes, samples, self.show_progress_bar)
         if samples is not None and earlier:
             tqdm.write("nnU-Net's foreground statistics were missing or of other labelled cases: computed anew.")

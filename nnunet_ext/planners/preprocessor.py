@@ -19,6 +19,7 @@ from tqdm import tqdm
 from nnunet_ext.data.dataset_json import FILE, check_dataset_json, load_dataset_json, number_of_channels
 from nnunet_ext.data.failures import LABELLED, UNLABELLED, Failure, record
 from nnunet_ext.data.labelled import usable_labelled
+from nnunet_ext.data.parts import only_part
 from nnunet_ext.data.plans import load_configuration
 from nnunet_ext.data.pool import WorkerDiedError, map_isolated
 from nnunet_ext.data.preprocess import preprocess_unlabeled
@@ -81,7 +82,7 @@ class SemiSupervisedPreprocessor(DefaultPreprocessor):
         }
         with only_here(output, "preprocessed"):
             if has_unlabelled:
-                with only_here(unlabeled_folder(preprocessed, output.name), "preprocessed"):
+                with only_part(unlabeled_folder(preprocessed, output.name), "preprocessed"):
                     pass  # whoever works there now would stop this run hours later
             record(failures)
             if listed and not dataset:  # a folder that is not mounted, say

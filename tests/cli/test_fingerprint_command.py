@@ -109,3 +109,35 @@ def test_pipes_wrong_json_and_a_second_command_are_clear_errors(dataset: TinyDat
     (dataset.raw / "dataset.json").write_text("{")
     assert command() == 1
     assert f"error: {dataset.raw}/dataset.json is no JSON (line 1, column 2: " in capsys.readouterr().err
+
+
+def test_parts_of_the_cases_and_no_picture(dataset: TinyDataset, capsys):
+    bad = dataset.raw / "imagesUnlabeled" / "zz_0000.nii.gz"  # the last of seven cases
+    bad.write_bytes(b"no image")
+    folder = dataset.preprocessed / "fingerprint_cases"
+    assert command("--only_cases", "-num_parts", "2", "-part_id", "1") == 0
+    printed = capsys.readouterr().out
+    assert printed == f"{dataset.raw.name}, part 1 of 2: 3 case(s) read, 0 failed, in {folder}\n"
+    assert command("--only_cases", "-num_parts", "2", "-part_id", "0") == 1
+    captured = capsys.readouterr()
+    assert "part 0 of 2: 4 case(s) read, 1 failed" in captured.out
+    assert "zz_0000.nii.gz cannot be read" in captured.err
+    assert not (dataset.preprocessed / "fingerprint.png").exists()
+    bad.unlink()
+    assert command("--only_cases") == 0
+    assert f"{dataset.raw.name}, all: 0 case(s) read" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("more", "complaint"),
+    [
+        (("-num_parts", "2"), "a picture needs all; add --only_cases"),
+        (("-part_id", "1"), "a picture needs all; add --only_cases"),
+        (("--only_cases", "-o", "x.png"), "-o names a picture (x.png), but --only_cases draws none"),
+        (("--only_cases", "-num_parts", "2", "-part_id", "5"), "-part_id is 5, expected 0 to 1"),
+    ],
+)
+def test_options_of_parts_that_do_not_fit(dataset: TinyDataset, capsys, more, complaint):
+    assert command(*more) == 1
+    assert complaint in capsys.readouterr().err
+    assert not (dataset.preprocessed / "fingerprint_cases").exists()

@@ -1,6 +1,7 @@
 """``nnUNetv2_ext profile``: its arguments, what it prints, its exit status."""
 
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -102,6 +103,10 @@ def test_a_failed_setting_is_named_and_the_status_is_1(model: Path, capsys):
         (["-m", "MODEL", "--labels", "nowhere"], "there is no folder of labels nowhere"),
         (["-m", "MODEL", "-i", "nowhere"], "there is no folder of images nowhere"),
         (["-m", "MODEL", "-o", "ROOT"], "holds what is read"),
+        (
+            ["-m", "MODEL", "--settings", "stock", "--budget", "0.01"],
+            "which takes label maps of the images; pass --labels",
+        ),
     ],
 )
 def test_wrong_input_is_one_line(model: Path, capsys, more, complaint):
@@ -125,6 +130,9 @@ def test_wrong_input_is_one_line(model: Path, capsys, more, complaint):
         (["--tolerance_mm", "-1"], "expected a tolerance of 0 or more in mm, got '-1'"),
         (["--tolerance_mm", "nan"], "expected a number of mm, got 'nan'"),
         (["-device", "tpu"], "invalid choice: 'tpu'"),
+        (["--budget", "-0.1"], "expected a loss of mean DSC from 0 to 1, e.g. 0.005, got '-0.1'"),
+        (["--budget", "nan"], "got 'nan'"),
+        (["--budget", "1"], "got '1'"),
         (["-f", "first"], "expected an integer of 0 or more, got 'first'"),
     ],
 )
@@ -162,3 +170,33 @@ def test_a_model_with_code_is_refused_unless_it_is_trusted(model: Path, capsys):
     settings = json.loads(capsys.readouterr().out)["settings"]
     assert "--trust_model" in settings["fast_export"]["command"]
     assert "--trust_model" not in settings["stock"]["command"]
+
+
+def test_a_budget_names_the_best_trade_and_its_command(model: Path, capsys):
+    labels = ("--labels", str(model.parents[2] / "labels"), "--budget", "0.005")
+    assert call(model, "-m", str(model), *labels, "--settings", "stock", "--setting", "mine=--x 1") == 0
+    printed = capsys.readouterr().out
+    assert re.search(
+        r"\nFastest within 0\.005 of the mean DSC of stock: (mine|stock), .* s a case.* DSC 1\.0000", printed
+    )
+    command = f"-i IN -o OUT -m {model} -f all -chk checkpoint_final.pth -device cpu -npp 3 -nps 3"
+    assert f"\n  nnUNetv2_predict_from_modelfolder {command}" in printed
+    document = json.loads((model.parents[2] / "out" / "profile.json").read_text())
+    assert document["trade"]["reference"] == "stock"
+    assert document["trade"]["setting"] in ("mine", "stock")
+    assert (
+        call(model, "-m", str(model), *labels, "--settings", "stock", "--overwrite", "-chk", "checkpoint_final.pth")
+        == 0
+    )
+    assert call(model, "-m", str(model), *labels, "--setting", "bad=--break", "--settings", "bad", output="x") == 1
+    assert "No trade within a budget of 0.005: no setting was measured" in capsys.readouterr().out
+
+
+def test_settings_that_cannot_be_run_are_left_out_with_a_line(model: Path, capsys, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("nnunet_ext.engines.choice.available", lambda _: False)
+    assert call(model, "-m", str(model), "--settings", "stock", "engine") == 0
+    printed = capsys.readouterr()
+    assert printed.err.startswith("Setting engine is left out: OpenVINO is not installed, ")
+    assert len(printed.err.splitlines()) == 1
+    assert "\nstock " in printed.out
+    assert "\nengine " not in printed.out

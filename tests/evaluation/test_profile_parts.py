@@ -15,7 +15,10 @@ from nnunet_ext.evaluation.usage import Curve, Usage
 
 def test_default_settings_and_those_with_values():
     names = [setting.name for setting in choose_settings()]
-    assert names == ["stock", "no_mirroring", "step_0.7", "fast_export", "fast", "forced_paper"]
+    assert names == [
+        *("stock", "no_mirroring", "step_0.7", "fast_export", "fast"),
+        *("engine", "engine_bf16", "skip_background", "fastest", "forced_paper"),
+    ]
     assert [some.name for some in choose_settings(target_spacing=(1, 1, 2.5), max_voxels=7)[len(names) :]] == [
         "target",
         "max_voxels",
@@ -30,6 +33,11 @@ def test_default_settings_and_those_with_values():
     assert flags["fast"] == "--fast_export --disable_tta -step_size 0.7"
     assert flags["forced_paper"] == "--forced_spacing --fast_export"
     assert flags["forced_code"] == "--forced_spacing 1 1 1.5 --fast_export"
+    assert flags["engine"] == "--fast_export --engine auto"
+    assert flags["engine_bf16"] == "--fast_export --engine auto --precision bfloat16"
+    assert flags["skip_background"] == "--fast_export --skip_background"
+    together = "--fast_export --disable_tta -step_size 0.7 --engine auto --precision bfloat16 --skip_background"
+    assert flags["fastest"] == together
     for setting in SETTINGS.values():
         assert re.search(rf"^  {re.escape(setting.name)} .*{re.escape(setting.summary)}$", describe_settings(), re.M)
 

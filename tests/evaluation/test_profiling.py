@@ -374,6 +374,7 @@ def test_packages_without_metadata_have_no_version(monkeypatch: pytest.MonkeyPat
 
     monkeypatch.setattr(metadata, "version", version)
     assert versions()["monai"] == "unknown"
+    assert "openvino" not in versions()
 
 
 def test_predictions_that_are_not_whole_are_no_measure(place: Place):

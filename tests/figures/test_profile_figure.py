@@ -50,3 +50,24 @@ def test_pictures_of_any_profile(tmp_path: Path, count, gpu, quality):
     drawn = {name: (pixels == colour).all(-1).sum() > 300 for name, colour in COLOURS.items()}
     assert drawn == {name: gpu if name == "second" else count > 0 for name in COLOURS}
     assert [file.name for file in tmp_path.iterdir()] == ["profile.png"]
+
+
+def test_the_best_trade_is_drawn(tmp_path: Path):
+    settings = {f"setting_{n}": entry(4 - n, False, True, False) for n in range(4)}
+    for number, one in enumerate(settings.values()):
+        one["quality"]["mean"]["dsc"] = 0.9 - 0.003 * number
+    settings["setting_3"]["quality"]["mean"]["dsc"] = None  # no class is anywhere
+    options = {"model": "T__P__C", "folds": [0], "device": "cpu"}
+    device = {"gpu": None, "processor": "CPU", "cores": 2}
+    document = {"device": device, "options": options, "cases": ["a"], "settings": settings}
+    pictures = {}
+    trade = {"budget": 0.005, "reference": "setting_0", "setting": "setting_1", "command": "x"}
+    nothing = {"budget": 0.005, "reference": None, "setting": None, "command": None}
+    for name, more in (("plain", {}), ("trade", {"trade": trade}), ("none", {"trade": nothing})):
+        draw_profile(tmp_path / f"{name}.png", document | more)
+        with Image.open(tmp_path / f"{name}.png") as image:
+            pixels = np.asarray(image.convert("RGB")).astype(int)
+        # the area of the budget: its colour, a tenth of it
+        pictures[name] = (abs(pixels - (230, 245, 241)).max(-1) <= 1).sum()
+    assert pictures["plain"] == pictures["none"] == 0
+    assert pictures["trade"] > 5000

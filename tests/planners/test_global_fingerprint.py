@@ -15,6 +15,7 @@ from nnunetv2.preprocessing.cropping.cropping import crop_to_nonzero
 from PIL import Image
 
 from nnunet_ext.data.failures import drain
+from nnunet_ext.data.parts import Part, only_part
 from nnunet_ext.files import BusyError, DiskFullError, only_here
 from nnunet_ext.fingerprints import case_statistics
 from nnunet_ext.fingerprints import cases as fingerprint
@@ -181,6 +182,33 @@ def test_an_interrupted_extraction_continues(tiny: TinyDataset, read_files, monk
     assert extractor().run() == expected
     assert read_files[3:] == ["u", "v"]
     assert not (tiny.preprocessed / "fingerprint_cases" / "samples").exists()
+
+
+def test_parts_together_equal_one_extraction_which_then_reads_nothing(tiny: TinyDataset, read_files):
+    add_labelled(tiny, {"l": 1, "m": 2, "n": 5})
+    add_unlabelled(tiny, {"u": 3, "v": 4})
+    extractor().run()
+    folder, target = tiny.preprocessed / "fingerprint_cases", tiny.preprocessed / "dataset_fingerprint.json"
+    expected = target.read_bytes()
+    shutil.rmtree(folder)
+    target.unlink()
+    read_files.clear()
+    with only_part(folder, "fingerprinted", Part(1, 2)):  # another machine is at it
+        assert extractor().keep_cases(Part(0, 2))[1] == 3
+        with pytest.raises(BusyError, match=r"fingerprint_cases \(part 1 of 2\) is being fingerprinted by process"):
+            extractor().run()
+    assert read_files == ["l", "n", "v"]
+    stranger = folder / "unlabelled" / "of_no_case.npz"
+    stranger.touch()
+    assert extractor().keep_cases(Part(1, 2))[1] == 2
+    assert stranger.exists()  # the next extraction removes it
+    assert read_files[3:] == ["m", "u"]
+    assert not target.exists()
+    extractor().run()
+    assert len(read_files) == 5
+    assert target.read_bytes() == expected
+    assert not stranger.exists()
+    assert not (folder / "samples").exists()
 
 
 def test_a_new_labelled_case_brings_nnunets_keys_up_to_date(tiny: TinyDataset, capsys):
