@@ -14,6 +14,8 @@ from typing import Any
 
 from tqdm import tqdm
 
+from nnunet_ext.data.in_flight import InFlight
+
 WORKER_DIED = "a worker process died, probably for lack of memory"
 REMEDY = "run again with fewer processes (-np)"
 
@@ -62,6 +64,7 @@ def map_isolated(
     always_spawn: bool = False,
     handed_out: int | None = None,
     remedy: str = REMEDY,
+    in_flight: InFlight | None = None,
 ) -> Generator[tuple[str, Any, Exception | None], None, None]:
     """Call ``work(*arguments)`` for every task and yield what came of it, in the order in which the calls end.
 
@@ -76,6 +79,7 @@ def map_isolated(
         always_spawn: Spawn one process even then.
         handed_out: Number of calls whose results may be there at a time; twice the number of processes if not given.
         remedy: What to do where a worker died, for the message.
+        in_flight: Bounds the results that may be there at a time by their bytes as well.
 
     Yields:
         Name, result, and the exception that the call raised (the result is None then).
@@ -92,7 +96,7 @@ def map_isolated(
     while todo:
         suspects: list[str] = []
         processes = max(1, min(num_processes, len(todo)))
-        yield from _until_broken(work, tasks, todo, suspects, processes, handed_out or 2 * processes)
+        yield from _until_broken(work, tasks, todo, suspects, processes, handed_out or 2 * processes, in_flight)
         deaths += bool(suspects)
         for name in suspects:
             result = _alone(work, name, tasks[name], remedy)
@@ -110,28 +114,61 @@ def _until_broken(
     suspects: list[str],
     num_processes: int,
     handed_out: int,
+    in_flight: InFlight | None,
 ) -> Iterator[tuple[str, Any, Exception | None]]:
     """Work ``todo`` off; if a worker dies, stop and leave the names that were handed out in ``suspects``."""
     pending: dict[Future, str] = {}
+    in_flight = in_flight or InFlight(sys.maxsize, lambda _: 1)
     with spawned(num_processes) as pool:
-        while todo or pending:
-            try:
-                while todo and len(pending) < handed_out:
-                    pending[pool.submit(safely, work, *tasks[todo[0]])] = todo[0]
-                    todo.pop(0)
-            except BrokenProcessPool:
-                suspects += pending.values()
-                return
-            finished, _ = wait(pending, return_when=FIRST_COMPLETED)
-            for future in finished:
-                error = future.exception()
-                if isinstance(error, BrokenProcessPool):
-                    suspects += pending.values()
+        try:
+            while todo or pending:
+                try:
+                    while todo and len(pending) < handed_out and _have_room(pending, in_flight):
+                        pending[pool.submit(safely, work, *tasks[todo[0]])] = todo[0]
+                        in_flight.begin(todo.pop(0))
+                    finished, _ = wait(pending, return_when=FIRST_COMPLETED)
+                    # one, and then more is handed out before the next: workers go on while it is used
+                    future = next(future for future in pending if future in finished)
+                    outcome = _outcome(future, pending[future])
+                except BrokenProcessPool:
+                    yield from _sort_out(pending, suspects, in_flight)
                     return
-                name = pending.pop(future)
-                if error is not None and not isinstance(error, Exception):  # the worker was told to stop
-                    error = RuntimeError(f"stopped by {type(error).__name__}")
-                yield name, None if error else future.result(), error
+                if outcome[2] is None:
+                    in_flight.finished(pending[future], outcome[1])  # how large the others may be
+                in_flight.end(pending.pop(future))
+                del future, finished  # the result is the caller's now
+                yield outcome
+        finally:
+            for left in pending:
+                left.cancel()
+
+
+def _have_room(pending: Mapping[Future, str], in_flight: InFlight) -> bool:
+    for future, name in pending.items():
+        if future.done() and future.exception() is None:
+            in_flight.finished(name, future.result())
+    return in_flight.has_room()
+
+
+def _outcome(future: Future, name: str) -> tuple[str, Any, Exception | None]:
+    error = future.exception()
+    if isinstance(error, BrokenProcessPool):
+        raise error
+    if error is not None and not isinstance(error, Exception):  # the worker was told to stop
+        error = RuntimeError(f"stopped by {type(error).__name__}")
+    return name, None if error else future.result(), error
+
+
+def _sort_out(
+    pending: dict[Future, str], suspects: list[str], in_flight: InFlight
+) -> Iterator[tuple[str, Any, Exception | None]]:
+    """Yield what had ended before a worker died; all others are suspects."""
+    for future, name in list(pending.items()):
+        in_flight.end(pending.pop(future))
+        if future.done() and not isinstance(future.exception(), BrokenProcessPool):
+            yield _outcome(future, name)
+        else:
+            suspects.append(name)
 
 
 def _alone(work: Callable[..., Any], name: str, arguments: tuple, remedy: str) -> tuple[str, Any, Exception | None]:

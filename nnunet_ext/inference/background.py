@@ -7,6 +7,7 @@ from concurrent.futures import FIRST_COMPLETED, Executor, Future, ThreadPoolExec
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any
 
+from nnunet_ext.data.in_flight import InFlight
 from nnunet_ext.data.pool import safely, spawned
 
 
@@ -20,6 +21,8 @@ class Background:
         done: Function called in this process with the name, the result and the exception (one of them ``None``) of
             every call that ended.
         died: Function called in this process with the name of every call that was under way when a worker process died.
+        in_flight: Bounds the calls by the bytes that they hold, for :meth:`make_room`; as many calls again as there are
+            workers may wait for one then.
     """
 
     def __init__(
@@ -28,14 +31,17 @@ class Background:
         threads: bool,
         done: Callable[[str, Any, Exception | None], None],
         died: Callable[[str], None],
+        in_flight: InFlight | None = None,
     ) -> None:
         self.workers, self.threads = workers, threads
+        self._in_flight = in_flight
+        self._most = workers if in_flight is None else 2 * workers
         self._done, self._died = done, died
         self._executor: Executor | None = None
         self._pending: dict[Future, str] = {}
 
     def submit(self, name: str, work: Callable[..., Any], *arguments: Any) -> None:
-        """Call ``work(*arguments)``; waits first while as many calls as there are workers are under way."""
+        """Call ``work(*arguments)``; waits first while as many calls as there may be are under way."""
         if self.workers == 0:
             try:
                 result = work(*arguments)
@@ -44,7 +50,7 @@ class Background:
             else:
                 self._done(name, result, None)
             return
-        while len(self._pending) >= self.workers:
+        while len(self._pending) >= self._most:
             self._collect()
         try:
             future = self._running().submit(safely, work, *arguments)
@@ -52,6 +58,15 @@ class Background:
             self._collect_broken()
             future = self._running().submit(safely, work, *arguments)
         self._pending[future] = name
+
+    def make_room(self, size: int) -> None:
+        """Wait until what is under way leaves room for so many bytes, or nothing is under way here.
+
+        Args:
+            size: Bytes that the next call will hold.
+        """
+        while self._pending and self._in_flight is not None and not self._in_flight.has_room(size):
+            self._collect()
 
     def finish(self) -> None:
         """Wait for all calls and end the workers."""

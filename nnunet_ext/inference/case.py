@@ -29,6 +29,7 @@ from nnunet_ext.data.reading import (
 )
 from nnunet_ext.inference.axes import find_axes
 from nnunet_ext.inference.image_folder import channel_files_message
+from nnunet_ext.inference.preprocessing import needs_no_mask, preprocess_image
 from nnunet_ext.inference.process_memory import peak_memory_mib, total_memory_bytes
 from nnunet_ext.inference.resampling import with_less_memory
 from nnunet_ext.inference.spacing import CaseGeometry, PlansSpacing, SpacingChoice, SpacingRule, check_shape
@@ -168,7 +169,8 @@ def prepare(
     alike = seg is None and isinstance(rule, PlansSpacing) and carrier is not None and prepares_alike(model, carrier)
     if carrier is not None and not alike:
         carried = _preprocess([holder[0]], None, properties, PlansSpacing(), carrier, name)
-    prepared = _preprocess(holder, seg, properties, rule, model, name)
+    of_files = isinstance(source[0], str)  # an array is the caller's
+    prepared = _preprocess(holder, seg, properties, rule, model, name, owned=of_files)
     prepared.carried = carried
     prepared.record["seconds"] = {"reading": read_at - start, "preprocessing": time.perf_counter() - read_at}
     prepared.record["peak_memory_mib"] = {"preprocessing": peak_memory_mib()}
@@ -182,6 +184,7 @@ def _preprocess(
     rule: SpacingRule,
     model: Model,
     name: str,
+    owned: bool = False,
 ) -> Prepared:
     """Choose the spacings of an image, which is taken out of its holder, and preprocess it."""
     try:
@@ -202,9 +205,14 @@ def _preprocess(
     image_only = seg is None and needs_no_segmentation
     configuration = CaseConfiguration(model.configuration, target, image_only, model.stock_resampling)
     try:
-        prepared, resampled_seg, properties = preprocessor.run_case_npy(
-            holder.pop(), seg, properties, model.plans, configuration, model.dataset_json
-        )
+        if image_only and needs_no_mask(preprocessor, configuration):
+            prepared, properties = preprocess_image(
+                holder.pop(), properties, model.plans, configuration, preprocessor, owned
+            )
+        else:
+            prepared, resampled_seg, properties = preprocessor.run_case_npy(
+                holder.pop(), seg, properties, model.plans, configuration, model.dataset_json
+            )
     except Exception as error:
         raise RuntimeError(f"{name} cannot be preprocessed: {type(error).__name__}: {error}") from error
     if seg is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,15 +12,18 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from nnunet_ext.data.in_flight import InFlight
 from nnunet_ext.data.pool import WORKER_DIED, WorkerDiedError, map_isolated
 from nnunet_ext.files import DiskFullError
 from nnunet_ext.inference.background import Background
 from nnunet_ext.inference.case import Model, Prepared
+from nnunet_ext.inference.process_memory import total_memory_bytes
 from nnunet_ext.inference.spacing import SpacingRule
 from nnunet_ext.inference.spacing_report import SpacingReport, complete_record
 from nnunet_ext.inference.writing import Exported, Handover, export
 
-FAST_EXPORTS = 2  # at a time: each holds its logits in this process
+SHARE = 1 / 8  # of the memory, for cases that wait for the network, and again for those that have been there
+AHEAD = 2  # times as many small cases as there are processes wait for the network
 Result = np.ndarray | tuple[np.ndarray, np.ndarray | None] | None  # label map, with probabilities where wanted
 CONTINUE = "Mend or remove them and run again, with --continue_prediction for these cases only."
 OLDER = "an older result is still there; remove it before you use --continue_prediction"
@@ -136,6 +140,8 @@ class Run:
         self.records: dict[str, dict[str, Any]] = {}
         self.alone = False
         self.stopped = False
+        share = int(SHARE * (total_memory_bytes() or 0))
+        self.waiting, self.leaving = InFlight(share, _bytes_of), InFlight(share, _bytes_of)
 
     def work(self, names: list[str], preprocessing: int, exporting: int, alone: bool = False) -> None:
         """Predict cases.
@@ -147,8 +153,8 @@ class Run:
             alone: Whether a worker that dies is the fault of the case.
         """
         self.alone = alone
-        stock_exports = Background(exporting, False, self._done, self._died)
-        fast_exports = Background(min(exporting, FAST_EXPORTS), True, self._done, self._died)
+        stock_exports = Background(exporting, False, self._done, self._died, self.leaving)
+        fast_exports = Background(exporting, True, self._done, self._died, self.leaving)
         predictor, model = self.predictor, self.predictor.model_of_cases
         try:
             bar = tqdm(self._prepared(names, preprocessing), "cases", len(names), disable=not predictor.allow_tqdm)
@@ -161,6 +167,10 @@ class Run:
                 print(f"\nPredicting {name}:")
                 predictor.say_spacing(name, prepared.record)
                 output = self.tasks[name].output
+                size = _bytes_of_logits(prepared, model)
+                fast_exports.make_room(size)
+                stock_exports.make_room(size)
+                self.leaving.begin(name, size)
                 try:
                     folder = None if output is None else Path(output).parent
                     logits = predictor.predict_logits(prepared, folder, self.save_probabilities)
@@ -169,6 +179,7 @@ class Run:
                 except Exception as failure:
                     self._fail(name, failure)
                     continue
+                self.leaving.finished(name, logits)
                 self.records[name] = prepared.record
                 shared = (prepared, model, output, self.save_probabilities, is_fast)
                 record = None if self.report is None else self.report.record_of(name)
@@ -189,17 +200,19 @@ class Run:
     def _prepared(self, names: list[str], processes: int) -> Iterator[tuple[str, Any, Exception | None]]:
         rule, model = self.predictor.rule, self.predictor.model_of_cases
         calls = {name: (self.tasks[name].source, self.tasks[name].previous, rule, model) for name in names}
-        # One more than there are processes, so that they work while the network does.
+        # More than there are processes, so that they work while the network does.
         return map_isolated(
             self.predictor.prepare_case,
             calls,
             processes,
             always_spawn=processes > 0,
-            handed_out=processes + 1,
+            handed_out=(1 + AHEAD) * processes,
             remedy=REMEDY,
+            in_flight=self.waiting,
         )
 
     def _done(self, name: str, exported: Exported | None, error: Exception | None) -> None:
+        self.leaving.end(name)
         if error is not None or exported is None:
             self._fail(name, error or RuntimeError("no result"))
             return
@@ -216,12 +229,14 @@ class Run:
         print(f"done with {name}")
 
     def _died(self, name: str) -> None:
+        self.leaving.end(name)
         if self.alone:
             self._fail(name, WorkerDiedError(f"{WORKER_DIED}; run again with -nps 0, or with --fast_export"))
         else:
             self.suspects.append(name)
 
     def _fail(self, name: str, error: Exception) -> None:
+        self.leaving.end(name)
         self.stopped = self.stopped or isinstance(error, DiskFullError)  # the next ones would fail as well
         text = str(error).strip() or type(error).__name__
         output = self.tasks[name].output
@@ -229,6 +244,19 @@ class Run:
             text += f" ({self.older})"
         self.failures[name] = text
         print(f"{name} failed: {text}")
+
+
+def _bytes_of(result: Prepared | torch.Tensor) -> int:
+    """Return the bytes of a prepared case, or of logits."""
+    if isinstance(result, torch.Tensor):
+        return result.numel() * result.element_size()
+    return int(result.data.nbytes) + (0 if result.carried is None else _bytes_of(result.carried))
+
+
+def _bytes_of_logits(prepared: Prepared, model: Model) -> int:
+    """Return how many bytes the logits of a case will take."""
+    heads = model.plans.get_label_manager(model.dataset_json).num_segmentation_heads
+    return 2 * heads * math.prod(prepared.data.shape[1:])  # float16
 
 
 def nnunet_result(exported: Exported, with_probabilities: bool) -> Result:

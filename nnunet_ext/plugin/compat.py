@@ -327,6 +327,11 @@ def sliding_window_slicers(predictor: Any, shape: tuple[int, ...]) -> list[Any]:
 BUILD_LOSS = "_build_loss"
 
 
+def normalized(preprocessor: Any, data: Any, mask: Any, configuration: Any, statistics: Any) -> Any:
+    """Return an image normalised by nnU-Net's preprocessor of the plans; the image itself may be overwritten."""
+    return preprocessor._normalize(data, mask, configuration, statistics)
+
+
 def build_loss(trainer: Any) -> Any:
     """Return the loss that a trainer makes for its network."""
     return trainer._build_loss()

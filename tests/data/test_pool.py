@@ -7,6 +7,7 @@ import time
 import psutil
 import pytest
 
+from nnunet_ext.data.in_flight import InFlight
 from nnunet_ext.data.pool import REMEDY, WORKER_DIED, WorkerDiedError, map_isolated
 
 
@@ -55,6 +56,58 @@ def test_one_process_can_be_spawned():
     ((name, result, error),) = map_isolated(die_of_zero, {"a": (0,)}, 1, always_spawn=True)
     assert (name, result) == ("a", None)
     assert isinstance(error, WorkerDiedError)
+
+
+def note_and_make(folder: str, number: int, size: int) -> bytes:
+    open(os.path.join(folder, str(number)), "w").close()
+    return bytes(size)
+
+
+@pytest.mark.parametrize(("size", "begun"), [(60, 2), (1, 4)])
+def test_large_results_wait_two_at_a_time_and_small_ones_in_any_number(tmp_path, size, begun):
+    tasks = {str(number): (str(tmp_path), number, size) for number in range(8)}
+    bound = InFlight(100, len)
+    results = map_isolated(note_and_make, tasks, 1, always_spawn=True, handed_out=4, in_flight=bound)
+    taken = [next(results) for _ in range(3)]
+    assert all(result == bytes(size) for _, result, _ in taken)
+    wait_for_files(tmp_path, len(taken) + begun - 1)
+    time.sleep(0.3)
+    # one fewer than may be there: the next begins when the next result is asked for
+    assert len(os.listdir(tmp_path)) <= len(taken) + begun
+    assert len(taken) + len(list(results)) == len(tasks)
+    assert bound.has_room(99)
+
+
+def wait_for_files(folder, number):
+    deadline = time.monotonic() + 20
+    while len(os.listdir(folder)) < number and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert len(os.listdir(folder)) >= number
+
+
+def test_the_next_ones_are_prepared_while_a_result_is_used(tmp_path):
+    tasks = {str(number): (str(tmp_path), number, 1) for number in range(6)}
+    for used, (_, result, _) in enumerate(map_isolated(note_and_make, tasks, 1, always_spawn=True, handed_out=3), 1):
+        assert result == bytes(1)
+        if used > 2:  # though results lay ready: more was handed out before each of them
+            wait_for_files(tmp_path, min(len(tasks), used + 1))
+
+
+def slow_or_dead(folder: str, number: int) -> int:
+    """Note the call; the second one dies once the first has been noted as done."""
+    open(os.path.join(folder, f"{number}_{os.getpid()}"), "w").close()
+    if number == 1:
+        time.sleep(0.5)
+        os._exit(9)
+    return number
+
+
+def test_what_was_done_before_a_worker_died_is_not_done_again(tmp_path):
+    results = map_isolated(slow_or_dead, {str(n): (str(tmp_path), n) for n in range(3)}, 1, True, handed_out=3)
+    first = next(results)
+    found = [first, *results]
+    assert sorted(name for name, _, error in found if error is None) == ["0", "2"]
+    assert len([file for file in os.listdir(tmp_path) if file.startswith("0_")]) == 1
 
 
 def test_no_task_is_no_work():

@@ -1,6 +1,8 @@
 import os
 import time
+from threading import Event
 
+from nnunet_ext.data.in_flight import InFlight
 from nnunet_ext.inference.background import Background
 
 
@@ -53,6 +55,32 @@ def test_no_more_are_under_way_than_there_are_workers():
         assert len(background._pending) <= 1
     background.finish()
     assert [found[str(n)][0] for n in range(4)] == [0, 0, 0, 0]
+
+
+def test_room_is_made_for_a_large_call_and_a_small_one_does_not_wait():
+    bound, release = InFlight(100, len), Event()
+    ended = []
+
+    def done(name, result, error):
+        bound.end(name)
+        ended.append(name)
+
+    background = Background(2, True, done, ended.append, bound)
+    for name in "ab":
+        background.make_room(60)
+        bound.begin(name, 60)
+        background.submit(name, release.wait, 20)
+    background_has_room = bound.has_room(60)
+    assert not background_has_room
+    assert not ended
+    release.set()
+    background.make_room(60)
+    assert ended
+    for name in "cdef":  # more than there are workers wait
+        bound.begin(name, 1)
+        background.submit(name, double, 1)
+    background.finish()
+    assert sorted(ended) == list("abcdef")
 
 
 def test_a_worker_that_dies_is_replaced_and_what_it_held_is_named(tmp_path):

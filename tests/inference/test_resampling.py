@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from nnunetv2.preprocessing.resampling.default_resampling import resample_data_or_seg_to_shape
 from nnunetv2.preprocessing.resampling.resample_torch import resample_torch_fornnunet
+from skimage.transform import resize
 
 from nnunet_ext.inference.resampling import resample_axis_by_axis, with_less_memory
 
@@ -30,6 +31,50 @@ def test_equals_nnunet(seed, shape, new_shape, order, order_z, force, apart):
     found = with_less_memory(stock)(data, new_shape, spacing, spacing)
     assert found.dtype == np.float32
     np.testing.assert_allclose(found, expected, atol=2e-6)
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64, np.int16])
+@pytest.mark.parametrize(
+    ("shape", "new_shape", "order", "spacing"),
+    [
+        ((70, 83, 95), (43, 130, 51), 3, [1, 1, 1]),  # matrices of several blocks, finer and coarser
+        ((9, 101, 67), (9, 67, 101), 3, [5, 1, 1]),  # only in plane
+        ((41, 37, 1), (90, 37, 1), 1, [1, 1, 1]),
+        ((5, 40, 52), (17, 33, 78), 3, [5, 1, 1]),
+        ((66, 34, 50), (33, 80, 40), 2, [1, 5, 1]),
+        ((3, 35, 66), (4, 70, 33), 0, [1, 1, 1]),
+    ],
+)
+def test_equals_nnunet_on_larger_images_of_all_types(monkeypatch, dtype, shape, new_shape, order, spacing):
+    monkeypatch.setattr("nnunet_ext.inference.resampling._SLAB_BYTES", 2**15)  # some slices
+    data = (100 * np.random.default_rng(0).normal(0, 1, (1, *shape))).astype(dtype)
+    stock = partial(resample_data_or_seg_to_shape, is_seg=False, order=order, order_z=0, force_separate_z=None)
+    expected, found = (resample(data, new_shape, spacing, spacing) for resample in (stock, with_less_memory(stock)))
+    assert found.dtype == dtype
+    if dtype == np.int16:  # cut off, so that rounding decides where a value is whole
+        assert np.abs(found - expected).max() <= 1
+        assert (found != expected).mean() < 1e-3
+    else:
+        allowed = {np.float32: 2e-6, np.float16: 1e-3, np.float64: 1e-12}[dtype]
+        np.testing.assert_allclose(found, expected, atol=allowed * np.abs(data).max())
+
+
+def test_a_channel_that_is_a_view_is_resampled_and_stays_as_it_is():
+    whole = np.random.default_rng(0).normal(0, 1, (1, 20, 22, 24)).astype(np.float32)
+    view = whole.transpose(0, 3, 1, 2)[:, 2:-3, ::2, 1:]
+    before, spacing = view.copy(), [1.0, 1.0, 1.0]
+    expected = resample_data_or_seg_to_shape(before.copy(), (9, 20, 8), spacing, spacing, order=3)
+    found = resample_axis_by_axis(view, (9, 20, 8), spacing, spacing)
+    np.testing.assert_allclose(found, expected, atol=2e-6 * np.abs(before).max())
+    np.testing.assert_array_equal(view, before)
+
+
+def test_splines_are_asked_for_once_an_axis_and_not_for_each_slice(monkeypatch):
+    calls = []
+    monkeypatch.setattr("nnunet_ext.inference.resampling.resize", lambda *a, **k: calls.append(a[1]) or resize(*a, **k))
+    data = np.random.default_rng(0).normal(0, 1, (2, 31, 29, 27)).astype(np.float32)
+    resample_axis_by_axis(data, (15, 17, 19), [1, 1, 1], [2, 2, 2])
+    assert sorted(calls) == [(15, 31), (17, 29), (19, 27)]
 
 
 def test_a_shape_that_is_wanted_already_costs_nothing():

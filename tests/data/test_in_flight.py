@@ -1,0 +1,33 @@
+from nnunet_ext.data.in_flight import InFlight
+
+
+def test_of_large_cases_two_are_under_way():
+    bound = InFlight(100, len)
+    for name in "ab":
+        assert bound.has_room()
+        bound.begin(name)
+    assert not bound.has_room()  # nobody knows yet how large they are
+    bound.finished("a", bytes(80))
+    assert not bound.has_room()
+    bound.end("a")
+    assert bound.has_room()
+    bound.begin("c")
+    assert not bound.has_room()
+    assert not bound.has_room(1)  # 80 each are expected of the others
+    bound.finished("b", bytes(10))
+    bound.finished("c", bytes(10))
+    assert bound.has_room(80)
+    assert bound.has_room(140)  # two of the largest, which it is itself
+    bound.finished("x", bytes(1000))  # not under way
+    assert bound.largest == 80
+
+
+def test_small_cases_flow_freely():
+    bound = InFlight(100, len)
+    for number in range(10):
+        assert bound.has_room(10)
+        bound.begin(str(number), 10)
+    assert not bound.has_room(10)
+    bound.end("3")
+    assert bound.has_room(10)
+    assert not bound.has_room(11)
