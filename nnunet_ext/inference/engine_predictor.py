@@ -49,6 +49,8 @@ class EnginePredictor(nnUNetPredictor):
         ValueError: If there is no such engine or precision, it is not installed, or the device has no units for it.
     """
 
+    network: Any
+
     def __init__(
         self,
         *arguments: Any,
@@ -142,7 +144,8 @@ class EnginePredictor(nnUNetPredictor):
         flips = mirrored_versions(self.allowed_mirroring_axes if self.use_mirroring else None)
         logits = self._on_a_device_with_room(padded, places, flips)
         self._windows_done += len(places) * len(flips)
-        return logits[(slice(None), *unpad[1:])]
+        inside = (slice(None), *unpad[1:])
+        return logits[inside]
 
     def _on_a_device_with_room(self, image: Tensor, places: list[Place], flips: Flips) -> Tensor:
         """Predict; with less at a time, and then with the logits in main memory, where a GPU has too little."""
