@@ -199,6 +199,7 @@ def settings(a: argparse.Namespace) -> dict[str, list[str]]:
         "engine_float32": [*fast, *engine],
         "engine_float32_skip": [*fast, *engine, "--skip_background"],
         "engine_bfloat16": [*fast, *engine, *reduced],
+        "engine_bfloat16_step_0.7": [*fast, *engine, *reduced, "-step_size", "0.7"],
         "engine_bfloat16_skip": [*fast, *engine, *reduced, "--skip_background"],
         f"engine_target_{named}": [*coarse, *engine, *reduced, "--skip_background"],
     }
