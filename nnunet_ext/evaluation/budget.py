@@ -67,7 +67,7 @@ def format_trade(document: Mapping[str, Any]) -> str:
     if trade["setting"] == trade["reference"]:
         return f"{text}, DSC {_dice(pick):.4f}.\n  {trade['command']}"
     ratio = earlier / seconds if seconds else math.inf
-    change = _dice(pick) - _dice(reference)
+    change = round(_dice(pick) - _dice(reference), 4) + 0.0  # no -0.0000
     return f"{text} ({ratio:.1f} times as fast), DSC {_dice(pick):.4f} ({change:+.4f}).\n  {trade['command']}"
 
 

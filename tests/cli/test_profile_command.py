@@ -184,10 +184,6 @@ def test_a_budget_names_the_best_trade_and_its_command(model: Path, capsys):
     document = json.loads((model.parents[2] / "out" / "profile.json").read_text())
     assert document["trade"]["reference"] == "stock"
     assert document["trade"]["setting"] in ("mine", "stock")
-    assert (
-        call(model, "-m", str(model), *labels, "--settings", "stock", "--overwrite", "-chk", "checkpoint_final.pth")
-        == 0
-    )
     assert call(model, "-m", str(model), *labels, "--setting", "bad=--break", "--settings", "bad", output="x") == 1
     assert "No trade within a budget of 0.005: no setting was measured" in capsys.readouterr().out
 
