@@ -98,6 +98,7 @@ def test_stock_networks_and_averages_give_what_torch_gives(kind):
         ("enhanced residual", 2, {"ife_score": "curvature"}),
         ("reference", 2, {}),
         ("reference", 3, {}),
+        ("deeplab", 2, {}),
     ],
 )
 def test_our_networks_give_what_torch_gives(name, dimensions, more):
