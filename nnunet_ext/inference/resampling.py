@@ -19,7 +19,7 @@ from skimage.transform import resize
 Resampling = Callable[..., Any]
 _ROWS = 32  # of a matrix in one block: weighs what a product costs to begin against the zeros in it
 _NEGLIGIBLE = 1e-14  # weights that nobody sees in float32, nor nearly so in float64
-_SLAB_BYTES = 2**25  # of slices that are resampled in plane at a time
+_SLAB_BYTES = 2**22  # of slices that are resampled in plane at a time: what is larger, malloc keeps
 
 
 def with_less_memory(resampling: Resampling) -> Resampling:
