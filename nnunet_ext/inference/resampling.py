@@ -19,6 +19,7 @@ from skimage.transform import resize
 Resampling = Callable[..., Any]
 _ROWS = 32  # of a matrix in one block: weighs what a product costs to begin against the zeros in it
 _NEGLIGIBLE = 1e-14  # weights that nobody sees in float32, nor nearly so in float64
+_COLUMNS = 2**12  # of slices on top of each other that are resampled across at a time
 _SLAB_BYTES = 2**22  # of slices that are resampled in plane at a time: what is larger, malloc keeps
 
 
@@ -134,10 +135,16 @@ def _resample(image: np.ndarray, target: np.ndarray, order: int, order_across: i
     if len(image) == len(target):
         target[:] = in_plane
         return
-    slices = torch.from_numpy(in_plane).flatten(1)
-    for block in _blocks(len(image), len(target), order_across):
-        rows = block.weights @ slices[block.first : block.last]
-        target[block.start : block.stop] = rows.numpy().reshape(-1, *target.shape[1:])
+    slices, (height, width) = torch.from_numpy(in_plane), target.shape[1:]
+    blocks = _blocks(len(image), len(target), order_across)
+    step = max(1, _COLUMNS // width)
+    for start in range(0, height, step):
+        columns = slices[:, start : start + step].flatten(1)
+        for block in blocks:
+            across = block.weights @ columns[block.first : block.last]
+            target[block.start : block.stop, start : start + step] = across.numpy().reshape(
+                block.stop - block.start, -1, width
+            )
 
 
 def _resample_slices(slab: torch.Tensor, out: torch.Tensor, order: int) -> None:
