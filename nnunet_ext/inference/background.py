@@ -86,9 +86,7 @@ class Background:
 
     def _collect(self) -> None:
         finished, _ = wait(self._pending, return_when=FIRST_COMPLETED)
-        for future in finished:
-            if future not in self._pending:
-                continue
+        for future in [future for future in self._pending if future in finished]:  # in the order of the cases
             error = future.exception()
             if isinstance(error, BrokenProcessPool):
                 self._collect_broken()
