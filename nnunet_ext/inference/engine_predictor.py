@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
 from functools import partial
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import torch
@@ -14,6 +16,7 @@ from nnunetv2.configuration import default_num_processes
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnunetv2.inference.sliding_window_prediction import compute_gaussian
 from nnunetv2.utilities.helpers import empty_cache
+from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
 from torch import Tensor
 
 from nnunet_ext.engines.choice import check, choose, precisions_of
@@ -72,6 +75,7 @@ class EnginePredictor(nnUNetPredictor):
         self._engines: dict[int, Engine] = {}  # number of channels of the logits -> engine
         self._weights: dict[str, Any] | None = None  # of the fold that is predicted with
         self._windows_done = 0
+        self._warming: Thread | None = None
         self._said: set[str] = set()
 
     @property
@@ -104,8 +108,35 @@ class EnginePredictor(nnUNetPredictor):
 
     def forget_engines(self) -> None:
         """Forget what was made of a network that is replaced."""
+        self._wait_until_warm()
         self._engines.clear()
         self._choice = None
+
+    def warm_up(self) -> None:
+        """Begin to make the engine in a thread of its own, while the first case is read and prepared.
+
+        What fails there is tried again, and said, when the engine is needed.
+        """
+        if self.engine == OPENVINO and self.list_of_parameters and not self._engines:
+            self._wait_until_warm()
+            self._warming = Thread(target=self._make_first_engine, daemon=True)
+            self._warming.start()
+
+    def _make_first_engine(self) -> None:
+        with contextlib.suppress(Exception):
+            choice = choose(OPENVINO, self.precision, self.device, 0)
+            channels = determine_num_input_channels(self.plans_manager, self.configuration_manager, self.dataset_json)
+            window = (channels, *(int(size) for size in self.configuration_manager.patch_size))
+            engine = make_engine(choice, plain_module(self.network), window, self.device, self.model_folder)
+            engine.load(self.list_of_parameters[0])
+            for _ in engine.run([torch.zeros((1, *window))]):
+                pass
+            self._engines[int(self.label_manager.num_segmentation_heads)] = engine
+
+    def _wait_until_warm(self) -> None:
+        if self._warming is not None:
+            self._warming.join()
+            self._warming = None
 
     @torch.inference_mode()
     def predict_logits_from_preprocessed_data(self, data: Tensor) -> Tensor:
@@ -113,6 +144,7 @@ class EnginePredictor(nnUNetPredictor):
         if not self.runs_windows:
             plain: Tensor = super().predict_logits_from_preprocessed_data(data)
             return plain
+        self._wait_until_warm()  # it reads the network, whose weights change below
         threads = torch.get_num_threads()
         torch.set_num_threads(min(default_num_processes, threads))
         try:
@@ -225,7 +257,8 @@ class EnginePredictor(nnUNetPredictor):
             seconds = self._seconds_of(window) if self.engine == AUTO else None
             chosen = choose(self.engine or TORCH, self.precision, self.device, expected, seconds)
             if self._choice is None or chosen.engine != self._choice.engine:
-                self._engines.clear()
+                if self._choice is not None:
+                    self._engines.clear()
                 self._choice = chosen
                 if self.engine == AUTO:
                     self.say_once(f"--engine auto: {chosen.describe()} ({chosen.reason}).")

@@ -200,12 +200,15 @@ class Run:
     def _prepared(self, names: list[str], processes: int) -> Iterator[tuple[str, Any, Exception | None]]:
         rule, model = self.predictor.rule, self.predictor.model_of_cases
         calls = {name: (self.tasks[name].source, self.tasks[name].previous, rule, model) for name in names}
+        # There is nothing to be done beside one case, so it is prepared here, which saves the start of a process; not
+        # where a worker has died of it.
+        several = len(names) > 1 or self.alone
         # More than there are processes, so that they work while the network does.
         return map_isolated(
             self.predictor.prepare_case,
             calls,
-            processes,
-            always_spawn=processes > 0,
+            processes if several else 0,
+            always_spawn=processes > 0 and several,
             handed_out=(1 + AHEAD) * processes,
             remedy=REMEDY,
             in_flight=self.waiting,

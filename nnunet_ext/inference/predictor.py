@@ -240,6 +240,8 @@ class Predictor(CasePredictor):
         tasks = name_cases(cases)
         self.expected_cases = len(tasks)
         run = Run(self, tasks, save_probabilities, report)
+        if tasks:
+            self.warm_up()
         try:
             run.work(list(tasks), preprocessing, exporting)
             while run.suspects and not run.stopped:  # whichever of them made a worker die does so alone now

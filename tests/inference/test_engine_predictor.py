@@ -1,6 +1,7 @@
 """The predictor with another engine, another precision, and windows that are not run."""
 
 import json
+import threading
 
 import numpy as np
 import pytest
@@ -91,6 +92,29 @@ def test_networks_of_ours_run_by_openvino(tmp_path, make):
     found = predictor(model, **options, engine="openvino").predict_logits_from_preprocessed_data(IMAGE)
     assert unlike(found, expected) < 1e-3
     assert list(model.folder.glob("openvino_*.xml"))
+
+
+def test_the_first_engine_is_made_while_a_case_is_prepared(tmp_path, monkeypatch):
+    made = []
+
+    def make_engine(*arguments):
+        made.append(threading.current_thread())
+        return make(*arguments)
+
+    make = subject.make_engine
+    monkeypatch.setattr(subject, "make_engine", make_engine)
+    model = make_model(tmp_path)
+    expected = predictor(model, nnUNetPredictor).predict_logits_from_preprocessed_data(IMAGE)
+    ours = predictor(model, engine="openvino")
+    ours.warm_up()
+    assert unlike(ours.predict_logits_from_preprocessed_data(IMAGE), expected) < 1e-3
+    assert len(made) == 1
+    assert made[0] is not threading.main_thread()
+    monkeypatch.setattr(subject, "make_engine", lambda *arguments: 1 / 0)
+    other = predictor(model, engine="openvino")
+    other.warm_up()
+    with pytest.raises(ZeroDivisionError):
+        other.predict_logits_from_preprocessed_data(IMAGE)
 
 
 def test_where_a_network_cannot_be_converted_torch_is_used(tmp_path, monkeypatch, capsys):
