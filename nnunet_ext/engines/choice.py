@@ -23,13 +23,15 @@ from nnunet_ext.training.precision import cpu_has_bf16_units
 
 PIP_LINE = "pip install nnunetv2-ext[openvino]"
 
-# Seconds that an engine costs before its first window, and what it leaves of a window's time. OpenVINO: importing,
-# converting, trying and compiling a network of nnU-Net's size for the first time, and half the time of torch in
-# float32. Compiling on a GPU: 12 s for nnU-Net's default network, whose windows then take a third.
+# Estimates on the careful side, so that what is chosen is not slower than torch on a machine that is worse than those
+# measured. Seconds that an engine costs before its first window: OpenVINO took 1 to 3 to import, convert, try and
+# compile small networks on two cores; a GPU's compiler took 12 for nnU-Net's default network. While it starts, the
+# network is run a few times: traced, and compared with what it became. And what is left of a window's time: OpenVINO
+# took half of torch's or less in float32 on a CPU with AVX512, the compiled network a third.
 _START = {OPENVINO: 8.0, COMPILE: 20.0}
+_WINDOWS_OF_START = {OPENVINO: 4, COMPILE: 1}
 _LEFT = {OPENVINO: 0.6, COMPILE: 0.5}
-# Where nobody has timed a window: those that pay the start where each takes 50 ms on a CPU, as those of the smallest
-# data sets do, and 30 ms on a GPU.
+# Assumed where nobody has timed a window; short, so that many of them are wanted.
 _SECONDS = {OPENVINO: 0.05, COMPILE: 0.03}
 
 
@@ -109,17 +111,29 @@ def choose(
     own = precision or (FLOAT16 if device.type == "cuda" else FLOAT32)
     if engine != AUTO:
         return EngineChoice(engine, own, "as asked for")
-    if device.type not in ("cpu", "cuda"):
-        return EngineChoice(TORCH, own, f"the only one on {device.type}")
+    reason = why_only_torch(device)
+    if reason is not None:
+        return EngineChoice(TORCH, own, reason)
     faster = OPENVINO if device.type == "cpu" else COMPILE
-    if faster == OPENVINO and not available(OPENVINO):
-        return EngineChoice(TORCH, own, f"OpenVINO, which is faster on CPUs, is not installed; {PIP_LINE}")
-    if faster == OPENVINO and not _is_measured_cpu():
-        return EngineChoice(TORCH, own, "OpenVINO is not known to be faster on this kind of CPU")
     needed = break_even(faster, seconds_per_window)
     if windows < needed:
         return EngineChoice(TORCH, own, f"{windows} windows are too few to pay the start of {faster} ({needed})")
     return EngineChoice(faster, own, f"{windows} windows pay its start ({needed})")
+
+
+def why_only_torch(device: torch.device) -> str | None:
+    """Return why no other engine is faster on a device, or None where one may be.
+
+    Args:
+        device: Where networks run.
+    """
+    if device.type not in ("cpu", "cuda"):
+        return f"the only one on {device.type}"
+    if device.type == "cpu" and not available(OPENVINO):
+        return f"OpenVINO, which is faster on CPUs, is not installed; {PIP_LINE}"
+    if device.type == "cpu" and not _is_known_cpu():
+        return "OpenVINO is not known to be faster on this kind of CPU"
+    return None
 
 
 def break_even(engine: str, seconds_per_window: float | None = None) -> int:
@@ -130,9 +144,10 @@ def break_even(engine: str, seconds_per_window: float | None = None) -> int:
         seconds_per_window: What one window takes in torch, where that is known.
     """
     seconds = _SECONDS[engine] if seconds_per_window is None else max(seconds_per_window, 1e-6)
-    return int(_START[engine] / (seconds * (1 - _LEFT[engine]))) + 1
+    start = _START[engine] + _WINDOWS_OF_START[engine] * seconds
+    return int(start / (seconds * (1 - _LEFT[engine]))) + 1
 
 
-def _is_measured_cpu() -> bool:
-    """Whether a CPU is one of those on which OpenVINO was measured: x86 with AVX2 or more."""
+def _is_known_cpu() -> bool:
+    """Whether OpenVINO has code of its own for a CPU: x86 with AVX2 or more."""
     return platform.machine().lower() in ("x86_64", "amd64") and "AVX" in torch.backends.cpu.get_cpu_capability()

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from nnunet_ext.engines.engine import ConversionError
+from nnunet_ext.engines.runtime import openvino
 from nnunet_ext.training.checkpoints import plain_module
 
 PACKAGE = "openvino"
@@ -56,7 +57,6 @@ def convert(network: nn.Module, window: Sequence[int]) -> Any:
     Raises:
         ConversionError: If that is not possible; names the operators where OpenVINO does.
     """
-    import openvino
 
     def forward(image: Tensor) -> Tensor:
         result: Tensor = network(image)
@@ -69,7 +69,7 @@ def convert(network: nn.Module, window: Sequence[int]) -> Any:
             warnings.simplefilter("ignore")
             # as a function: the weights are constants, and no module has to be described
             traced = torch.jit.trace(forward, image, check_trace=False)
-            return openvino.convert_model(traced, example_input=image, input=[list(image.shape)])
+            return openvino().convert_model(traced, example_input=image, input=[list(image.shape)])
     except Exception as error:  # OpenVINO and what traces raise anything
         raise ConversionError(f"OpenVINO cannot convert the network: {_reason(error)}") from error
 
@@ -91,6 +91,4 @@ def save(model: Any, path: Path) -> None:
         model: OpenVINO's model.
         path: The ``.xml`` file.
     """
-    import openvino
-
-    openvino.save_model(model, str(path), compress_to_fp16=False)
+    openvino().save_model(model, str(path), compress_to_fp16=False)

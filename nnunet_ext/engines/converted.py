@@ -17,6 +17,7 @@ from nnunet_ext import files
 from nnunet_ext.engines.conversion import convert, copy_for_cpu, save
 from nnunet_ext.engines.engine import ConversionError
 from nnunet_ext.engines.identity import identity
+from nnunet_ext.engines.runtime import openvino
 from nnunet_ext.engines.trying import NotTriedError, try_out
 
 _log = logging.getLogger(__name__)
@@ -43,16 +44,22 @@ class ConvertedNetworks:
         self.network, self.window, self.precision = network, tuple(window), precision
         self.folders = [*([] if folder is None else [Path(folder)]), user_cache()]
 
-    def model(self, weights: Mapping[str, Any] | None = None) -> Any:
+    def key(self, weights: Mapping[str, Any] | None = None) -> str:
+        """Return what the converted network with some weights, ``None`` for its own, is named by."""
+        return identity(self.network, weights, self.window)
+
+    def model(self, weights: Mapping[str, Any] | None = None, key: str | None = None) -> Any:
         """Return OpenVINO's model with some weights.
 
         Args:
             weights: State of the network; ``None`` for its own.
+            key: What :meth:`key` returns for them, where that is known.
 
         Raises:
             ConversionError: If the network cannot be converted, or gives another result than in torch.
         """
-        key = identity(self.network, weights, self.window)
+        key = self.key(weights) if key is None else key
+        damaged = []
         for folder in self.folders:
             kept = _Kept(folder, key)
             record = kept.record()
@@ -62,12 +69,14 @@ class ConvertedNetworks:
             if outcome:
                 raise ConversionError(f"{outcome} (found out before; remove {kept.json} to try again)")
             model = kept.read(record)
-            if model is None:
-                _log.warning("%s is damaged; the network is converted again", kept.xml)
-                break
+            if model is None:  # a folder that is only read keeps what is damaged; the next one may have it whole
+                damaged.append(kept.xml)
+                continue
             if outcome is None:
                 self._try(kept, record, copy_for_cpu(self.network, weights))
             return model
+        for file in damaged:
+            _log.warning("%s is damaged; the network is converted again", file)
         return self._convert(key, weights)
 
     def _convert(self, key: str, weights: Mapping[str, Any] | None) -> Any:
@@ -88,7 +97,7 @@ class ConvertedNetworks:
             kept = _Kept(folder, key)
             try:
                 kept.write(model)
-            except OSError as error:
+            except (OSError, RuntimeError) as error:  # OpenVINO raises the latter where it cannot write
                 _log.warning("%s cannot hold a converted network (%s)", folder, error)
                 continue
             yield kept
@@ -96,7 +105,10 @@ class ConvertedNetworks:
         _log.warning("the converted network is not kept, and is converted again for each prediction")
         with tempfile.TemporaryDirectory() as temporary:
             kept = _Kept(Path(temporary), key)
-            kept.write(model)
+            try:
+                kept.write(model)
+            except (OSError, RuntimeError) as error:
+                raise NotTriedError(f"the converted network cannot be written to be tried ({error})") from error
             yield kept
 
     def _remember(self, key: str, failure: str) -> None:
@@ -140,8 +152,6 @@ class _Kept:
 
     def read(self, record: Mapping[str, Any]) -> Any:
         """Return the model if its files are what they were when they were written, otherwise ``None``."""
-        import openvino
-
         expected = record.get("files")
         try:
             # what was checked is what is used, whoever replaces the files meanwhile
@@ -151,7 +161,7 @@ class _Kept:
         if {name: _checksum(content) for name, content in contents.items()} != expected:
             return None
         try:
-            return openvino.Core().read_model(contents[self.xml.name], contents[self.bin.name])
+            return openvino().Core().read_model(contents[self.xml.name], contents[self.bin.name])
         except RuntimeError:
             return None
 
@@ -173,8 +183,6 @@ def _checksum(content: bytes) -> str:
 
 def _condition(precision: str) -> str:
     """Return what the outcome of a trial depends on beside the network: the code that OpenVINO makes for a CPU."""
-    import openvino
-
-    core = openvino.Core()
+    core = openvino().Core()
     capabilities = " ".join(sorted(core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")))
     return f"{precision} on {core.get_property('CPU', 'FULL_DEVICE_NAME')} ({capabilities})"

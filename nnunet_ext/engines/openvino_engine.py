@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -11,7 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from nnunet_ext.engines.converted import ConvertedNetworks
+from nnunet_ext.engines.runtime import openvino
 from nnunet_ext.engines.trial import properties, streams
+
+_MOST_STATES = 32  # folds whose weights are known by their object
 
 
 class OpenVinoEngine:
@@ -30,8 +34,11 @@ class OpenVinoEngine:
     def __init__(self, network: nn.Module, window: Sequence[int], precision: str, folder: Path | None = None) -> None:
         self.window, self.precision = tuple(window), precision
         self.converted = ConvertedNetworks(network, self.window, precision, folder)
-        self._states: list[tuple[Mapping[str, Any], _Compiled]] = []
-        self._current = _Compiled(self.converted.model(), precision)
+        self._networks: dict[str, _Compiled] = {}
+        # weights need no look at their values where they are an object that was seen before; a state that a network
+        # has just made is always another one
+        self._states: deque[tuple[Mapping[str, Any], _Compiled]] = deque(maxlen=_MOST_STATES)
+        self._current = self._network_of(None)
 
     def load(self, weights: Mapping[str, Any]) -> None:
         """Take other weights of the same architecture; those that were loaded before are at hand.
@@ -44,11 +51,17 @@ class OpenVinoEngine:
         """
         found = next((compiled for state, compiled in self._states if state is weights), None)
         if found is None:
-            found = _Compiled(self.converted.model(weights), self.precision)
+            found = self._network_of(weights)
             self._states.append((weights, found))
         if found is not self._current:
             self._current.rest()
             self._current = found
+
+    def _network_of(self, weights: Mapping[str, Any] | None) -> _Compiled:
+        key = self.converted.key(weights)
+        if key not in self._networks:
+            self._networks[key] = _Compiled(self.converted.model(weights, key), self.precision)
+        return self._networks[key]
 
     def run(self, batches: Iterable[Tensor]) -> Iterator[Tensor]:
         """Yield the logits of each batch, in order; the next one is computed meanwhile.
@@ -94,10 +107,8 @@ class _Compiled:
         Args:
             threads: Number of threads.
         """
-        import openvino
-
         if self.compiled is None or self.threads != threads:
-            core = openvino.Core()
+            core = openvino().Core()
             self.compiled = core.compile_model(self.model, "CPU", properties(self.precision, threads))
             self.threads = threads
         # one more than are computed, so that none of them waits for whoever takes the results
@@ -125,14 +136,12 @@ class _Queue:
         Args:
             batch: Windows ``(N, C, *P)``.
         """
-        import openvino
-
         windows = batch.detach().to(torch.float32).contiguous()
-        logits = torch.empty((len(windows), *self.output[1:]))
+        logits, make = torch.empty((len(windows), *self.output[1:])), openvino().Tensor
         for number in range(len(windows)):
             request = self._request()
             for put, tensor in ((request.set_input_tensor, windows), (request.set_output_tensor, logits)):
-                put(openvino.Tensor(tensor[number : number + 1].numpy(), shared_memory=True))
+                put(make(tensor[number : number + 1].numpy(), shared_memory=True))
             request.start_async()
             self.under_way.append((request, logits, windows))
         return logits
@@ -159,6 +168,7 @@ class _Queue:
             self.free.append(self._end_first())
 
     def close(self) -> None:
-        """Wait for all windows."""
+        """Wait for all windows, those after one that failed as well."""
         while self.under_way:
-            self._end_first()
+            with contextlib.suppress(RuntimeError):  # whoever waits for the window has it, or nobody wants it any more
+                self._end_first()

@@ -8,6 +8,8 @@ from __future__ import annotations
 import sys
 from typing import Any
 
+from nnunet_ext.engines.runtime import openvino
+
 
 def streams(threads: int) -> int:
     """Return how many windows are computed at once: two need less time than one with all threads, but more memory.
@@ -43,10 +45,9 @@ def main(arguments: list[str] | None = None) -> int:
         0
     """
     import numpy as np
-    import openvino
 
     model, image, output, precision, threads = sys.argv[1:] if arguments is None else arguments
-    compiled = openvino.Core().compile_model(model, "CPU", properties(precision, int(threads)))
+    compiled = openvino().Core().compile_model(model, "CPU", properties(precision, int(threads)))
     np.save(output, compiled(np.load(image))[0])
     return 0
 

@@ -53,6 +53,27 @@ def check_device(device: str) -> None:
         raise ValueError(f"-device is {device}, but torch finds none here; pass one that is there, e.g. -device cpu")
 
 
+def check_engine(engine: str | None, precision: str | None, device: str) -> None:
+    """Check that an engine and a precision can be had on a device.
+
+    Args:
+        engine: Name of an engine; None is nnU-Net's own way.
+        precision: Name of a precision; None is nnU-Net's.
+        device: Name of the device.
+
+    Raises:
+        ValueError: If not.
+    """
+    if engine is None and precision is None:
+        return
+    import torch
+
+    from nnunet_ext.engines.choice import check
+    from nnunet_ext.engines.engine import TORCH
+
+    check(engine or TORCH, precision, torch.device(device))
+
+
 def check_model(model: Path, folds: Sequence[int | str] | None, checkpoint_name: str, trusted: bool = False) -> None:
     """Check a model that nnU-Net is about to load with whatever code is in its checkpoints and plans.
 

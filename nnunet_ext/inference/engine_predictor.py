@@ -18,11 +18,12 @@ from nnunetv2.inference.sliding_window_prediction import compute_gaussian
 from nnunetv2.utilities.helpers import empty_cache
 from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
 from torch import Tensor
+from torch._dynamo import OptimizedModule
 
-from nnunet_ext.engines.choice import check, choose, precisions_of
+from nnunet_ext.engines.choice import choose, precisions_of, why_only_torch
 from nnunet_ext.engines.engine import AUTO, COMPILE, FLOAT32, OPENVINO, TORCH, ConversionError, Engine, EngineChoice
 from nnunet_ext.engines.make import make_engine
-from nnunet_ext.inference.checks import BadInputError
+from nnunet_ext.inference.checks import BadInputError, check_engine
 from nnunet_ext.inference.empty_windows import channels_of, find_alike, is_background, why_none_is_skipped
 from nnunet_ext.inference.windows import Alike, Flips, Place, Sweep, mirrored_versions, run_once, sweep
 from nnunet_ext.plugin import compat
@@ -30,6 +31,8 @@ from nnunet_ext.training.checkpoints import plain_module
 
 BATCHES = {TORCH: 4, COMPILE: 4, OPENVINO: 1}  # versions of windows at a time, on GPUs; 1 on CPUs
 SIGMA, LARGEST_WEIGHT = 1 / 8, 10  # of nnU-Net's weights of a window
+TIMED = 2  # windows, to choose by their time; the first one may begin slowly
+WORTH_TIMING = 20  # times as many windows are to come, so that timing costs a twentieth at most
 
 
 class EnginePredictor(nnUNetPredictor):
@@ -63,11 +66,10 @@ class EnginePredictor(nnUNetPredictor):
         **keywords: Any,
     ) -> None:
         super().__init__(*arguments, **keywords)
-        if engine is not None or precision is not None:
-            try:
-                check(engine or TORCH, precision, self.device)
-            except ValueError as error:
-                raise BadInputError(str(error)) from error
+        try:
+            check_engine(engine, precision, str(self.device))
+        except ValueError as error:
+            raise BadInputError(str(error)) from error
         self.engine, self.precision, self.skip_background = engine, precision, skip_background
         self.model_folder: Path | None = None
         self.expected_cases, self.skipped = 1, 0
@@ -76,6 +78,9 @@ class EnginePredictor(nnUNetPredictor):
         self._weights: dict[str, Any] | None = None  # of the fold that is predicted with
         self._windows_done = 0
         self._warming: Thread | None = None
+        self._seconds: float | None = None  # of a window in torch, where that was timed
+        self._is_settled = False  # another engine was tried and cannot run the network
+        self._batches: dict[bool, int] = {}  # logits on the GPU or not -> windows at a time that it has room for
         self._said: set[str] = set()
 
     @property
@@ -110,7 +115,8 @@ class EnginePredictor(nnUNetPredictor):
         """Forget what was made of a network that is replaced."""
         self._wait_until_warm()
         self._engines.clear()
-        self._choice = None
+        self._batches.clear()
+        self._choice, self._seconds, self._is_settled, self._windows_done = None, None, False, 0
 
     def warm_up(self) -> None:
         """Begin to make the engine in a thread of its own, while the first case is read and prepared.
@@ -182,25 +188,37 @@ class EnginePredictor(nnUNetPredictor):
     def _on_a_device_with_room(self, image: Tensor, places: list[Place], flips: Flips) -> Tensor:
         """Predict; with less at a time, and then with the logits in main memory, where a GPU has too little."""
         on_device = self.device.type == "cuda" and self.perform_everything_on_device
-        batch = 1 if self.device.type == "cpu" else 0
         while True:
             device = self.device if on_device else torch.device("cpu")
             size = 1
             try:
-                engine = self._engine_of(image, places, flips)
-                size = batch or BATCHES[self._choice.engine if self._choice else TORCH]
+                choice = self._choose(len(places) * len(flips), self._window(image))
+                size = self._windows_at_a_time(choice, on_device)
+                engine = self._engine_of(choice, self._window(image), size)
                 empty_cache(self.device)
                 return self._predict(image.to(device), places, flips, engine, size)
             except ConversionError as error:  # compilers fail with the first windows only
                 self._use_torch_instead(error)
             except torch.cuda.OutOfMemoryError:
+                self._engines.clear()  # what is compiled for more windows takes their room for fewer as well
                 if size > 1:
-                    batch = size // 2
+                    self._batches[on_device] = size // 2
                 elif on_device:
-                    on_device, batch = False, 0
+                    on_device = False
                     print("The GPU has no room for the logits; they are kept in main memory.")
                 else:
                     raise
+
+    def _window(self, image: Tensor) -> tuple[int, ...]:
+        return len(image), *(int(size) for size in self.configuration_manager.patch_size)
+
+    def _windows_at_a_time(self, choice: EngineChoice, on_device: bool) -> int:
+        """Return how many windows a batch has: one where results depend on the others, or shapes are compiled for."""
+        is_compiled = self.engine is None and isinstance(self.network, OptimizedModule)
+        depends = any(getattr(module, "packed", False) for module in plain_module(self.network).modules())
+        if self.device.type == "cpu" or is_compiled or depends:
+            return 1
+        return self._batches.get(on_device, BATCHES[choice.engine])
 
     def _predict(self, image: Tensor, places: list[Place], flips: Flips, engine: Engine, batch: int) -> Tensor:
         patch = tuple(self.configuration_manager.patch_size)
@@ -229,15 +247,14 @@ class EnginePredictor(nnUNetPredictor):
         run = partial(run_once, engine=engine, flips=flips, device=self.device)
         return find_alike(image, places, channels, run, background)
 
-    def _engine_of(self, image: Tensor, places: list[Place], flips: Flips) -> Engine:
+    def _engine_of(self, choice: EngineChoice, window: tuple[int, ...], batch: int) -> Engine:
         """Return the engine that runs the network with the weights that it has now."""
-        window = (len(image), *(int(size) for size in self.configuration_manager.patch_size))
-        choice = self._choose(len(places) * len(flips), window)
-        network = plain_module(self.network)
+        plain = plain_module(self.network)
+        network = self.network if self.engine is None else plain  # with nnUNet_compile it is compiled already
         heads = int(self.label_manager.num_segmentation_heads)
         if heads not in self._engines:
-            self._engines[heads] = make_engine(choice, network, window, self.device, self.model_folder)
-        self._engines[heads].load(network.state_dict() if self._weights is None else self._weights)
+            self._engines[heads] = make_engine(choice, network, window, self.device, self.model_folder, batch)
+        self._engines[heads].load(plain.state_dict() if self._weights is None else self._weights)
         return self._engines[heads]
 
     def _use_torch_instead(self, error: ConversionError) -> None:
@@ -246,15 +263,16 @@ class EnginePredictor(nnUNetPredictor):
             raise error
         self.say_once(f"--engine {choice.engine}: {error}; torch is used.")
         self._choice = EngineChoice(TORCH, choice.precision, f"{choice.engine} cannot run this network")
+        self._is_settled = True
         self._engines.clear()
 
     def _choose(self, windows: int, window: tuple[int, ...]) -> EngineChoice:
         """Choose once for all cases; an automatic choice of torch is looked at again as windows add up."""
         waits = self.engine == AUTO and self._choice is not None and self._choice.engine == TORCH
-        if self._choice is None or (waits and self.expected_cases == 1):
+        if self._choice is None or (waits and self.expected_cases == 1 and not self._is_settled):
             folds = max(1, len(self.list_of_parameters or ()))
             expected = max(windows * folds * self.expected_cases, self._windows_done)
-            seconds = self._seconds_of(window) if self.engine == AUTO else None
+            seconds = self._seconds_of(window, expected) if self.engine == AUTO else None
             chosen = choose(self.engine or TORCH, self.precision, self.device, expected, seconds)
             if self._choice is None or chosen.engine != self._choice.engine:
                 if self._choice is not None:
@@ -264,16 +282,21 @@ class EnginePredictor(nnUNetPredictor):
                     self.say_once(f"--engine auto: {chosen.describe()} ({chosen.reason}).")
         return self._choice
 
-    def _seconds_of(self, window: tuple[int, ...]) -> float:
-        """Return how long torch takes for one window ``(C, *P)``, in nnU-Net's precision."""
+    def _seconds_of(self, window: tuple[int, ...], expected: int) -> float | None:
+        """Return how long torch takes for a window in nnU-Net's precision; None where that is not worth finding out."""
+        times = min(TIMED, expected // WORTH_TIMING)
+        is_worth_it = times == TIMED or (times > 0 and self.device.type == "cpu")  # GPUs begin by far slower
+        if self._seconds is not None or not is_worth_it or why_only_torch(self.device) is not None:
+            return self._seconds
         own = EngineChoice(TORCH, precisions_of(self.device)[-1] if self.device.type == "cuda" else FLOAT32)
         engine = make_engine(own, plain_module(self.network), window, self.device)
         batch, seconds = torch.zeros((1, *window), device=self.device), math.inf
-        for _ in range(2):  # the first one may begin slowly
+        for _ in range(times):
             start = time.perf_counter()
             for logits in engine.run([batch]):
                 logits.flatten()[0].item()  # waits for a GPU
             seconds = min(seconds, time.perf_counter() - start)
+        self._seconds = seconds
         return seconds
 
     def say_once(self, text: str) -> None:

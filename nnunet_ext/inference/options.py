@@ -266,11 +266,12 @@ def run(entry: Callable[[], Any], names: dict[str, Any]) -> int | None:
             parser.error("--propagate_references says where a propagation starts; name its model by --propagate")
         options.update(take_options(parsed))
         if options:
-            from nnunet_ext.inference.checks import check_command
+            from nnunet_ext.inference.checks import check_command, check_engine
 
             check_command(
                 parsed, options["trust_model"], options["network"], options["agreement"], options["propagate"]
             )
+            check_engine(options["engine"], options["precision"], getattr(parsed, "device", "cpu"))
             names[PREDICTOR] = _predictor_with(options)
         return parsed
 

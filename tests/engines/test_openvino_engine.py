@@ -1,20 +1,24 @@
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import nn
 
-pytest.importorskip("openvino")
 sys.path.insert(0, str(Path(__file__).parents[1] / "networks"))
 
 import contract
 
 from nnunet_ext.engines import converted
+from nnunet_ext.engines.choice import available
 from nnunet_ext.engines.engine import ConversionError, EngineChoice
 from nnunet_ext.engines.make import make_engine
-from nnunet_ext.engines.openvino_engine import OpenVinoEngine
+from nnunet_ext.engines.openvino_engine import OpenVinoEngine, _Queue
 from nnunet_ext.model_sharing.both_networks import average_of
+
+if not available("openvino"):
+    pytest.skip("needs OpenVINO", allow_module_level=True)
 
 CPU = torch.device("cpu")
 WINDOW = (2, 16, 16)
@@ -163,6 +167,36 @@ def test_windows_that_lie_otherwise_in_memory_are_the_same_to_it():
     assert near(found, *expected(one, [window]))
 
 
+def test_windows_that_nobody_holds_are_kept_while_they_are_read():
+    one, sizes = network(), [3, 1, 2, 4, 1, 3, 2, 1] * 4
+    kept = batches(*sizes)
+
+    def source():
+        for window in kept:
+            yield window.clone()
+            for size in sizes[:4]:  # takes the memory of what was freed
+                torch.full((size, *WINDOW), 1e3)
+
+    found = list(OpenVinoEngine(one, WINDOW, "float32").run(source()))
+    assert all(near(own, wanted) for own, wanted in zip(found, expected(one, kept), strict=True))
+
+
+def test_nothing_is_under_way_any_more_after_a_window_that_fails():
+    ended = []
+
+    class Request:
+        def wait(self):
+            ended.append(self)
+            if len(ended) == 1:
+                raise RuntimeError("out of memory")
+
+    queue = _Queue(SimpleNamespace(output=lambda number: SimpleNamespace(shape=(1, 3, 16, 16))), 3)
+    queue.under_way.extend((Request(), torch.zeros(1), torch.zeros(1)) for _ in range(3))
+    queue.close()
+    assert len(ended) == 3
+    assert not queue.under_way
+
+
 def test_a_run_that_is_given_up_leaves_the_engine_usable():
     one, windows = network(), batches(3, 3, 3)
     engine = OpenVinoEngine(one, WINDOW, "float32")
@@ -184,12 +218,16 @@ def test_folds_take_turns(monkeypatch):
     before = network(seed=9)
     engine = OpenVinoEngine(before, WINDOW, "float32")
     models, model = [], engine.converted.model
-    monkeypatch.setattr(engine.converted, "model", lambda weights: (models.append(weights), model(weights))[1])
+    monkeypatch.setattr(engine.converted, "model", lambda *call: (models.append(call), model(*call))[1])
     assert near(*engine.run(windows), *expected(before, windows))
     for number in (0, 1, 2, 0, 1, 1, 2):
         engine.load(states[number])
         assert near(*engine.run(windows), *expected(folds[number], windows))
     assert len(models) == 3  # each fold once
+    for _ in range(3):  # the same weights in an object of their own
+        engine.load(folds[2].state_dict())
+    assert near(*engine.run(windows), *expected(folds[2], windows))
+    assert len(models) == 3
 
 
 def test_the_network_stays_as_it_is():

@@ -12,11 +12,13 @@ from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from pseudo_labels.panels import make_folds
 
 import nnunet_ext.inference.engine_predictor as subject
+from nnunet_ext.engines.choice import available
 from nnunet_ext.engines.engine import ConversionError, EngineChoice
 from nnunet_ext.inference import Predictor
 from nnunet_ext.inference.checks import BadInputError
 
 CPU = torch.device("cpu")
+needs_openvino = pytest.mark.skipif(not available("openvino"), reason="needs OpenVINO")
 IMAGE = torch.randn(1, 20, 22, 24, generator=torch.Generator().manual_seed(1))
 MODELS = {
     "classes": lambda root: make_folds(root, 1, share=0.1),
@@ -67,6 +69,7 @@ def test_skipping_nothing_changes_nothing(model):
     assert made.skipped == 0
 
 
+@needs_openvino
 def test_both_networks_are_averaged_by_an_engine(tmp_path):
     model = make_pair_model(tmp_path)
     expected = predictor(model, network="both").predict_logits_from_preprocessed_data(IMAGE)
@@ -74,6 +77,7 @@ def test_both_networks_are_averaged_by_an_engine(tmp_path):
     assert unlike(found, expected) < 1e-3
 
 
+@needs_openvino
 def test_each_fold_has_a_converted_network_of_its_own(tmp_path):
     model = make_folds(tmp_path, 1, share=0.1)
     expected = predictor(model, nnUNetPredictor, (0, 1)).predict_logits_from_preprocessed_data(IMAGE)
@@ -84,6 +88,7 @@ def test_each_fold_has_a_converted_network_of_its_own(tmp_path):
     assert made.engine_used == "openvino, float32"
 
 
+@needs_openvino
 @pytest.mark.parametrize("make", [make_nested_model, make_enhanced_model])
 def test_networks_of_ours_run_by_openvino(tmp_path, make):
     model = make(tmp_path)
@@ -94,6 +99,7 @@ def test_networks_of_ours_run_by_openvino(tmp_path, make):
     assert list(model.folder.glob("openvino_*.xml"))
 
 
+@needs_openvino
 def test_the_first_engine_is_made_while_a_case_is_prepared(tmp_path, monkeypatch):
     made = []
 
@@ -117,6 +123,7 @@ def test_the_first_engine_is_made_while_a_case_is_prepared(tmp_path, monkeypatch
         other.predict_logits_from_preprocessed_data(IMAGE)
 
 
+@needs_openvino
 def test_where_a_network_cannot_be_converted_torch_is_used(tmp_path, monkeypatch, capsys):
     def make_engine(choice, *arguments):
         if choice.engine == "openvino":
@@ -144,6 +151,7 @@ def test_an_automatic_choice_knows_how_many_windows_there_will_be(tmp_path, monk
         return EngineChoice("torch", "float32", "few windows")
 
     monkeypatch.setattr(subject, "choose", choose)
+    monkeypatch.setattr(subject, "why_only_torch", lambda device: None)
     model = make_folds(tmp_path, 1, share=0.1)
     made = predictor(model, folds=(0, 1), engine="auto", mirroring=True)
     made.expected_cases = 5
@@ -167,6 +175,108 @@ def test_arrays_one_after_the_other_add_up(tmp_path, monkeypatch):
         made.predict_logits_from_preprocessed_data(IMAGE)
     assert asked[1] == asked[0]
     assert asked[2] == 2 * asked[0]
+
+
+@pytest.mark.parametrize(("cases", "why", "timed"), [(1, None, 0), (25, None, 1), (200, None, 2), (200, "none", 0)])
+def test_a_window_is_timed_where_that_costs_a_twentieth_at_most(tmp_path, monkeypatch, cases, why, timed):
+    made, runs = predictor(make_model(tmp_path), engine="auto"), []
+    monkeypatch.setattr(subject, "why_only_torch", lambda device: why)
+    monkeypatch.setattr(subject, "choose", lambda *call: EngineChoice("torch", "float32"))
+    made.network.register_forward_hook(lambda *call: runs.append(0))
+    made.expected_cases = cases
+    patch = made.configuration_manager.patch_size
+    for number in (1, 2):
+        made.predict_logits_from_preprocessed_data(torch.zeros(1, *patch))
+        assert len(runs) == timed + number
+
+
+def test_an_engine_that_failed_is_not_tried_for_each_image(tmp_path, monkeypatch):
+    asked, make = [], subject.make_engine
+
+    def make_engine(choice, *arguments):
+        asked.append(choice.engine)
+        if choice.engine == "openvino":
+            raise ConversionError("no operator aten::nothing")
+        return make(choice, *arguments)
+
+    monkeypatch.setattr(subject, "make_engine", make_engine)
+    monkeypatch.setattr(subject, "choose", lambda *call: EngineChoice("openvino", "float32"))
+    made = predictor(make_model(tmp_path), engine="auto")
+    for _ in range(3):
+        made.predict_logits_from_preprocessed_data(torch.zeros(1, *made.configuration_manager.patch_size))
+    assert [engine for engine in asked if engine == "openvino"] == ["openvino"]
+
+
+class OnAGpu(torch.Tensor):
+    """An image that goes wherever it is sent."""
+
+    def to(self, *_):
+        return self
+
+
+@pytest.fixture
+def gpu(tmp_path, monkeypatch):
+    """A predictor that takes itself to be on a GPU, and what it did: made and ran engines, for so many windows."""
+    made, done = predictor(make_model(tmp_path), engine="compile"), []
+    made.device, made.perform_everything_on_device = torch.device("cuda"), True
+    made._choice = EngineChoice("compile", "float16")
+    monkeypatch.setattr(subject, "empty_cache", lambda device: None)
+
+    def make_engine(choice, network, window, device, folder, batch):
+        done.append(f"made for {batch}")
+        return type("Engine", (), {"load": lambda self, weights: None})()
+
+    def predict(room):
+        def run(image, places, flips, engine, batch):
+            done.append(f"ran {batch}")
+            if batch > room:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            return image
+
+        monkeypatch.setattr(made, "_predict", run)
+        return made._on_a_device_with_room(torch.zeros(1, 8, 8, 8).as_subclass(OnAGpu), [()], ((),))
+
+    monkeypatch.setattr(subject, "make_engine", make_engine)
+    return made, done, predict
+
+
+def test_engines_are_made_for_the_windows_that_they_run_and_again_for_fewer(gpu):
+    """What is compiled for four windows fills up two with zeros, so that they need the same memory."""
+    _, done, predict = gpu
+    predict(room=2)
+    assert done == ["made for 4", "ran 4", "made for 2", "ran 2"]
+    predict(room=2)
+    assert done[4:] == ["ran 2"]  # and that is remembered
+
+
+def test_logits_go_to_main_memory_before_a_case_is_given_up(gpu, capsys):
+    _, done, predict = gpu
+    with pytest.raises(torch.OutOfMemoryError):
+        predict(room=0)
+    assert [step for step in done if step.startswith("ran")] == ["ran 4", "ran 2", "ran 1"] * 2
+    assert capsys.readouterr().out.count("The GPU has no room for the logits; they are kept in main memory.") == 1
+
+
+def test_windows_go_one_by_one_where_the_network_mixes_those_of_a_batch(gpu):
+    made, done, predict = gpu
+    made.network.add_module("scores", torch.nn.Identity())
+    made.network.scores.packed = True  # entropies as the released code of IFE has them
+    predict(room=4)
+    assert done == ["made for 1", "ran 1"]
+
+
+def test_a_network_that_nnunet_compiled_stays_so_where_no_engine_is_asked_for(tmp_path):
+    model, calls = make_model(tmp_path), []
+    expected = predictor(model, nnUNetPredictor).predict_logits_from_preprocessed_data(IMAGE)
+    for options, compiled in (({"skip_background": True}, True), ({"engine": "torch"}, False)):
+        made, calls = predictor(model, **options), []
+
+        def compiler(graph, example, calls=calls):
+            return lambda *call: (calls.append(0), graph(*call))[1]
+
+        made.network = torch.compile(made.network, backend=compiler)
+        assert torch.equal(made.predict_logits_from_preprocessed_data(IMAGE), expected)
+        assert bool(calls) is compiled
 
 
 def test_what_is_not_there_is_refused_at_once():

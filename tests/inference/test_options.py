@@ -25,7 +25,7 @@ def command(monkeypatch):
     """Call an entry point with arguments; returns what it parsed and the predictor it found."""
     names = {"nnUNetPredictor": Stock}
 
-    def command(*arguments, fails=None):
+    def command(*arguments, fails=None, enters=None):
         monkeypatch.setattr(sys, "argv", ["nnUNetv2_predict", *arguments])
         found = {}
 
@@ -36,6 +36,8 @@ def command(monkeypatch):
             parser.add_argument("-num_parts", type=int, default=1)
             found["parsed"] = vars(parser.parse_args())
             found["predictor"] = names["nnUNetPredictor"]
+            if enters is not None:
+                enters.append(found["predictor"])
             other = argparse.ArgumentParser()  # a parser that is not the command's
             found["other"] = vars(other.parse_args([]))
             if fails is not None:
@@ -207,6 +209,13 @@ def test_bad_values_are_one_clear_error(command, arguments, text, capsys):
         command(*arguments)
     assert stopped.value.code == 2
     assert text in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_a_precision_that_the_device_has_not_is_refused_before_the_output_is_made(command, capsys):
+    entered = []
+    found = command("--precision", "float16", enters=entered)
+    assert (found["status"], entered) == (1, [])
+    assert "error: this CPU has no units for float16" in capsys.readouterr().err
 
 
 def test_help_shows_our_options_in_a_group_of_their_own(command, capsys):
