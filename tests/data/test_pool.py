@@ -93,6 +93,20 @@ def test_the_next_ones_are_prepared_while_a_result_is_used(tmp_path):
             wait_for_files(tmp_path, min(len(tasks), used + 1))
 
 
+def wait_for_others(folder: str, number: int, most: int) -> bool:
+    """Note the call, and say whether all others begin while this one goes on."""
+    open(os.path.join(folder, str(number)), "w").close()
+    deadline = time.monotonic() + 20
+    while len(os.listdir(folder)) < most and time.monotonic() < deadline:
+        time.sleep(0.02)
+    return len(os.listdir(folder)) == most
+
+
+def test_all_processes_have_work_from_the_start(tmp_path):
+    tasks = {str(number): (str(tmp_path), number, 3) for number in range(3)}
+    assert [result for _, result, _ in map_isolated(wait_for_others, tasks, 3)] == [True] * 3
+
+
 def slow_or_dead(folder: str, number: int) -> int:
     """Note the call; the second one dies once the first has been noted as done."""
     open(os.path.join(folder, f"{number}_{os.getpid()}"), "w").close()
