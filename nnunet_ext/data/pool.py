@@ -122,7 +122,7 @@ def _until_broken(
         try:
             while todo or pending:
                 try:
-                    while todo and len(pending) < handed_out and _have_room(pending, in_flight):
+                    while todo and len(pending) < handed_out and _have_room(pending, in_flight, todo[0]):
                         pending[pool.submit(safely, work, *tasks[todo[0]])] = todo[0]
                         if in_flight is not None:
                             in_flight.begin(todo[0])
@@ -146,13 +146,13 @@ def _until_broken(
                 left.cancel()
 
 
-def _have_room(pending: Mapping[Future, str], in_flight: InFlight | None) -> bool:
+def _have_room(pending: Mapping[Future, str], in_flight: InFlight | None, following: str) -> bool:
     if in_flight is None:
         return True
     for future, name in pending.items():
         if future.done() and future.exception() is None:
             in_flight.finished(name, future.result())
-    return in_flight.has_room()
+    return in_flight.has_room(name=following)
 
 
 def _outcome(future: Future, name: str) -> tuple[str, Any, Exception | None]:
