@@ -158,20 +158,20 @@ def test_an_exception_that_cannot_be_pickled_is_not_taken_for_a_death():
 def test_workers_end_when_their_parent_is_killed(tmp_path):
     script = tmp_path / "script.py"
     script.write_text(
-        "import time\n"
+        "import pathlib, sys, time\n"
         "from nnunet_ext.data.pool import map_isolated\n"
+        "def work(note):\n"
+        "    pathlib.Path(note).touch()\n"
+        "    time.sleep(100)\n"
         "if __name__ == '__main__':\n"
-        "    print('started', flush=True)\n"
-        "    list(map_isolated(time.sleep, {'a': (100,)}, 1, always_spawn=True))\n"
+        "    list(map_isolated(work, {'a': (sys.argv[1],)}, 1, always_spawn=True))\n"
     )
-    with subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE, start_new_session=True) as process:
-        process.stdout.readline()
-        parent, workers = psutil.Process(process.pid), []
+    note = tmp_path / "begun"  # by a worker that watches its parent since it began
+    with subprocess.Popen([sys.executable, str(script), str(note)], start_new_session=True) as process:
         deadline = time.monotonic() + 60
-        while time.monotonic() < deadline and not any("spawn_main" in " ".join(w.cmdline()) for w in workers):
-            time.sleep(0.1)
-            workers = parent.children(recursive=True)
-        time.sleep(3)  # the worker has begun to watch
+        while time.monotonic() < deadline and not note.exists():
+            time.sleep(0.05)
+        workers = psutil.Process(process.pid).children(recursive=True)
         process.send_signal(signal.SIGKILL)
     _, alive = psutil.wait_procs(workers, timeout=20)
     for worker in alive:
