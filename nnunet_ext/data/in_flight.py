@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 
@@ -12,29 +13,36 @@ class InFlight:
     Args:
         share: Bytes that may be under way, whatever the size of each case.
         weigh: Tells the bytes of a result.
+        sources: Bytes of what each case is made from, by its name, as far as they are known: of a case without a result
+            the most is expected that any result had for a byte of its source.
     """
 
-    def __init__(self, share: int, weigh: Callable[[Any], int]) -> None:
-        self.share, self._weigh = share, weigh
+    def __init__(
+        self, share: int, weigh: Callable[[Any], int], sources: Mapping[str, int] = MappingProxyType({})
+    ) -> None:
+        self.share, self._weigh, self._sources = share, weigh, sources
         self.largest = 0
+        self._most_for_a_byte = 0.0
         self._sizes: dict[str, int | None] = {}
 
-    def has_room(self, size: int | None = None) -> bool:
+    def has_room(self, size: int | None = None, name: str = "") -> bool:
         """Whether one more case may begin.
 
         With it no more bytes are under way than the share, or two of the largest case so far. A case that has no result
-        yet is taken to be as large as the largest so far; before there is any, two may be under way.
+        yet is expected to be as large as its source tells, or else as the largest so far; before there is any, two may
+        be under way.
 
         Args:
             size: Its bytes, where they are known.
+            name: Its name, where they are not.
         """
         if len(self._sizes) < 2:
             return True
-        largest = max(self.largest, size or 0)
-        if not largest:
+        if not self.largest and not size:
             return False
-        known = [largest if other is None else other for other in (size, *self._sizes.values())]
-        return sum(known) <= max(self.share, 2 * largest)
+        under_way = {**self._sizes, name: size}
+        largest = max(self.largest, *(self._expected(*case, self.largest) for case in under_way.items()))
+        return sum(self._expected(*case, largest) for case in under_way.items()) <= max(self.share, 2 * largest)
 
     def begin(self, name: str, size: int | None = None) -> None:
         """Count a case, of so many bytes where that is known."""
@@ -44,8 +52,16 @@ class InFlight:
     def finished(self, name: str, result: Any) -> None:
         """Note how large the result of a case is, which is still under way."""
         if name in self._sizes:
-            self.begin(name, self._weigh(result))
+            size = self._weigh(result)
+            self.begin(name, size)
+            if self._sources.get(name):
+                self._most_for_a_byte = max(self._most_for_a_byte, size / self._sources[name])
 
     def end(self, name: str) -> None:
         """Count a case no more."""
         self._sizes.pop(name, None)
+
+    def _expected(self, name: str, size: int | None, otherwise: int) -> int:
+        if size is not None:
+            return size
+        return int(self._most_for_a_byte * self._sources[name]) if self._sources.get(name) else otherwise

@@ -118,14 +118,15 @@ def _until_broken(
 ) -> Iterator[tuple[str, Any, Exception | None]]:
     """Work ``todo`` off; if a worker dies, stop and leave the names that were handed out in ``suspects``."""
     pending: dict[Future, str] = {}
-    in_flight = in_flight or InFlight(sys.maxsize, lambda _: 1)
     with spawned(num_processes) as pool:
         try:
             while todo or pending:
                 try:
-                    while todo and len(pending) < handed_out and _have_room(pending, in_flight):
+                    while todo and len(pending) < handed_out and _have_room(pending, in_flight, todo[0]):
                         pending[pool.submit(safely, work, *tasks[todo[0]])] = todo[0]
-                        in_flight.begin(todo.pop(0))
+                        if in_flight is not None:
+                            in_flight.begin(todo[0])
+                        todo.pop(0)
                     finished, _ = wait(pending, return_when=FIRST_COMPLETED)
                     # one, and then more is handed out before the next: workers go on while it is used
                     future = next(future for future in pending if future in finished)
@@ -133,9 +134,11 @@ def _until_broken(
                 except BrokenProcessPool:
                     yield from _sort_out(pending, suspects, in_flight)
                     return
-                if outcome[2] is None:
-                    in_flight.finished(pending[future], outcome[1])  # how large the others may be
-                in_flight.end(pending.pop(future))
+                if in_flight is not None:
+                    if outcome[2] is None:
+                        in_flight.finished(pending[future], outcome[1])  # how large the others may be
+                    in_flight.end(pending[future])
+                del pending[future]
                 del future, finished  # the result is the caller's now
                 yield outcome
         finally:
@@ -143,11 +146,13 @@ def _until_broken(
                 left.cancel()
 
 
-def _have_room(pending: Mapping[Future, str], in_flight: InFlight) -> bool:
+def _have_room(pending: Mapping[Future, str], in_flight: InFlight | None, following: str) -> bool:
+    if in_flight is None:
+        return True
     for future, name in pending.items():
         if future.done() and future.exception() is None:
             in_flight.finished(name, future.result())
-    return in_flight.has_room()
+    return in_flight.has_room(name=following)
 
 
 def _outcome(future: Future, name: str) -> tuple[str, Any, Exception | None]:
@@ -160,11 +165,13 @@ def _outcome(future: Future, name: str) -> tuple[str, Any, Exception | None]:
 
 
 def _sort_out(
-    pending: dict[Future, str], suspects: list[str], in_flight: InFlight
+    pending: dict[Future, str], suspects: list[str], in_flight: InFlight | None
 ) -> Iterator[tuple[str, Any, Exception | None]]:
     """Yield what had ended before a worker died; all others are suspects."""
     for future, name in list(pending.items()):
-        in_flight.end(pending.pop(future))
+        del pending[future]
+        if in_flight is not None:
+            in_flight.end(name)
         if future.done() and not isinstance(future.exception(), BrokenProcessPool):
             yield _outcome(future, name)
         else:

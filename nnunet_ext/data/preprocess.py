@@ -121,7 +121,8 @@ def _start_over(folder: Path, cases: set[str], part: Part) -> None:
     if part.is_all and folder.is_dir():
         shutil.rmtree(folder)
     elif not part.is_all:
-        for name in cases:
+        # what there is nothing of is no case: a name in dataset.json may lead out of the folder
+        for name in cases & {*store.finished_cases(folder), *store.failed_cases(folder)}:
             store.remove_case(folder, name)
 
 

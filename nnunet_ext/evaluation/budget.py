@@ -13,13 +13,15 @@ _REPLACED = {"-i": "IN", "-o": "OUT"}  # what the user names for other images
 _LEFT_OUT = ("--disable_progress_bar",)  # the profile's own
 
 
-def find_trade(settings: Mapping[str, Mapping[str, Any]], budget: float) -> dict[str, Any]:
+def find_trade(settings: Mapping[str, Mapping[str, Any]], budget: float, labels: str | None = None) -> dict[str, Any]:
     """Find the fastest setting whose mean DSC is at most the budget below that of ``stock``.
 
     Args:
         settings: Entries of a profile by the name of the setting; those that failed, or have no mean DSC, are passed
             over.
         budget: How much mean DSC may be lost.
+        labels: Digest of the label maps; settings that an earlier run compared with others are passed over. None takes
+            all.
 
     Returns:
         ``budget``; ``reference``, the setting to compare with: ``stock``, or the one with the highest DSC where stock
@@ -27,7 +29,7 @@ def find_trade(settings: Mapping[str, Mapping[str, Any]], budget: float) -> dict
         one with the higher DSC is picked, then the one with the lower peak memory, then the first. Where no setting
         has a DSC, all but the budget are None.
     """
-    known = {name: entry for name, entry in settings.items() if _is_compared(entry)}
+    known = {name: entry for name, entry in settings.items() if _is_compared(entry, labels)}
     if not known:
         return {"budget": budget, "reference": None, "setting": None, "command": None}
     reference = STOCK if STOCK in known else max(known, key=lambda name: _dice(known[name]))
@@ -71,8 +73,11 @@ def format_trade(document: Mapping[str, Any]) -> str:
     return f"{text} ({ratio:.1f} times as fast), DSC {_dice(pick):.4f} ({change:+.4f}).\n  {trade['command']}"
 
 
-def _is_compared(entry: Mapping[str, Any]) -> bool:
-    mean = entry.get("quality", {}).get("mean", {}).get("dsc")
+def _is_compared(entry: Mapping[str, Any], labels: str | None) -> bool:
+    quality = entry.get("quality", {})
+    mean = quality.get("mean", {}).get("dsc")
+    if labels is not None and quality.get("labels") != labels:
+        return False
     return "error" not in entry and "measured" in entry and mean is not None and not math.isnan(mean)
 
 

@@ -154,8 +154,9 @@ def profile(inputs: ProfileInputs, settings: Sequence[Setting], options: Profile
             _run_setting(record, setting, inputs, options, bar)
             record.order(names)
             record.save()
-    if options.budget is not None:
-        record.document["trade"] = find_trade(record.settings, options.budget)
+    quality = _quality_key(inputs, options)
+    if options.budget is not None and quality is not None:
+        record.document["trade"] = find_trade(record.settings, options.budget, quality["labels"])
         record.save()
     document = without_nan(record.document)
     draw_profile(options.output / PICTURE, document)

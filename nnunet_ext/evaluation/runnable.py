@@ -51,7 +51,8 @@ def _why_not(setting: Setting, device: str) -> str | None:
     if is_ours and device != "cpu":
         precision = None
         if setting.name in _SAME_ON_GPU:
-            return f"on {device} nnU-Net's own precision is float16, so it is the same as {_SAME_ON_GPU[setting.name]}"
+            own = "float16" if device == "cuda" else "float32"
+            return f"on {device} nnU-Net's own precision is {own}, so it is the same as {_SAME_ON_GPU[setting.name]}"
     if is_ours and engine == AUTO and precision is None and device == "cpu" and not available(OPENVINO):
         return f"OpenVINO is not installed, so it would be fast_export; {PIP_LINE}"
     try:
@@ -62,7 +63,7 @@ def _why_not(setting: Setting, device: str) -> str | None:
 
 
 def _on_device(setting: Setting, device: str) -> Setting:
-    """Return a setting of ours without its precision where the device has nnU-Net's own, which is float16."""
+    """Return a setting of ours without its precision, which is for CPUs, where the device is another one."""
     if device == "cpu" or SETTINGS.get(setting.name) != setting or _PRECISION not in setting.flags:
         return setting
     place = setting.flags.index(_PRECISION)

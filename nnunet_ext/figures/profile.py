@@ -114,11 +114,19 @@ def _dice(entry: dict[str, Any]) -> float | None:
     return entry.get("quality", {}).get("mean", {}).get("dsc")
 
 
+def _compared_alike(entries: Entries, trade: dict[str, Any] | None) -> Entries:
+    """Leave out what was compared with other labels than the reference of a trade."""
+    if trade is None or trade["reference"] not in entries:
+        return entries
+    labels = entries[trade["reference"]]["quality"].get("labels")
+    return {name: entry for name, entry in entries.items() if entry.get("quality", {}).get("labels") == labels}
+
+
 def _draw_trade(axes: Axes, entries: Entries, trade: dict[str, Any] | None, colours: dict[str, Any]) -> None:
     """Mean DSC over seconds a case; with a budget, what lies within it, and the pick with a ring; triangles: below."""
     points = {
         name: (entry["measured"]["seconds_per_case"], dice)
-        for name, entry in entries.items()
+        for name, entry in _compared_alike(entries, trade).items()
         if (dice := _dice(entry)) is not None
     }
     pick = None if trade is None else points.get(trade["setting"])

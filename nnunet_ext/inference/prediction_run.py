@@ -141,7 +141,8 @@ class Run:
         self.alone = False
         self.stopped = False
         share = int(SHARE * (total_memory_bytes() or 0))
-        self.waiting, self.leaving = InFlight(share, _bytes_of), InFlight(share, _bytes_of)
+        self.waiting = InFlight(share, _bytes_of, {name: _bytes_of_source(task) for name, task in tasks.items()})
+        self.leaving = InFlight(share, _bytes_of)
 
     def work(self, names: list[str], preprocessing: int, exporting: int, alone: bool = False) -> None:
         """Predict cases.
@@ -254,6 +255,15 @@ def _bytes_of(result: Prepared | torch.Tensor) -> int:
     if isinstance(result, torch.Tensor):
         return result.numel() * result.element_size()
     return int(result.data.nbytes) + (0 if result.carried is None else _bytes_of(result.carried))
+
+
+def _bytes_of_source(task: Task) -> int:
+    """Return the bytes of what a case is read from; 0 where that is not known."""
+    images = task.source if isinstance(task.source[0], str) else ()
+    try:
+        return sum(Path(image).stat().st_size for image in images) or int(getattr(task.source[0], "nbytes", 0))
+    except OSError:  # the case will fail by itself
+        return 0
 
 
 def _bytes_of_logits(prepared: Prepared, model: Model) -> int:

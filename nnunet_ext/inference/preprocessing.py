@@ -46,6 +46,7 @@ def needs_no_mask(preprocessor: DefaultPreprocessor, configuration: Configuratio
     """
     return (
         type(preprocessor).run_case_npy is DefaultPreprocessor.run_case_npy
+        and compat.normalizes_as_nnunet(preprocessor)
         and _nnunet_is_as_known()
         and not any(configuration.use_mask_for_norm)
         and all(scheme in _WITHOUT_MASK for scheme in configuration.normalization_schemes)

@@ -332,6 +332,13 @@ def normalized(preprocessor: Any, data: Any, mask: Any, configuration: Any, stat
     return preprocessor._normalize(data, mask, configuration, statistics)
 
 
+def normalizes_as_nnunet(preprocessor: Any) -> bool:
+    """Whether a preprocessor of the plans has no normalisation of its own."""
+    from nnunetv2.preprocessing.preprocessors.default_preprocessor import DefaultPreprocessor
+
+    return type(preprocessor)._normalize is DefaultPreprocessor._normalize
+
+
 def build_loss(trainer: Any) -> Any:
     """Return the loss that a trainer makes for its network."""
     return trainer._build_loss()

@@ -22,6 +22,26 @@ def test_of_large_cases_two_are_under_way():
     assert bound.largest == 80
 
 
+def test_a_large_case_is_expected_from_its_file_after_small_ones():
+    bound = InFlight(100, len, {"small": 1, "other": 1, "large": 50, "larger": 51})
+    bound.begin("small")
+    bound.begin("other")
+    bound.finished("small", bytes(2))  # two a byte of its file
+    assert bound.has_room(name="large")
+    bound.begin("large")
+    assert not bound.has_room(name="larger")  # 100 and 102, with 2 each of the small ones
+    assert not bound.has_room(name="unknown")  # as large as the largest
+    bound.finished("other", bytes(5))  # five a byte, so 250 are expected
+    bound.end("other")
+    bound.end("small")
+    assert bound.has_room(name="larger")
+    bound.begin("larger")
+    assert not bound.has_room(name="unknown")
+    bound.finished("large", bytes(10))
+    bound.finished("larger", bytes(10))
+    assert bound.has_room(name="small")
+
+
 def test_small_cases_flow_freely():
     bound = InFlight(100, len)
     for number in range(10):

@@ -91,6 +91,16 @@ def test_starting_over_with_a_part_redoes_its_own_cases(dataset: TinyDataset):
     assert content(summary.folder) == expected
 
 
+def test_starting_over_touches_nothing_outside_whatever_a_case_is_called(dataset: TinyDataset):
+    image = str(dataset.raw / "imagesUnlabeled" / "a_0000.nii.gz")
+    dataset.write_dataset_json(unlabeled={"../nnUNetPlans": {"images": [image]}})
+    plans = dataset.preprocessed / "nnUNetPlans.json"
+    run()
+    failed = [failure.case for index in range(2) for failure in run(Part(index, 2), clean=True).failures]
+    assert failed == ["../nnUNetPlans"]
+    assert plans.is_file()
+
+
 def test_locks_of_parts_and_of_the_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(parts, "_PATIENCE_SECONDS", 0.1)
     folder = tmp_path / "data [1]"

@@ -93,6 +93,20 @@ def test_the_next_ones_are_prepared_while_a_result_is_used(tmp_path):
             wait_for_files(tmp_path, min(len(tasks), used + 1))
 
 
+def wait_for_others(folder: str, number: int, most: int) -> bool:
+    """Note the call, and say whether all others begin while this one goes on."""
+    open(os.path.join(folder, str(number)), "w").close()
+    deadline = time.monotonic() + 20
+    while len(os.listdir(folder)) < most and time.monotonic() < deadline:
+        time.sleep(0.02)
+    return len(os.listdir(folder)) == most
+
+
+def test_all_processes_have_work_from_the_start(tmp_path):
+    tasks = {str(number): (str(tmp_path), number, 3) for number in range(3)}
+    assert [result for _, result, _ in map_isolated(wait_for_others, tasks, 3)] == [True] * 3
+
+
 def slow_or_dead(folder: str, number: int) -> int:
     """Note the call; the second one dies once the first has been noted as done."""
     open(os.path.join(folder, f"{number}_{os.getpid()}"), "w").close()
@@ -144,20 +158,20 @@ def test_an_exception_that_cannot_be_pickled_is_not_taken_for_a_death():
 def test_workers_end_when_their_parent_is_killed(tmp_path):
     script = tmp_path / "script.py"
     script.write_text(
-        "import time\n"
+        "import pathlib, sys, time\n"
         "from nnunet_ext.data.pool import map_isolated\n"
+        "def work(note):\n"
+        "    pathlib.Path(note).touch()\n"
+        "    time.sleep(100)\n"
         "if __name__ == '__main__':\n"
-        "    print('started', flush=True)\n"
-        "    list(map_isolated(time.sleep, {'a': (100,)}, 1, always_spawn=True))\n"
+        "    list(map_isolated(work, {'a': (sys.argv[1],)}, 1, always_spawn=True))\n"
     )
-    with subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE, start_new_session=True) as process:
-        process.stdout.readline()
-        parent, workers = psutil.Process(process.pid), []
+    note = tmp_path / "begun"  # by a worker that watches its parent since it began
+    with subprocess.Popen([sys.executable, str(script), str(note)], start_new_session=True) as process:
         deadline = time.monotonic() + 60
-        while time.monotonic() < deadline and not any("spawn_main" in " ".join(w.cmdline()) for w in workers):
-            time.sleep(0.1)
-            workers = parent.children(recursive=True)
-        time.sleep(3)  # the worker has begun to watch
+        while time.monotonic() < deadline and not note.exists():
+            time.sleep(0.05)
+        workers = psutil.Process(process.pid).children(recursive=True)
         process.send_signal(signal.SIGKILL)
     _, alive = psutil.wait_procs(workers, timeout=20)
     for worker in alive:

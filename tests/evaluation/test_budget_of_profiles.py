@@ -85,6 +85,14 @@ def test_what_is_said_of_a_trade():
     assert text.startswith("Fastest within 0 of the mean DSC of stock: stock, 8.00 s a case, DSC 0.8700.\n  predict ")
 
 
+def test_what_was_compared_with_other_labels_is_passed_over():
+    settings = {"stock": entry(8.0, 0.87), "fast": entry(2.0, 0.868), "faster": entry(1.0, 0.99)}
+    for name, labels in {"stock": "new", "fast": "new", "faster": "old"}.items():
+        settings[name]["quality"]["labels"] = labels
+    assert find_trade(settings, 0.005, "new")["setting"] == "fast"
+    assert find_trade(settings, 0.005, "old")["reference"] == "faster"
+
+
 def test_a_command_for_other_images_is_quoted():
     command = ["predict", "-i", "/my images", "-o", "/out", "-m", "/my model", "-f", "0", "--x=-i"]
     assert for_other_images(command) == "predict -i IN -o OUT -m '/my model' -f 0 --x=-i"
@@ -142,6 +150,12 @@ def test_on_a_gpu_half_precision_is_nnunets_own(installed):
     assert flags["own"] == "--precision bfloat16"
     assert list(reasons) == ["engine_bf16"]
     assert "so it is the same as engine" in reasons["engine_bf16"]
+
+
+def test_on_other_devices_it_is_float32(installed):
+    left, reasons = names(*OURS, device="mps")
+    assert left == ["stock", "engine", "skip_background", "fastest"]
+    assert reasons == {"engine_bf16": "on mps nnU-Net's own precision is float32, so it is the same as engine"}
 
 
 def test_settings_without_engines_need_no_torch(monkeypatch: pytest.MonkeyPatch):

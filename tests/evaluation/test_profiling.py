@@ -227,6 +227,18 @@ def test_labels_and_tolerance_need_no_new_prediction(place: Place):
     assert place.calls() == [[]]  # a prediction was missing
 
 
+def test_the_best_trade_is_of_settings_that_were_compared_with_the_same_labels(place: Place):
+    profile(place.inputs, [FAST, STOCK], place.options)
+    file = place.root / "out" / "profile.json"
+    document = json.loads(file.read_text())
+    document["settings"]["fast_export"]["measured"]["seconds_per_case"] = 0.0
+    file.write_text(json.dumps(document))
+    write_image(place.root / "labels" / "a.nii.gz", np.ones((12, 16, 14), np.uint8))
+    options = replace(place.options, budget=0.5)
+    assert profile(place.inputs, [STOCK], options)["trade"]["setting"] == "stock"
+    assert profile(place.inputs, [STOCK, FAST], options)["trade"]["setting"] == "fast_export"
+
+
 def test_a_setting_that_fails_does_not_stop_the_others(place: Place):
     settings = [OWN["fail"], OWN["lazy"], STOCK]
     document = profile(place.inputs, settings, place.options)

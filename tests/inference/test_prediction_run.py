@@ -81,3 +81,22 @@ def test_next_case_is_prepared_and_last_one_exported_while_the_network_works(tmp
     assert not run.failures
     assert list(run.results) == list(tasks)
     assert predictor.most_leaving <= most  # cases in the network or after it: of large ones two
+
+
+def test_large_cases_after_a_small_one_wait_two_at_a_time(tmp_path, monkeypatch):
+    sizes = [10, 400, 400, 400, 400, 400]
+    for number, size in enumerate(sizes):
+        (tmp_path / f"{number}.nii").write_bytes(bytes(size))
+    tasks = {str(number): Task((str(tmp_path / f"{number}.nii"),), None, None) for number in range(len(sizes))}
+    tasks["array"] = Task((np.zeros((1, 4, 5, 5), np.float32), {}), None, None)
+    tasks["missing"] = Task((str(tmp_path / "missing.nii"),), None, None)
+    monkeypatch.setattr(prediction_run, "total_memory_bytes", lambda: 0)
+    run = Run(ThreeStages(tmp_path, len(tasks)), tasks, False, None)
+    for name in "01":
+        run.waiting.begin(name)
+    run.waiting.finished("0", torch.zeros(10, dtype=torch.uint8))
+    run.waiting.end("0")
+    run.waiting.begin("2")
+    assert not any(run.waiting.has_room(name=name) for name in ("3", "array", "missing"))
+    run.waiting.end("1")
+    assert run.waiting.has_room(name="array")

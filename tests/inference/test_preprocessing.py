@@ -70,15 +70,20 @@ def test_an_image_of_nothing_but_zeros(model_with):
     assert found.properties["bbox_used_for_cropping"] == properties["bbox_used_for_cropping"]
 
 
-@pytest.mark.parametrize("reason", ["mask", "scheme", "preprocessor", "version"])
+@pytest.mark.parametrize("reason", ["mask", "scheme", "preprocessor", "normalisation", "version"])
 def test_nnunets_own_where_it_may_do_more(model_with, monkeypatch, reason):
     class Preprocessor(DefaultPreprocessor):
         run_case_npy = partial(DefaultPreprocessor.run_case_npy)
 
+    class Normalizing(DefaultPreprocessor):
+        def _normalize(self, data, seg, *_):
+            return np.where(seg < 0, 0, data)
+
     model = model_with("OtherNormalization" if reason == "scheme" else "ZScoreNormalization", use_mask=reason == "mask")
     if reason == "version":
         monkeypatch.setattr(preprocessing, "_nnunet_is_as_known", lambda: False)
-    preprocessor = (Preprocessor if reason == "preprocessor" else DefaultPreprocessor)(verbose=False)
+    kind = {"preprocessor": Preprocessor, "normalisation": Normalizing}.get(reason, DefaultPreprocessor)
+    preprocessor = kind(verbose=False)
     assert not preprocessing.needs_no_mask(preprocessor, model.configuration)
 
 
