@@ -14,7 +14,7 @@ class InFlight:
         share: Bytes that may be under way, whatever the size of each case.
         weigh: Tells the bytes of a result.
         sources: Bytes of what each case is made from, by its name, as far as they are known: of a case without a result
-            the most is expected that any result had for a byte of its source.
+            as much is expected for a byte of its source as the results so far had together.
     """
 
     def __init__(
@@ -22,7 +22,7 @@ class InFlight:
     ) -> None:
         self.share, self._weigh, self._sources = share, weigh, sources
         self.largest = 0
-        self._most_for_a_byte = 0.0
+        self._made, self._made_from = 0, 0  # bytes of results, and of their sources
         self._sizes: dict[str, int | None] = {}
 
     def has_room(self, size: int | None = None, name: str = "") -> bool:
@@ -53,9 +53,10 @@ class InFlight:
         """Note how large the result of a case is, which is still under way."""
         if name in self._sizes:
             size = self._weigh(result)
+            if self._sizes[name] is None and self._sources.get(name):
+                self._made += size
+                self._made_from += self._sources[name]
             self.begin(name, size)
-            if self._sources.get(name):
-                self._most_for_a_byte = max(self._most_for_a_byte, size / self._sources[name])
 
     def end(self, name: str) -> None:
         """Count a case no more."""
@@ -64,4 +65,6 @@ class InFlight:
     def _expected(self, name: str, size: int | None, otherwise: int) -> int:
         if size is not None:
             return size
-        return int(self._most_for_a_byte * self._sources[name]) if self._sources.get(name) else otherwise
+        if self._made_from and self._sources.get(name):
+            return self._made * self._sources[name] // self._made_from
+        return otherwise

@@ -31,7 +31,10 @@ def test_a_large_case_is_expected_from_its_file_after_small_ones():
     bound.begin("large")
     assert not bound.has_room(name="larger")  # 100 and 102, with 2 each of the small ones
     assert not bound.has_room(name="unknown")  # as large as the largest
-    bound.finished("other", bytes(5))  # five a byte, so 250 are expected
+    bound.finished("other", bytes(5))
+    bound.finished("other", bytes(5))  # asked twice, counted once: 7 for two bytes, so 175 are expected of 50
+    assert bound.has_room(size=117)
+    assert not bound.has_room(size=170)
     bound.end("other")
     bound.end("small")
     assert bound.has_room(name="larger")
