@@ -2,7 +2,7 @@
 
     python benchmarks/dense.py prepare                       the phantoms: 12 for training, 3 dense ones for testing
     python benchmarks/dense.py train                         plans, preprocesses and trains
-    python benchmarks/dense.py run [--settings NAME ...] [--repeats 3] [--cases 1] [--mirroring]
+    python benchmarks/dense.py run [--settings NAME ...] [--repeats 3] [--cases 1] [--mirroring] [--air 192]
     python benchmarks/dense.py stages [--mirroring]          where the time of stock goes
     python benchmarks/dense.py report                        tables of what is done
 
@@ -207,12 +207,30 @@ def settings(a: argparse.Namespace) -> dict[str, list[str]]:
 
 def folders(a: argparse.Namespace) -> tuple[Path, Path]:
     """Return the folder of results and the one with the test scans."""
-    source = WORK / "tests" / str(a.cases)
+    named = f"{a.cases}_air_{a.air}" if a.air else str(a.cases)
+    source = WORK / "tests" / named
     source.mkdir(parents=True, exist_ok=True)
     for image in sorted((RAW / "imagesTs").glob("*.nii.gz"))[: a.cases]:
         if not (source / image.name).exists():
-            (source / image.name).symlink_to(image.resolve())
-    return WORK / "runs" / f"cases_{a.cases}_{'mirroring' if a.mirroring else 'no_mirroring'}", source
+            if a.air:
+                write_with_air(image, source / image.name, a.air)
+            else:
+                (source / image.name).symlink_to(image.resolve())
+    return WORK / "runs" / f"cases_{named}_{'mirroring' if a.mirroring else 'no_mirroring'}", source
+
+
+def write_with_air(image: Path, target: Path, margin: int) -> None:
+    """Write the middle third of the slices of a scan as with a larger field of view: air with noise around it."""
+    whole = SimpleITK.ReadImage(str(image))
+    slices = whole.GetSize()[2] // 3
+    array = SimpleITK.GetArrayFromImage(whole[:, :, slices : 2 * slices])
+    wide = np.random.default_rng(0).normal(-1000, 20, (slices, *(n + 2 * margin for n in array.shape[1:])))
+    wide = wide.clip(-1024, None).astype(array.dtype)
+    wide[:, margin:-margin, margin:-margin] = array
+    written = SimpleITK.GetImageFromArray(wide)
+    written.SetSpacing(whole.GetSpacing())
+    SimpleITK.WriteImage(written, str(WORK / f"tmp_{target.name}"), True, 1)
+    (WORK / f"tmp_{target.name}").replace(target)
 
 
 def measured(command: list[str], env: dict[str, str], log: Path) -> dict[str, float]:
@@ -258,8 +276,9 @@ def run(a: argparse.Namespace) -> None:
         env = environment(**({"NNUNET_EXT_DISABLE": "1"} if name == "stock" else {}))
         figures = {"setting": str(name), "repeat": repeat, "date": time.strftime("%Y-%m-%d")}
         figures |= measured(command, env, WORK / f"{name}.log")
-        found = {path.name: dice(path, truth / path.name) for path in sorted(output.glob("*.nii.gz"))}
-        stock = output.with_name("stock")
+        predicted = sorted(output.glob("*.nii.gz"))
+        found = {path.name: {} if a.air else dice(path, truth / path.name) for path in predicted}
+        stock = output.with_name(a.against)
         figures["voxels_unlike_stock"] = {
             path.name: voxels_unlike(path, stock / path.name) for path in output.glob("*.nii.gz") if stock.is_dir()
         }
@@ -293,7 +312,7 @@ def report(_: argparse.Namespace) -> None:
             runs.setdefault(one["setting"], {})[one["repeat"]] = one
         summary, organs, parts, patches = {}, {}, {}, {}
         for name, done in runs.items():
-            tables = [list(table.values()) for one in done.values() for table in one["dice"].values()]
+            tables = [list(table.values()) for one in done.values() for table in one["dice"].values() if table]
             organs[name] = np.mean(tables or [[np.nan] * len(ORGANS)], 0)
             summary[name] = [str(len(done))]
             for key in MEASURES:
@@ -337,6 +356,10 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--cases", type=int, default=1, help="test scans in one command")
     parser.add_argument("--mirroring", action="store_true")
+    parser.add_argument(
+        "--air", type=int, default=0, metavar="N", help="a third of the slices, with N voxels of air on each side"
+    )
+    parser.add_argument("--against", default="stock", help="setting that label maps are compared with")
     parser.add_argument(
         "--target_spacing", type=float, nargs="+", default=[1.6], help="mm, one or three, of the setting target_..."
     )
