@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from nnunet_ext.figures.style import save_figure
+from nnunet_ext.figures.style import plain_style, save_figure
 from nnunet_ext.inference.spacing_report import STAGES
 
 _STAGE_COLOURS = dict(zip(STAGES, ("#56b4e9", "#0072b2", "#d55e00", "#009e73", "#cc79a7"), strict=True))
@@ -24,6 +24,7 @@ _PANEL_INCHES = 4.2
 Entries = dict[str, dict[str, Any]]
 
 
+@plain_style()
 def draw_profile(path: Path, document: dict[str, Any]) -> None:
     """Draw the settings that were measured, and write a PNG.
 

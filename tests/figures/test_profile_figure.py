@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import matplotlib
 import numpy as np
 import pytest
 from PIL import Image
@@ -64,7 +65,8 @@ def test_the_best_trade_is_drawn(tmp_path: Path):
     trade = {"budget": 0.005, "reference": "setting_0", "setting": "setting_1", "command": "x"}
     nothing = {"budget": 0.005, "reference": None, "setting": None, "command": None}
     for name, more in (("trade", {"trade": trade}), ("none", {"trade": nothing})):
-        draw_profile(tmp_path / f"{name}.png", document | more)
+        with matplotlib.rc_context({"axes.facecolor": "lavender"}):  # as nnU-Net's curves leave it in their process
+            draw_profile(tmp_path / f"{name}.png", document | more)
         with Image.open(tmp_path / f"{name}.png") as image:
             pixels = np.asarray(image.convert("RGB")).astype(int)
         # the area of the budget: its colour, a tenth of it
