@@ -33,10 +33,13 @@ def run(part: Part = ALL, clean: bool = False) -> Summary:
 
 
 def content(folder: Path) -> dict[str, str]:
-    """Return a digest of every file below a folder; of arrays that of their values, as blosc2's bytes depend on more."""
+    """Return a digest of every file below a folder; of arrays one of their values."""
     found = {}
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
-        content = blosc2.open(str(path), mode="r")[:].tobytes() if path.suffix == ".b2nd" else path.read_bytes()
+        try:  # threads of blosc2, of which other tests leave some, write their blocks in any order
+            content = blosc2.open(str(path), mode="r")[:].tobytes() if path.suffix == ".b2nd" else path.read_bytes()
+        except RuntimeError:  # no array, as of a case that was cut off
+            content = path.read_bytes()
         found[str(path.relative_to(folder))] = hashlib.sha256(content).hexdigest()
     return found
 
