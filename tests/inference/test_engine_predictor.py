@@ -17,6 +17,8 @@ from nnunet_ext.engines.engine import ConversionError, EngineChoice
 from nnunet_ext.inference import Predictor
 from nnunet_ext.inference.checks import BadInputError
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 CPU = torch.device("cpu")
 needs_openvino = pytest.mark.skipif(not available("openvino"), reason="needs OpenVINO")
 IMAGE = torch.randn(1, 20, 22, 24, generator=torch.Generator().manual_seed(1))
@@ -26,14 +28,6 @@ MODELS = {
     "2d": lambda root: make_folds(root, 1, share=0.1, configuration="2d"),
     "pair": lambda root: make_pair_model(root, 1),
 }
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def predictor(model, kind=Predictor, folds=(0,), **options):

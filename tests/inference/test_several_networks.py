@@ -31,6 +31,8 @@ from nnunet_ext.pseudo_labels.panel import Panel, prepare_for_all
 from nnunet_ext.training.architecture import ENHANCED, SECOND, STOCK_NETWORKS
 from nnunet_ext.training.checkpoints import SECOND_NETWORK, TEACHING
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 SHAPE = (12, 18, 20)
 CUBIC = {"resampling_fn_probabilities_kwargs": {"is_seg": False, "order": 3, "order_z": 0, "force_separate_z": None}}
 KINDS = {
@@ -41,14 +43,6 @@ KINDS = {
     "cubic": {"change": CUBIC},
     "ignore label": {"labels": LABELS | {"ignore": 4}},
 }
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture

@@ -12,15 +12,9 @@ from nnunet_ext.inference.empty_windows import AIR_HU, Channel, channels_of, fin
 from nnunet_ext.inference.windows import Alike, Sweep, mirrored_versions, run_once, sweep
 from nnunet_ext.plugin import compat
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 CPU = torch.device("cpu")
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 class NetworkEngine:

@@ -13,6 +13,8 @@ from nnunet_ext.pseudo_labels.consensus import MemberFailedError, features_of, f
 from nnunet_ext.pseudo_labels.members import find_members
 from nnunet_ext.pseudo_labels.panel import Panel, prepare_for_all
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 CUBIC = {"resampling_fn_probabilities_kwargs": {"is_seg": False, "order": 3, "order_z": 0, "force_separate_z": None}}
 TURNED = {"transpose_forward": [1, 2, 0], "transpose_backward": [2, 0, 1]}
 KINDS = {
@@ -26,14 +28,6 @@ KINDS = {
     "two plans, regions": [{"labels": REGIONS}, {"labels": REGIONS, "configuration": "2d"}],
     "two plans, one cubic": [{}, {"change": CUBIC | {"spacing": [2.5, 1.2, 1.6]}}],
 }
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def panel_of(root, kind, share=0.1):
